@@ -1,0 +1,59 @@
+"""What can go wrong while a job runs. Each class is one thing that a caller can act on.
+
+JobError (events.errors)
+├── InvalidRequest          the event breaks the contract                     never retried
+├── WorkflowRejected        ComfyUI refuses the graph                         never retried
+├── ExecutionFailed         a node raised                                     never retried
+├── OutOfMemory             the GPU ran out of memory; it was freed after     retried
+├── Cancelled               somebody interrupted the job                      never retried
+├── DeadlineExceeded        the invocation's time ran out                     only if it never ran
+├── WorkerUnavailable       ComfyUI did not start, or died                    retried
+├── UploadFailed            the files are made, but S3 did not take them      retried
+└── InternalError           a defect of this project                          retried
+"""
+
+from events.errors import JobError
+
+
+class WorkflowRejected(JobError):
+    """ComfyUI's validation refused the graph: unknown class, missing model, wrong input."""
+
+
+class ExecutionFailed(JobError):
+    """A node raised while the graph ran."""
+
+
+class OutOfMemory(JobError):
+    """The device had no memory left. Models are unloaded afterwards, so another try may pass."""
+
+    retryable = True
+
+
+class Cancelled(JobError):
+    """The job was interrupted from outside."""
+
+
+class DeadlineExceeded(JobError):
+    """The invocation ran out of time. A job that never began may be tried again."""
+
+    def __init__(self, message: str, *, began: bool) -> None:
+        super().__init__(message)
+        self.retryable = not began
+
+
+class WorkerUnavailable(JobError):
+    """ComfyUI did not come up, or died under the job."""
+
+    retryable = True
+
+
+class UploadFailed(JobError):
+    """The workflow ran, but not every file reached S3."""
+
+    retryable = True
+
+
+class InternalError(JobError):
+    """An error that nobody foresaw; the log has the traceback."""
+
+    retryable = True

@@ -1,0 +1,111 @@
+"""The settings of handler and container: the environment, read once, every wrong value named.
+
+docs/configuration.md holds the same table for people; a test keeps the two together.
+"""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+class SettingsError(ValueError):
+    """One or more environment variables hold values that cannot be used."""
+
+
+def _seconds(raw: str) -> float:
+    value = float(raw)
+    if not 0 <= value < float("inf"):
+        raise ValueError("expected a number of seconds, 0 or more")
+    return value
+
+
+def _port(raw: str) -> int:
+    value = int(raw)
+    if not 0 <= value <= 65535:
+        raise ValueError("expected a port number, 0 to 65535")
+    return value
+
+
+def _path(raw: str) -> Path:
+    return Path(raw).expanduser().absolute()
+
+
+def _var(name: str, parse: Any = str, default: Any = "", *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"env": name, "parse": parse, "secret": secret})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One field per variable. An empty variable is an absent one."""
+
+    s3_access_key_id: str = _var("S3_ACCESS_KEY_ID", secret=True)
+    s3_secret_access_key: str = _var("S3_SECRET_ACCESS_KEY", secret=True)
+    s3_bucket_name: str = _var("S3_BUCKET_NAME")
+    s3_endpoint_url: str = _var("S3_ENDPOINT_URL")
+    s3_region: str = _var("S3_REGION")
+    s3_url_expires_s: float = _var("S3_URL_EXPIRES", _seconds, 86_400.0)
+
+    webhook_url: str = _var("WEBHOOK_URL", secret=True)
+    webhook_secret: str = _var("WEBHOOK_SECRET", secret=True)
+    webhook_timeout_s: float = _var("WEBHOOK_TIMEOUT", _seconds, 10.0)
+
+    comfyui_home: Path = _var("COMFYUI_HOME", _path, PROJECT / ".comfyui")
+    comfyui_dir: Path | None = _var("COMFYUI_DIR", _path, None)
+    comfyui_python: Path | None = _var("COMFYUI_PYTHON", _path, None)
+    comfyui_args: tuple[str, ...] = _var("COMFYUI_ARGS", lambda raw: tuple(shlex.split(raw)), ())
+    comfyui_port: int | None = _var("COMFYUI_PORT", _port, None)
+    comfyui_data_dir: Path | None = _var("COMFYUI_DATA_DIR", _path, None)
+    comfyui_start_timeout_s: float = _var("COMFYUI_START_TIMEOUT", _seconds, 300.0)
+    standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)
+
+    worker_dir: Path = _var("WORKER_DIR", _path, Path("/tmp/lambda-comfyui"))
+    deadline_margin_s: float = _var("DEADLINE_MARGIN", _seconds, 10.0)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read every variable.
+
+        Raises SettingsError that names all wrong variables at once, never a secret's value.
+        """
+        values: dict[str, Any] = {}
+        problems: list[str] = []
+        for item in fields(cls):
+            name = item.metadata["env"]
+            raw = environ.get(name, "").strip()
+            if not raw:
+                continue
+            try:
+                values[item.name] = item.metadata["parse"](raw)
+            except ValueError as error:
+                shown = "" if item.metadata["secret"] else f" {raw!r}"
+                problems.append(f"{name}{shown}: {error}")
+        if problems:
+            raise SettingsError("wrong environment variables: " + "; ".join(problems))
+        return cls(**values)
+
+    @property
+    def comfyui_code(self) -> Path:
+        """The folder that holds ComfyUI's `main.py`."""
+        return self.comfyui_dir or self.comfyui_home / "ComfyUI"
+
+    @property
+    def comfyui_data(self) -> Path:
+        """The folder that holds ComfyUI's output, input, temp and user folders."""
+        return self.comfyui_data_dir or self.comfyui_code
+
+    @property
+    def comfyui_interpreter(self) -> Path:
+        """The Python that runs ComfyUI: COMFYUI_PYTHON, its own environment, or the installed one."""
+        if self.comfyui_python:
+            return self.comfyui_python
+        own = [self.comfyui_code / name / "bin" / "python" for name in ("venv", ".venv")]
+        return next((p for p in own if p.exists()), self.comfyui_home / "venv" / "bin" / "python")
+
+    @property
+    def standins(self) -> Path:
+        """The folder of stand-in weights; it exists only where somebody generated them."""
+        return self.standin_models_dir or self.comfyui_home / "standins"
