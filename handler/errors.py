@@ -9,6 +9,7 @@ JobError (events.errors)
 ├── DeadlineExceeded        the invocation's time ran out                     only if it never ran
 ├── WorkerUnavailable       ComfyUI did not start, or died                    retried
 ├── UploadFailed            the files are made, but S3 did not take them      retried
+├── Misconfigured           the environment variables of this worker are wrong    retried
 └── InternalError           a defect of this project                          retried
 """
 
@@ -55,5 +56,11 @@ class UploadFailed(JobError):
 
 class InternalError(JobError):
     """An error that nobody foresaw; the log has the traceback."""
+
+    retryable = True
+
+
+class Misconfigured(JobError):
+    """This worker's environment is wrong; another worker, or this one mended, can run the job."""
 
     retryable = True

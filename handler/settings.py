@@ -3,7 +3,10 @@
 docs/configuration.md holds the same table for people; a test keeps the two together.
 """
 
+import hashlib
+import os
 import shlex
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -56,13 +59,15 @@ class Settings:
     comfyui_home: Path = _var("COMFYUI_HOME", _path, PROJECT / ".comfyui")
     comfyui_dir: Path | None = _var("COMFYUI_DIR", _path, None)
     comfyui_python: Path | None = _var("COMFYUI_PYTHON", _path, None)
-    comfyui_args: tuple[str, ...] = _var("COMFYUI_ARGS", lambda raw: tuple(shlex.split(raw)), ())
+    comfyui_args: tuple[str, ...] = _var(
+        "COMFYUI_ARGS", lambda raw: tuple(shlex.split(raw)), ("--disable-api-nodes",)
+    )
     comfyui_port: int | None = _var("COMFYUI_PORT", _port, None)
     comfyui_data_dir: Path | None = _var("COMFYUI_DATA_DIR", _path, None)
     comfyui_start_timeout_s: float = _var("COMFYUI_START_TIMEOUT", _seconds, 300.0)
     standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)
 
-    worker_dir: Path = _var("WORKER_DIR", _path, Path("/tmp/lambda-comfyui"))
+    worker_dir_given: Path | None = _var("WORKER_DIR", _path, None)
     deadline_margin_s: float = _var("DEADLINE_MARGIN", _seconds, 10.0)
 
     @classmethod
@@ -93,13 +98,21 @@ class Settings:
         return self.comfyui_dir or self.comfyui_home / "ComfyUI"
 
     @property
+    def worker_dir(self) -> Path:
+        """The folder of the worker's socket, lock and log; by default one per user and ComfyUI."""
+        if self.worker_dir_given:
+            return self.worker_dir_given
+        place = hashlib.sha256(str(self.comfyui_code).encode()).hexdigest()[:8]
+        return Path(tempfile.gettempdir()) / f"lambda-comfyui-{os.getuid()}-{place}"
+
+    @property
     def comfyui_data(self) -> Path:
         """The folder that holds ComfyUI's output, input, temp and user folders."""
         return self.comfyui_data_dir or self.comfyui_code
 
     @property
     def comfyui_interpreter(self) -> Path:
-        """The Python that runs ComfyUI: COMFYUI_PYTHON, its own environment, or the installed one."""
+        """The Python of ComfyUI: COMFYUI_PYTHON, the environment beside it, or the installed one."""
         if self.comfyui_python:
             return self.comfyui_python
         own = [self.comfyui_code / name / "bin" / "python" for name in ("venv", ".venv")]

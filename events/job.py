@@ -1,0 +1,41 @@
+"""What flows: one job, and the caller who gets its answer. Secrets never show in a `repr`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asked, and where the answer goes besides the reply. Empty means 'not given'."""
+
+    request_id: str
+    webhook_url: str = field(default="", repr=False)
+    webhook_secret: str = field(default="", repr=False)
+    webhook_timeout_s: float | None = None
+    extra_params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Override:
+    """The request's own S3 settings; each empty field falls back to the environment."""
+
+    access_key_id: str = field(default="", repr=False)
+    secret_access_key: str = field(default="", repr=False)
+    endpoint_url: str = ""
+    bucket_name: str = ""
+    region: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One workflow to run."""
+
+    caller: Caller
+    workflow: dict[str, Any]
+    s3: S3Override = field(default_factory=S3Override)
+    return_base64: bool = False
+    return_temp: bool = False
+
+    @property
+    def id(self) -> str:
+        return self.caller.request_id

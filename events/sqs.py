@@ -1,0 +1,66 @@
+"""An SQS batch: every message body is one request; only messages worth a retry go back.
+
+Reply: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html (partial batch).
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, cast
+
+from aws_lambda_powertools.utilities.batch import (
+    BatchProcessor,
+    EventType,
+    SqsFifoPartialProcessor,
+    process_partial_response,
+)
+from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
+
+Handle = Callable[[Any], dict[str, Any]]
+
+
+class GoesBack(Exception):
+    """The message stays in its queue: the job may work later."""
+
+
+def matches(event: Any) -> bool:
+    if not isinstance(event, dict) or not isinstance(event.get("Records"), list):
+        return False
+    records = event["Records"]
+    return bool(records) and all(
+        isinstance(record, dict) and record.get("eventSource") == "aws:sqs" for record in records
+    )
+
+
+def process(event: dict[str, Any], handle: Handle) -> dict[str, Any]:
+    """Run every message of the batch; the reply lists those that go back to the queue."""
+
+    def run(record: SQSRecord) -> dict[str, Any]:
+        response = handle(request_of(record.body))
+        error = response.get("error")
+        if error and error["retryable"]:
+            raise GoesBack(error["type"])
+        return response
+
+    processor = _processor(event["Records"][0].get("eventSourceARN") or "")
+    # Powertools reads nothing of the Lambda context unless the record handler asks for it.
+    reply = process_partial_response(event, run, processor, context=None)
+    return cast(dict[str, Any], reply)
+
+
+def request_of(body: Any) -> Any:
+    """The request in a message body; a body that is not JSON stays text and is refused as such."""
+    try:
+        return json.loads(body)
+    except (ValueError, TypeError):
+        return body
+
+
+def _processor(queue_arn: str) -> BatchProcessor:
+    if queue_arn.endswith(".fifo"):
+        # In a FIFO queue nothing may overtake the message that goes back.
+        processor: BatchProcessor = SqsFifoPartialProcessor()
+    else:
+        processor = BatchProcessor(EventType.SQS)
+    # A raised exception would be logged as a failed invocation, with the same messages going back.
+    processor.raise_on_entire_batch_failure = False
+    return processor

@@ -1,0 +1,70 @@
+"""Where the time of a job goes: `timings` of the response, and the deadline of the invocation."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+_MARGIN_SHARE = 0.2
+STAGES = (
+    "queue_ms",
+    "cold_start_ms",
+    "preprocess_ms",
+    "generation_ms",
+    "upload_ms",
+    "postprocess_ms",
+    "total_ms",
+)
+
+
+class Timings:
+    """Milliseconds by stage; every stage is there, with 0 where it did not happen."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._ms = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(name, (time.monotonic() - began) * 1000)
+
+    def add(self, name: str, ms: float) -> None:
+        self._ms[name] += ms
+
+    def as_dict(self) -> dict[str, float]:
+        total = (time.monotonic() - self._began) * 1000
+        return {name: round(ms, 1) for name, ms in {**self._ms, "total_ms": total}.items()}
+
+
+class LambdaContext(Protocol):
+    """The part of Lambda's context object that is used."""
+
+    def get_remaining_time_in_millis(self) -> int: ...
+
+
+class Deadline:
+    """When the invocation must have answered, and when the work must stop for that.
+
+    Times are those of `time.monotonic()`. Managed Instances do not stop a late invocation, so we
+    do: https://docs.aws.amazon.com/lambda/latest/dg/lambda-managed-instances-execution-environment.html
+    """
+
+    def __init__(self, context: Any, margin_s: float) -> None:
+        self.answer_by: float | None = None
+        self.work_until: float | None = None
+        if hasattr(context, "get_remaining_time_in_millis"):
+            left_s = context.get_remaining_time_in_millis() / 1000
+            now = time.monotonic()
+            self.answer_by = now + left_s
+            # Short invocations keep most of their time for the work.
+            self.work_until = self.answer_by - min(margin_s, left_s * _MARGIN_SHARE)
+
+    def work_left_s(self) -> float | None:
+        return None if self.work_until is None else self.work_until - time.monotonic()
+
+    def answer_left_s(self) -> float | None:
+        return None if self.answer_by is None else self.answer_by - time.monotonic()

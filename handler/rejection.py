@@ -1,0 +1,108 @@
+"""Turns the refusal of ComfyUI's validation into one sentence that names node, input and choices.
+
+The answers of `POST /prompt`: execution.py `validate_prompt` and `validate_inputs` of ComfyUI.
+"""
+
+from typing import Any
+
+from handler.errors import WorkflowRejected
+from handler.workflow import shown
+
+MAX_CHOICES = 20
+MAX_PROBLEMS = 5
+
+
+def explain_rejection(
+    answer: dict[str, Any], workflow: dict[str, Any], http_status: int
+) -> WorkflowRejected:
+    """The error for a refused workflow, with ComfyUI's `node_errors` less their option lists."""
+    node_errors = answer.get("node_errors") or {}
+    problems = [
+        (node_id, _node_problem(node_id, found.get("class_type", "?"), problem))
+        for node_id, found in node_errors.items()
+        for problem in found.get("errors", [])
+    ]
+    if problems:
+        sentences = [sentence for _, sentence in problems[:MAX_PROBLEMS]]
+        left = len(problems) - len(sentences)
+        text = "; ".join(sentences) + (f"; and {left} more" if left else "")
+        return WorkflowRejected(text, node_id=problems[0][0], node_errors=_compact(node_errors))
+    return _graph_problem(answer.get("error"), workflow, http_status)
+
+
+def _node_problem(node_id: str, class_type: str, problem: dict[str, Any]) -> str:
+    extra = problem.get("extra_info") or {}
+    name = extra.get("input_name", "")
+    where = f"node {node_id} ({class_type})" + (f", input '{name}'" if name else "")
+    match problem.get("type"):
+        case "value_not_in_list":
+            found = shown(extra.get("received_value"))
+            return f"{where}: {found} is not available; {_choices(extra.get('input_config'))}"
+        case "required_input_missing":
+            return f"{where}: the input is required, but the workflow does not give it"
+        case _:
+            details = problem.get("details") or ""
+            said = str(problem.get("message") or problem.get("type"))
+            return f"{where}: {said}" + (f" ({details[:300]})" if details else "")
+
+
+def _choices(input_config: Any) -> str:
+    """The list of a combo input; ComfyUI gives it as the type, or as `options` beside it."""
+    options: list[Any] = []
+    if isinstance(input_config, list) and input_config:
+        if isinstance(input_config[0], list):
+            options = input_config[0]
+        elif len(input_config) > 1 and isinstance(input_config[1], dict):
+            options = input_config[1].get("options") or []
+    if not options:
+        return "nothing is installed for this input"
+    listed = ", ".join(str(option) for option in options[:MAX_CHOICES])
+    left = len(options) - MAX_CHOICES
+    return f"available: {listed}" + (f", and {left} more" if left > 0 else "")
+
+
+def _graph_problem(error: Any, workflow: dict[str, Any], http_status: int) -> WorkflowRejected:
+    if not isinstance(error, dict):
+        return WorkflowRejected(f"ComfyUI could not read the workflow (HTTP {http_status})")
+    node_id = _node_named_in(error, workflow)
+    if node_id is not None and error.get("type") in ("invalid_prompt", "missing_node_type"):
+        class_type = workflow[node_id]["class_type"]
+        return WorkflowRejected(
+            f"node {node_id}: its class '{class_type}' is not installed in this ComfyUI;"
+            " install the custom node that has it, or correct class_type",
+            node_id=node_id,
+        )
+    if error.get("type") == "prompt_no_outputs":
+        return WorkflowRejected(
+            "the workflow has no output node, so nothing would be made: add one that saves"
+            " (SaveImage, SaveVideo, ...)"
+        )
+    said, details = error.get("message") or error.get("type"), error.get("details")
+    return WorkflowRejected(f"{said} ({str(details)[:300]})" if details else f"{said}")
+
+
+def _node_named_in(error: dict[str, Any], workflow: dict[str, Any]) -> str | None:
+    named = str((error.get("extra_info") or {}).get("node_id", ""))
+    if named in workflow:
+        return named
+    text = f"{error.get('details')} "
+    return next((node for node in workflow if f"'#{node}'" in text or f"#{node} " in text), None)
+
+
+def _compact(node_errors: dict[str, Any]) -> dict[str, Any]:
+    """ComfyUI's node_errors without the option lists, which can have thousands of entries."""
+    return {
+        node_id: {
+            **found,
+            "errors": [
+                {k: v for k, v in problem.items() if k != "extra_info"}
+                | {"extra_info": _without_config(problem.get("extra_info"))}
+                for problem in found.get("errors", [])
+            ],
+        }
+        for node_id, found in node_errors.items()
+    }
+
+
+def _without_config(extra: Any) -> dict[str, Any]:
+    return {k: v for k, v in (extra or {}).items() if k in ("input_name", "received_value")}

@@ -1,0 +1,106 @@
+"""Tells the caller's webhook how a job ended. If that fails, the job's outcome stays as it is."""
+
+import hashlib
+import hmac
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from tenacity import (
+    RetryCallState,
+    RetryError,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_exponential_jitter,
+)
+
+from events.job import Caller
+from handler.log import emit, logger
+from handler.settings import Settings
+
+SIGNATURE_HEADER = "X-Webhook-Signature"
+MAX_ATTEMPTS = 4
+_BUDGET_S = 60.0
+# A server that answers one of these may take the same call a moment later.
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class _TryAgain(Exception):
+    """This attempt did not get through, another one may."""
+
+
+def deliver(
+    response: dict[str, Any], caller: Caller, settings: Settings, *, budget_s: float | None
+) -> None:
+    """POST the webhook body, signed if there is a secret, at most four times within `budget_s`.
+
+    Never raises. The signature is over the exact bytes of the body (HMAC, RFC 2104).
+    """
+    url = caller.webhook_url or settings.webhook_url
+    if not url:
+        return
+    body = json.dumps(body_of(response, caller)).encode()
+    headers = {"Content-Type": "application/json", "User-Agent": "lambda-comfyui"}
+    if secret := caller.webhook_secret or settings.webhook_secret:
+        headers[SIGNATURE_HEADER] = sign(body, secret)
+    timeout_s = caller.webhook_timeout_s or settings.webhook_timeout_s
+    budget_s = min(_BUDGET_S, budget_s) if budget_s is not None else _BUDGET_S
+    attempts = Retrying(
+        stop=stop_after_attempt(MAX_ATTEMPTS) | stop_before_delay(budget_s),
+        wait=wait_exponential_jitter(initial=0.5, max=8),
+        retry=retry_if_exception_type(_TryAgain),
+        before_sleep=_log_retry,
+    )
+    host = urlsplit(url).hostname or "?"
+    try:
+        status = attempts(_post, url, body, headers, min(timeout_s, max(budget_s, 0.1)))
+    except RetryError as error:
+        _log_failure(host, str(error.last_attempt.exception()))
+    except (requests.RequestException, ValueError) as error:
+        # The text of these exceptions can hold the whole URL, and with it a token.
+        _log_failure(host, type(error).__name__)
+    else:
+        if status < 300:
+            emit("webhook.delivered", f"webhook on {host} called", status=status)
+        else:
+            _log_failure(host, f"HTTP {status}")
+
+
+def body_of(response: dict[str, Any], caller: Caller) -> dict[str, Any]:
+    """`{id, status, message, output, timings, extra}`; see events/contract/webhook.schema.json."""
+    kept = ("id", "status", "message", "output", "timings")
+    return {name: response[name] for name in kept} | {"extra": caller.extra_params}
+
+
+def sign(body: bytes, secret: str) -> str:
+    """`sha256=<hex HMAC-SHA256 of the body>`."""
+    return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+def _post(url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> int:
+    try:
+        answer = requests.post(
+            url, data=body, headers=headers, timeout=timeout_s, allow_redirects=False
+        )
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise _TryAgain(type(error).__name__) from None
+    if answer.status_code in _PASSING:
+        raise _TryAgain(f"HTTP {answer.status_code}")
+    return answer.status_code
+
+
+def _log_retry(state: RetryCallState) -> None:
+    assert state.outcome is not None
+    logger.warning(
+        "the webhook did not take the call", extra={"reason": str(state.outcome.exception())}
+    )
+
+
+def _log_failure(host: str, reason: str) -> None:
+    logger.warning(
+        "the webhook was not delivered",
+        extra={"event": "webhook.failed", "host": host, "reason": reason},
+    )

@@ -1,0 +1,165 @@
+"""Asks the worker for a ready ComfyUI, and starts a worker where the container has none.
+
+The worker is another process (runtime/worker.py); this is its line protocol, seen from a handler.
+The connection stays open between events: as long as it is, the worker knows that it is needed.
+"""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handler.errors import WorkerUnavailable
+from handler.settings import PROJECT, Settings
+
+CONNECT_TIMEOUT_S = 10.0
+_START_MARGIN_S = 30.0
+_RETRY_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyWorker:
+    """A ComfyUI that serves: where it listens, and the folders of its files by output type."""
+
+    base_url: str
+    folders: dict[str, Path]
+    starts: int
+    cold_start_ms: float
+
+
+class Worker:
+    """The worker of this container. One object per handler process, used by one thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._socket: socket.socket | None = None
+        self._unread = b""
+
+    def begin_wake(self) -> bool:
+        """Ask for a ready ComfyUI without waiting. True when it is ready now, False when cold.
+
+        Raises WorkerUnavailable when no worker answers and none can be started.
+        """
+        for attempt in (1, 2):
+            try:
+                is_ready = bool(self._ask("state", CONNECT_TIMEOUT_S)["state"] == "ready")
+                self._send("wake")
+                return is_ready
+            except OSError:
+                # The worker of the last event is gone; a new connection finds or starts another.
+                self.close()
+                if attempt == 2:
+                    raise
+        raise AssertionError
+
+    def wait_ready(self, timeout_s: float | None) -> ReadyWorker:
+        """The answer to `begin_wake`, waiting at most `timeout_s` seconds.
+
+        Raises WorkerUnavailable with ComfyUI's last log lines when it did not come up, and
+        TimeoutError when the time was over first.
+        """
+        limit = self._settings.comfyui_start_timeout_s + _START_MARGIN_S
+        answer = self._receive(min(timeout_s, limit) if timeout_s is not None else limit)
+        if answer["state"] != "ready":
+            reason = answer["failure"] or f"the worker is {answer['state']}"
+            raise WorkerUnavailable(f"ComfyUI is not available: {reason}")
+        return ReadyWorker(
+            base_url=answer["base_url"],
+            folders={name: Path(path) for name, path in answer["folders"].items()},
+            starts=answer["starts"],
+            cold_start_ms=answer["cold_start_ms"],
+        )
+
+    def restart(self) -> None:
+        """Have a ComfyUI that hangs replaced; returns at once, the next event waits for it."""
+        with contextlib.suppress(OSError, WorkerUnavailable):
+            self._ask("restart", CONNECT_TIMEOUT_S)
+
+    def last_words(self) -> str:
+        """Why ComfyUI is gone, with its last log lines; empty when the worker does not know."""
+        with contextlib.suppress(OSError, WorkerUnavailable):
+            answer = self._ask("log", CONNECT_TIMEOUT_S)
+            return str(answer["failure"])
+        return ""
+
+    def close(self) -> None:
+        """Give up the connection; a worker that was started for us alone stops."""
+        if self._socket:
+            self._socket.close()
+        self._socket, self._unread = None, b""
+
+    def _ask(self, operation: str, timeout_s: float) -> dict[str, Any]:
+        self._send(operation)
+        return self._receive(timeout_s)
+
+    def _send(self, operation: str) -> None:
+        if self._socket is None:
+            self._socket = self._connect()
+        self._socket.settimeout(CONNECT_TIMEOUT_S)
+        self._socket.sendall(json.dumps({"op": operation}).encode() + b"\n")
+
+    def _receive(self, timeout_s: float) -> dict[str, Any]:
+        if self._socket is None:
+            raise ConnectionError("not connected")
+        give_up = time.monotonic() + timeout_s
+        while b"\n" not in self._unread:
+            self._socket.settimeout(max(give_up - time.monotonic(), 0.001))
+            try:
+                chunk = self._socket.recv(65536)
+            except TimeoutError:
+                # The answer may still come and would be taken for the next one.
+                self.close()
+                raise
+            if not chunk:
+                self.close()
+                raise ConnectionError("the worker closed its socket")
+            self._unread += chunk
+        line, _, self._unread = self._unread.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _connect(self) -> socket.socket:
+        path = self._settings.worker_dir / "worker.sock"
+        if (connection := _try_connect(path)) is not None:
+            return connection
+        started = subprocess.Popen(
+            [sys.executable, "-m", "runtime", "worker", "--leased"],
+            cwd=PROJECT,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        give_up = time.monotonic() + CONNECT_TIMEOUT_S
+        while time.monotonic() < give_up:
+            if (connection := _try_connect(path)) is not None:
+                return connection
+            # Status 0 means that another process won the race for the lock: its socket comes soon.
+            if started.poll():
+                raise WorkerUnavailable(
+                    f"the worker process ended with status {started.returncode}; its log says why"
+                )
+            time.sleep(_RETRY_S)
+        raise WorkerUnavailable(f"no worker answered at {path} within {CONNECT_TIMEOUT_S:g} s")
+
+
+def _try_connect(path: Path) -> socket.socket | None:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def _has_fileno(stream: Any) -> bool:
+    try:
+        stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False
+    return True

@@ -1,0 +1,101 @@
+"""What happens to a workflow before it is queued, and what can be read from it without ComfyUI."""
+
+import json
+import secrets
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from handler.errors import WorkflowRejected
+
+RANDOM_INT = "__RANDOM_INT__"
+
+
+def fill_random_ints(value: Any) -> Any:
+    """A copy with a random number, 0 to 2**32-1, for each placeholder; keys stay as they are.
+
+    The whole string becomes an integer (samplers refuse a string); inside a longer string the
+    digits are spliced in. Each occurrence draws its own number.
+    """
+    match value:
+        case dict():
+            return {key: fill_random_ints(item) for key, item in value.items()}
+        case list():
+            return [fill_random_ints(item) for item in value]
+        case str() if value == RANDOM_INT:
+            return _draw()
+        case str() if RANDOM_INT in value:
+            first, *rest = value.split(RANDOM_INT)
+            return first + "".join(f"{_draw()}{part}" for part in rest)
+        case _:
+            return value
+
+
+def check_queueable(workflow: dict[str, Any]) -> None:
+    """Refuse what ComfyUI answers with a bare HTTP 500.
+
+    Raises WorkflowRejected that names the node: a link to a node that is not there, or a cycle.
+    """
+    links = {node_id: list(_links(node["inputs"])) for node_id, node in workflow.items()}
+    for node_id, targets in links.items():
+        for name, target in targets:
+            if target not in workflow:
+                raise WorkflowRejected(
+                    f"node {node_id} ({workflow[node_id]['class_type']}): input '{name}' is linked"
+                    f" to node {target}, which the workflow does not have",
+                    node_id=node_id,
+                )
+    try:
+        TopologicalSorter({node: {t for _, t in found} for node, found in links.items()}).prepare()
+    except CycleError as error:
+        cycle = error.args[1]
+        raise WorkflowRejected(
+            f"the links of the nodes {', '.join(cycle)} form a cycle: none of them can run first",
+            node_id=cycle[0],
+        ) from None
+
+
+def standins_used(workflow: dict[str, Any], standins: Path, models: Path) -> list[str]:
+    """The stand-in weights that this workflow names, unless a real file of that name comes first.
+
+    ComfyUI searches its own models folder before the folders of extra_model_paths.yaml.
+    """
+    if not standins.is_dir():
+        return []
+    named = {value for node in workflow.values() for value in _strings(node["inputs"])}
+    return sorted(
+        path.name
+        for path in standins.glob("*/*.safetensors")
+        if path.name in named and not (models / path.parent.name / path.name).exists()
+    )
+
+
+def _draw() -> int:
+    return secrets.randbelow(2**32)
+
+
+def _links(inputs: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, value in inputs.items():
+        if _is_link(value):
+            yield name, value[0]
+
+
+def _is_link(value: Any) -> bool:
+    # The rule of ComfyUI's comfy_execution/graph_utils.py.
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], int | float)
+    )
+
+
+def _strings(inputs: dict[str, Any]) -> Iterator[str]:
+    return (value for value in inputs.values() if isinstance(value, str))
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value of the workflow, short enough for a sentence."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

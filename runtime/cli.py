@@ -1,0 +1,38 @@
+"""The command line: which command runs, with which settings. Each command is a module."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from handler.settings import Settings, SettingsError
+
+COMMANDS = {
+    "install": "install ComfyUI and its own virtual environment",
+    "standins": "generate stand-in weights for the Wan 2.2 profile (random numbers, no model)",
+    "worker": "own ComfyUI: start, watch and stop it, and answer handlers on a socket",
+    "invoke": "run one event through the real Lambda runtime client and print the response",
+    "example": "invoke with a local S3 server, and fetch the files back",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit status; 2 for wrong usage or settings."""
+    parser = argparse.ArgumentParser(prog="python -m runtime", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    # Only the module of the chosen command is imported: the worker must be up at once.
+    chosen = arguments[0] if arguments and arguments[0] in COMMANDS else None
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name == chosen:
+            module = importlib.import_module(f"runtime.{name}")
+            module.add_arguments(command)
+    args = parser.parse_args(arguments)
+    try:
+        settings = Settings.from_env(os.environ)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    status: int = module.run(args, settings)
+    return status
