@@ -50,7 +50,13 @@ class Generator:
             outcome.error = InternalError(f"unexpected {type(error).__name__}; the log says more")
         response = outcome.response()
         _log_end(response)
-        webhook.deliver(response, outcome.caller, self._settings, budget_s=deadline.answer_left_s())
+        try:
+            webhook.deliver(
+                response, outcome.caller, self._settings, budget_s=deadline.answer_left_s()
+            )
+        except Exception as error:
+            # Whatever it was, the job is done; the text of the error may hold the URL's token.
+            logger.error("the webhook was not delivered", extra={"reason": type(error).__name__})
         logger.remove_keys(["request_id", "prompt_id"])
         return response
 
@@ -123,7 +129,7 @@ class Generator:
         began = time.monotonic()
         try:
             client = self._submit(workflow, worker, outcome, execution, deadline)
-            outcome.entry = self._follow(client, execution, deadline)
+            outcome.entry = self._follow(client, worker, execution, deadline)
         finally:
             ran_ms = (time.monotonic() - began) * 1000
             outcome.timings.add("queue_ms", execution.queue_ms)
@@ -158,16 +164,16 @@ class Generator:
                 break
             except ComfyUIGone as error:
                 # It died since the last event, and the worker is about to replace it.
+                words = self._worker.last_words(worker)
                 if attempt == 2:
-                    raise WorkerUnavailable(
-                        f"ComfyUI did not take the job. {self._worker.last_words()}".strip()
-                    ) from error
-                self._worker.last_words()
+                    raise WorkerUnavailable(f"ComfyUI did not take the job. {words}") from error
                 worker = self._wait_ready(self._begin_wake(), outcome, deadline)
         emit("job.queued", "job queued", prompt_id=execution.prompt_id, nodes=len(workflow))
         return client
 
-    def _follow(self, client: ComfyUI, execution: Execution, deadline: Deadline) -> HistoryEntry:
+    def _follow(
+        self, client: ComfyUI, worker: ReadyWorker, execution: Execution, deadline: Deadline
+    ) -> HistoryEntry:
         try:
             return client.follow(
                 execution.prompt_id, execution.observe, deadline=deadline.work_until
@@ -176,7 +182,7 @@ class Generator:
             self._make_way(client, execution.prompt_id)
             raise _deadline_exceeded(execution) from None
         except ComfyUIGone as error:
-            words = self._worker.last_words() or "It was restarted."
+            words = self._worker.last_words(worker) or "It was restarted."
             raise WorkerUnavailable(f"ComfyUI died while the job ran. {words}") from error
 
     def _make_way(self, client: ComfyUI, prompt_id: str) -> None:

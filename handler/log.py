@@ -11,5 +11,5 @@ logger = Logger(service="lambda-comfyui", location=None)
 
 
 def emit(event: str, message: str, **details: Any) -> None:
-    """Log one step of the running job."""
+    """Log one step of the running job; `details` must not be attributes of a LogRecord."""
     logger.info(message, extra={"event": event, **details})

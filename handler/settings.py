@@ -112,7 +112,7 @@ class Settings:
 
     @property
     def comfyui_interpreter(self) -> Path:
-        """The Python of ComfyUI: COMFYUI_PYTHON, the environment beside it, or the installed one."""
+        """The Python of ComfyUI: COMFYUI_PYTHON, the one in its folder, or the installed one."""
         if self.comfyui_python:
             return self.comfyui_python
         own = [self.comfyui_code / name / "bin" / "python" for name in ("venv", ".venv")]

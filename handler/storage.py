@@ -100,13 +100,13 @@ class Storage:
             reason = _reason(error)
             logger.warning(
                 "an artifact was not stored",
-                extra={"event": "artifact.failed", "filename": artifact.filename, "reason": reason},
+                extra={"event": "artifact.failed", "file": artifact.filename, "reason": reason},
             )
             return Stored(upload_error=reason)
         emit(
             "artifact.stored",
             f"stored {artifact.filename}",
-            filename=artifact.filename,
+            file=artifact.filename,
             size_bytes=Path(path).stat().st_size,
             ms=round((time.monotonic() - began) * 1000, 1),
         )

@@ -50,12 +50,13 @@ def deliver(
     budget_s = min(_BUDGET_S, budget_s) if budget_s is not None else _BUDGET_S
     attempts = Retrying(
         stop=stop_after_attempt(MAX_ATTEMPTS) | stop_before_delay(budget_s),
-        wait=wait_exponential_jitter(initial=0.5, max=8),
+        wait=wait_exponential_jitter(multiplier=0.5, max=8),
         retry=retry_if_exception_type(_TryAgain),
         before_sleep=_log_retry,
     )
-    host = urlsplit(url).hostname or "?"
+    host = "?"
     try:
+        host = urlsplit(url).hostname or host
         status = attempts(_post, url, body, headers, min(timeout_s, max(budget_s, 0.1)))
     except RetryError as error:
         _log_failure(host, str(error.last_attempt.exception()))

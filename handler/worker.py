@@ -20,6 +20,7 @@ from handler.settings import PROJECT, Settings
 CONNECT_TIMEOUT_S = 10.0
 _START_MARGIN_S = 30.0
 _RETRY_S = 0.01
+_DEATH_NOTED_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Worker:
         self._settings = settings
         self._socket: socket.socket | None = None
         self._unread = b""
+        self._started: subprocess.Popen[bytes] | None = None
 
     def begin_wake(self) -> bool:
         """Ask for a ready ComfyUI without waiting. True when it is ready now, False when cold.
@@ -52,7 +54,7 @@ class Worker:
                 return is_ready
             except OSError:
                 # The worker of the last event is gone; a new connection finds or starts another.
-                self.close()
+                self._disconnect()
                 if attempt == 2:
                     raise
         raise AssertionError
@@ -80,15 +82,28 @@ class Worker:
         with contextlib.suppress(OSError, WorkerUnavailable):
             self._ask("restart", CONNECT_TIMEOUT_S)
 
-    def last_words(self) -> str:
-        """Why ComfyUI is gone, with its last log lines; empty when the worker does not know."""
+    def last_words(self, dead: ReadyWorker) -> str:
+        """Why the ComfyUI that was `dead` is gone, with its last log lines; '' when nobody knows.
+
+        It returns once the worker has noticed the death, so a wake after it is one for the next.
+        """
+        give_up = time.monotonic() + _DEATH_NOTED_WITHIN_S
         with contextlib.suppress(OSError, WorkerUnavailable):
-            answer = self._ask("log", CONNECT_TIMEOUT_S)
-            return str(answer["failure"])
+            while time.monotonic() < give_up:
+                answer = self._ask("state", CONNECT_TIMEOUT_S)
+                if answer["state"] != "ready" or answer["starts"] != dead.starts:
+                    return str(answer["failure"])
+                time.sleep(_RETRY_S)
         return ""
 
     def close(self) -> None:
-        """Give up the connection; a worker that was started for us alone stops."""
+        """Give up the connection; wait for the end of a worker that was started for us alone."""
+        self._disconnect()
+        if self._started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._started.wait(CONNECT_TIMEOUT_S)
+
+    def _disconnect(self) -> None:
         if self._socket:
             self._socket.close()
         self._socket, self._unread = None, b""
@@ -113,10 +128,10 @@ class Worker:
                 chunk = self._socket.recv(65536)
             except TimeoutError:
                 # The answer may still come and would be taken for the next one.
-                self.close()
+                self._disconnect()
                 raise
             if not chunk:
-                self.close()
+                self._disconnect()
                 raise ConnectionError("the worker closed its socket")
             self._unread += chunk
         line, _, self._unread = self._unread.partition(b"\n")
@@ -127,7 +142,7 @@ class Worker:
         path = self._settings.worker_dir / "worker.sock"
         if (connection := _try_connect(path)) is not None:
             return connection
-        started = subprocess.Popen(
+        self._started = subprocess.Popen(
             [sys.executable, "-m", "runtime", "worker", "--leased"],
             cwd=PROJECT,
             stdin=subprocess.DEVNULL,
@@ -139,9 +154,9 @@ class Worker:
             if (connection := _try_connect(path)) is not None:
                 return connection
             # Status 0 means that another process won the race for the lock: its socket comes soon.
-            if started.poll():
+            if status := self._started.poll():
                 raise WorkerUnavailable(
-                    f"the worker process ended with status {started.returncode}; its log says why"
+                    f"the worker process ended with status {status}; its log says why"
                 )
             time.sleep(_RETRY_S)
         raise WorkerUnavailable(f"no worker answered at {path} within {CONNECT_TIMEOUT_S:g} s")

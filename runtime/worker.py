@@ -2,7 +2,7 @@
 
 Many handler processes talk to one worker. They send one JSON object a line, `{"op": ...}`, and get
 one line back for each: `wake` answers when ComfyUI is ready or the attempt failed, `state` at once,
-`restart` replaces a ComfyUI that hangs, `log` gives its last lines.
+and `restart` replaces a ComfyUI that hangs.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import socketserver
 import sys
 import threading
@@ -25,7 +24,8 @@ from handler.settings import Settings
 from runtime.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
 
 SOCKET_NAME = "worker.sock"
-MAX_FAILURES = 5
+MAX_FAILED_STARTS = 5
+_MAX_BACKOFF_S = 8.0
 _STABLE_AFTER_S = 60.0
 _FIRST_LEASE_WITHIN_S = 30.0
 # sockaddr_un: 108 bytes with the closing NUL, see unix(7).
@@ -50,8 +50,9 @@ class Worker:
     state: State = State.STARTING
     starts: int = 0
     cold_start_ms: float = 0.0
-    failure: str = ""
-    _failures_in_a_row: int = 0
+    last_failure: str = ""
+    _failed_starts: int = 0
+    _early_deaths: int = 0
     _attempts: int = 0
     _process: ComfyUIProcess | None = None
     _wanted: bool = True
@@ -68,8 +69,8 @@ class Worker:
             with self._changed:
                 if self._stopping:
                     break
-                if time.monotonic() - ready_at > _STABLE_AFTER_S:
-                    self._failures_in_a_row = 0
+                is_early = time.monotonic() - ready_at < _STABLE_AFTER_S
+                self._early_deaths = self._early_deaths + 1 if is_early else 0
                 self._note_death(status)
         self._end_process()
 
@@ -111,7 +112,7 @@ class Worker:
                 "state": self.state.value,
                 "starts": self.starts,
                 "cold_start_ms": self.cold_start_ms,
-                "failure": self.failure,
+                "failure": self.last_failure,
                 "base_url": process.base_url if process else "",
                 "comfyui_pid": process.pid if process else None,
                 "folders": {
@@ -121,15 +122,12 @@ class Worker:
                 },
             }
 
-    def log_tail(self) -> list[str]:
-        process = self._process
-        return process.tail() if process else self.failure.splitlines()[-20:]
-
     def _wait_until_wanted(self) -> bool:
         with self._changed:
             self._changed.wait_for(lambda: self._wanted or self._stopping)
-            pause = 0.0 if self._failures_in_a_row < 2 else 2.0 ** (self._failures_in_a_row - 2)
-            self._changed.wait_for(lambda: self._stopping, timeout=pause)
+            if (in_a_row := self._failed_starts + self._early_deaths) > 1:
+                pause = min(2.0 ** (in_a_row - 2), _MAX_BACKOFF_S)
+                self._changed.wait_for(lambda: self._stopping, timeout=pause)
             if self._stopping:
                 return False
             self.state = State.STARTING
@@ -152,7 +150,7 @@ class Worker:
                 return True
             self.state = State.READY
             self.starts += 1
-            self.failure = ""
+            self._failed_starts = 0
             self.cold_start_ms = round((time.monotonic() - began) * 1000, 1)
             log(f"ComfyUI is ready after {self.cold_start_ms / 1000:.1f} s at {process.base_url}")
             self._changed.notify_all()
@@ -168,30 +166,23 @@ class Worker:
     def _note_failed_start(self, reason: str) -> None:
         with self._changed:
             self._attempts += 1
-            self._failures_in_a_row += 1
-            self.failure = reason
+            self._failed_starts += 1
+            self.last_failure = reason
             if self._stopping:
                 return
-            if self._failures_in_a_row >= MAX_FAILURES:
-                self.state = State.FAILED
-            else:
-                self.state = State.INACTIVE
+            is_hopeless = self._failed_starts >= MAX_FAILED_STARTS
+            self.state = State.FAILED if is_hopeless else State.INACTIVE
             # The next event decides whether another start is worth its time.
             self._wanted = False
-            log(f"start failed ({self._failures_in_a_row} in a row): {reason}")
+            log(f"start failed ({self._failed_starts} in a row): {reason}")
             self._changed.notify_all()
 
     def _note_death(self, status: int | None) -> None:
         assert self._process is not None
-        self._failures_in_a_row += 1
         ended = describe_exit(status) if status is not None else "an unknown status"
-        self.failure = self._process.explain(f"ComfyUI ended with {ended}")
-        log(self.failure)
-        if self._failures_in_a_row >= MAX_FAILURES:
-            self.state = State.FAILED
-            self._wanted = False
-        else:
-            self.state = State.STARTING
+        self.last_failure = self._process.explain(f"ComfyUI ended with {ended}")
+        log(self.last_failure)
+        self.state = State.STARTING
         self._changed.notify_all()
 
     def _end_process(self) -> None:
@@ -251,13 +242,11 @@ class _Connection(socketserver.StreamRequestHandler):
         try:
             operation = json.loads(line)["op"]
         except (ValueError, KeyError, TypeError):
-            return {"error": 'expected {"op": "wake" | "state" | "restart" | "log"}'}
+            return {"error": 'expected {"op": "wake" | "state" | "restart"}'}
         if operation == "wake":
             worker.wake()
         elif operation == "restart":
             worker.restart()
-        elif operation == "log":
-            return {**worker.describe(), "log": worker.log_tail()}
         elif operation != "state":
             return {"error": f"unknown op {operation!r}"}
         return worker.describe()
@@ -309,13 +298,3 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             server.shutdown()
             path.unlink(missing_ok=True)
     return 0
-
-
-def is_served(path: Path) -> bool:
-    """Whether a worker answers at this socket."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-        return True

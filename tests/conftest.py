@@ -1,0 +1,150 @@
+"""Real parts for the tests: ComfyUI behind the handler, an S3 server, a webhook receiver."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler import app
+from handler.comfyui import ComfyUI
+from handler.settings import PROJECT, Settings
+from runtime.local_s3 import LocalS3, local_s3
+from tests.workflows import event
+
+CUSTOM_NODES = PROJECT / "tests" / "custom_nodes"
+_OURS = ("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEADLINE_", "POWERTOOLS_")
+_PLACES = ("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment() -> Iterator[Path]:
+    """No setting of the developer's shell reaches a test but where ComfyUI is installed."""
+    folder = Path(tempfile.mkdtemp(prefix="lc-"))
+    nodes = folder / "nodes.yaml"
+    nodes.write_text(f"tests:\n  custom_nodes: {CUSTOM_NODES}\n")
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(_OURS) and name not in _PLACES:
+            del os.environ[name]
+    os.environ |= {
+        "WORKER_DIR": str(folder / "worker"),
+        "COMFYUI_DATA_DIR": str(folder / "data"),
+        "COMFYUI_PORT": "0",
+        "COMFYUI_ARGS": f"--disable-api-nodes --extra-model-paths-config {nodes}",
+    }
+    # As an extension would: the worker is there before the handlers, and outlives them.
+    worker = subprocess.Popen([sys.executable, "-m", "runtime", "worker"], cwd=PROJECT)
+    wait_for(lambda: (folder / "worker" / "worker.sock").exists())
+    yield folder
+    worker.terminate()
+    assert worker.wait(10) == 0
+    for generator in app._generators.values():
+        generator.close()
+    os.environ.clear()
+    os.environ.update(before)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Return once the condition holds; fail after `seconds`."""
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return Settings.from_env(os.environ)
+
+
+class Context:
+    """Lambda's context, as far as the handler reads it."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int(self.seconds * 1000)
+
+
+def run(workflow: Any, *, seconds: float = 100.0, **given: Any) -> dict[str, Any]:
+    """The handler's response to a request with this workflow."""
+    return app.lambda_handler(event(workflow, **given), Context(seconds))
+
+
+def current_client() -> ComfyUI:
+    """The connection to ComfyUI that the handler of this process holds."""
+    (generator,) = app._generators.values()
+    assert generator._client is not None
+    return generator._client[1]
+
+
+def ask_worker(operation: str) -> dict[str, Any]:
+    """One question over the worker's control socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        connection.connect(str(Settings.from_env(os.environ).worker_dir / "worker.sock"))
+        connection.sendall(json.dumps({"op": operation}).encode() + b"\n")
+        with connection.makefile() as lines:
+            answer: dict[str, Any] = json.loads(lines.readline())
+    return answer
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[LocalS3]:
+    with tempfile.TemporaryDirectory(prefix="lc-s3-") as folder, local_s3(Path(folder)) as server:
+        yield server
+
+
+@dataclass
+class WebhookReceiver:
+    """A real HTTP server that keeps what it gets; `answers` are used up first, then 200."""
+
+    url: str = ""
+    calls: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+
+    def bodies(self) -> list[Any]:
+        return [json.loads(body) for _, body in self.calls]
+
+
+@contextmanager
+def serve_webhook() -> Iterator[WebhookReceiver]:
+    receiver = WebhookReceiver()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            receiver.calls.append((dict(self.headers.items()), body))
+            self.send_response(receiver.answers.pop(0) if receiver.answers else 200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        receiver.url = f"http://127.0.0.1:{server.server_port}/hook"
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield receiver
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def webhook_receiver() -> Iterator[WebhookReceiver]:
+    with serve_webhook() as receiver:
+        yield receiver

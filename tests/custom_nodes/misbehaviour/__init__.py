@@ -1,0 +1,103 @@
+"""Custom nodes for the tests, loaded by the real ComfyUI: each shows one misbehaviour or output."""
+
+import os
+import signal
+import time
+from typing import Any, ClassVar
+
+import comfy.model_management  # type: ignore[import-not-found]
+import torch
+
+
+class _Output:
+    RETURN_TYPES = ()
+    FUNCTION = "run"
+    OUTPUT_NODE = True
+    CATEGORY = "tests"
+    inputs: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": cls.inputs}
+
+    @classmethod
+    def IS_CHANGED(cls, **_: Any) -> float:
+        return time.time()
+
+
+class TestRaise(_Output):
+    inputs: ClassVar = {"message": ("STRING", {"default": "broken"})}
+
+    def run(self, message: str) -> None:
+        raise ValueError(message)
+
+
+class TestOutOfMemory(_Output):
+    def run(self) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+class TestAllocate(_Output):
+    """Asks the real allocator for more than any machine has."""
+
+    def run(self) -> None:
+        torch.empty(2**50, dtype=torch.uint8)
+
+
+class TestKill(_Output):
+    def run(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TestSleep(_Output):
+    """Sleeps; notices an interrupt as a sampler does, unless it is told to be deaf."""
+
+    inputs: ClassVar = {
+        "seconds": ("FLOAT", {"default": 1.0, "max": 1000.0}),
+        "deaf": ("BOOLEAN", {"default": False}),
+    }
+
+    def run(self, seconds: float, deaf: bool) -> dict[str, Any]:
+        give_up = time.monotonic() + seconds
+        while time.monotonic() < give_up:
+            time.sleep(0.02)
+            if not deaf:
+                comfy.model_management.throw_exception_if_processing_interrupted()
+        return {"ui": {"text": ["slept"]}}
+
+
+class TestOutputs(_Output):
+    """Every shape that node packs give their results."""
+
+    def run(self) -> dict[str, Any]:
+        import folder_paths  # type: ignore[import-not-found]  # noqa: PLC0415
+
+        root = folder_paths.get_output_directory()
+        for path in ("one/same.bin", "two/same.bin", "three/path.glb", "sound.flac"):
+            place = os.path.join(root, path)
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            with open(place, "w") as file:
+                file.write(path)
+
+        def item(name: str, subfolder: str) -> dict[str, str]:
+            return {"filename": name, "subfolder": subfolder, "type": "output"}
+
+        return {
+            "ui": {
+                "gifs": [item("same.bin", "one") | {"format": "video/h264-mp4"}],
+                "3d": [item("same.bin", "two")],
+                "audio": [item("sound.flac", "")],
+                "result": ["three/path.glb", None],
+                "text": ["a caption", "zwei ☃"],
+                "count": [42],
+                "lost": [item("never-written.png", "")],
+                "outside": [item("passwd", "../../../../../../../../etc")],
+                "animated": [True],
+            }
+        }
+
+
+NODE_CLASS_MAPPINGS = {
+    cls.__name__: cls
+    for cls in (TestRaise, TestOutOfMemory, TestAllocate, TestKill, TestSleep, TestOutputs)
+}

@@ -1,0 +1,160 @@
+"""The request schema, and the sentences that tell what is wrong with an event."""
+
+import json
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from events.contract import caller_of, parse_request, schema
+from events.errors import InvalidRequest
+from events.job import Job
+from handler.settings import PROJECT
+from tests.workflows import event, image
+
+SECRET = "canary-4711"
+
+
+def parse(request: Any) -> Job:
+    return parse_request(request, caller_of(request))
+
+
+def refusal(request: Any) -> str:
+    with pytest.raises(InvalidRequest) as refused:
+        parse(request)
+    return refused.value.message
+
+
+@pytest.fixture
+def reference() -> dict[str, Any]:
+    sample = PROJECT / "events" / "samples" / "direct_wan22_t2v.json"
+    loaded: dict[str, Any] = json.loads(sample.read_text())
+    return loaded
+
+
+@pytest.mark.parametrize("name", ["request", "response", "webhook"])
+def test_published_schemas_are_valid_json_schema(name: str) -> None:
+    Draft202012Validator.check_schema(schema(name))
+
+
+def test_documented_request_is_taken_as_it_is(reference: dict[str, Any]) -> None:
+    job = parse(reference)
+
+    assert len(job.workflow) == 14
+    assert job.caller.extra_params == {"user_id": "12345", "project_id": "abc-def"}
+    assert len(job.id) == 36
+
+
+def test_empty_strings_and_nulls_mean_not_given() -> None:
+    empty = event(
+        image(),
+        request_id=None,
+        s3={"bucket_name": "", "endpoint_url": "", "region": None},
+        webhook={"url": "", "secret": None, "timeout": None, "extra_params": None},
+        return_outputs_as_base64=None,
+    )
+
+    job = parse(empty)
+
+    assert job.s3.bucket_name == job.s3.endpoint_url == job.caller.webhook_url == ""
+    assert job.caller.webhook_timeout_s is None
+
+
+def test_pyworker_envelope_is_unwrapped(reference: dict[str, Any]) -> None:
+    envelope = {"payload": reference, "auth_data": {"signature": SECRET}, "session_id": None}
+
+    assert parse(envelope).workflow == reference["input"]["workflow_json"]
+
+
+def test_unknown_fields_are_ignored() -> None:
+    assert parse({**event(image(), priority=3), "version": 2}).workflow
+
+
+@pytest.mark.parametrize(
+    ("request_", "path", "found", "expected"),
+    [
+        (None, "the event", "null", "an object"),
+        ([], "the event", "a list", "an object"),
+        ("text", "the event", "a string", "an object"),
+        ({}, "the event", "'input' is missing", "workflow_json"),
+        ({"workflow_json": {}}, "the event", "the keys workflow_json", '{"input"'),
+        ({"input": 3}, "input", "a number 3", "an object"),
+        ({"input": {}}, "input", "'workflow_json' is missing", "no keys"),
+        (event("{}"), "input.workflow_json", 'a string "{}"', "an object"),
+        (event({}), "input.workflow_json", "an empty object", "at least one node"),
+        (event({"1": 5}), "input.workflow_json.1", "a number 5", "an object"),
+        (event({"1": {}}), "input.workflow_json.1", "missing", "'class_type', 'inputs'"),
+        (event({"1": {"class_type": 1, "inputs": {}}}), "1.class_type", "a number 1", "a string"),
+        (event({"1": {"class_type": "", "inputs": {}}}), "1.class_type", "an empty string", "text"),
+        (event({"1": {"class_type": "A", "inputs": []}}), "1.inputs", "a list", "an object"),
+        (event({"nodes": [], "links": []}), "input.workflow_json", "editor format", "Export (API)"),
+        (event(image(), request_id=7), "input.request_id", "a number 7", "a string"),
+        (event(image(), request_id="x" * 201), "input.request_id", "201 characters", "200"),
+        (event(image(), s3="x"), "input.s3", "a string", "an object"),
+        (event(image(), s3={"endpoint_url": "s3.test"}), "input.s3.endpoint_url", "a string", "URL"),
+        (event(image(), webhook={"url": "ftp://a"}), "input.webhook.url", "a string", "http://"),
+        (event(image(), webhook={"timeout": 0}), "webhook.timeout", "a number", "more than 0"),
+        (event(image(), webhook={"extra_params": []}), "extra_params", "a list", "an object"),
+        (event(image() | {"1": {"class_type": "A", "inputs": {"x": float("nan")}}}),
+         "input.workflow_json", "NaN", "JSON"),
+        (event(image(), return_outputs_as_base64="yes"), "base64", 'a string "yes"', "true or"),
+    ],
+)  # fmt: skip
+def test_refusal_names_path_found_and_expected(
+    request_: Any, path: str, found: str, expected: str
+) -> None:
+    message = refusal(request_)
+
+    assert path in message
+    assert found in message
+    assert expected in message
+
+
+def test_deep_nesting_is_refused() -> None:
+    deep: Any = "end"
+    for _ in range(100_000):
+        deep = [deep]
+
+    assert "nested too deeply" in refusal(event({"1": {"class_type": "A", "inputs": {"x": deep}}}))
+
+
+def test_many_problems_are_told_at_once_but_not_all() -> None:
+    message = refusal(event({str(n): {} for n in range(20)}))
+
+    assert message.count("is missing") == 5
+    assert "and 15 more" in message
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"s3": SECRET},
+        {"s3": {"secret_access_key": {"value": SECRET}}},
+        {"s3": {"access_key_id": [SECRET]}},
+        {"s3": {"endpoint_url": f"{SECRET}@host"}},
+        {"webhook": SECRET},
+        {"webhook": {"url": f"ftp://user:{SECRET}@host"}},
+        {"webhook": {"secret": [SECRET], "timeout": SECRET}},
+    ],
+)
+def test_refusal_never_shows_a_secret(given: dict[str, Any]) -> None:
+    assert SECRET not in refusal(event(image(), **given))
+
+
+def test_no_repr_shows_a_secret() -> None:
+    job = parse(
+        event(
+            image(),
+            s3={"access_key_id": SECRET, "secret_access_key": SECRET},
+            webhook={"url": f"https://host/{SECRET}", "secret": SECRET},
+        )
+    )
+
+    assert SECRET not in repr(job)
+
+
+def test_caller_of_an_invalid_request_is_still_known() -> None:
+    caller = caller_of({"input": {"request_id": "abc", "webhook": {"url": "http://h/x"}}})
+
+    assert caller.request_id == "abc"
+    assert caller.webhook_url == "http://h/x"

@@ -1,0 +1,164 @@
+"""What goes wrong in a real ComfyUI comes back as the documented envelope, with cause and fix."""
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import pytest
+import requests
+
+from events.contract import response_problems
+from tests import workflows
+from tests.conftest import ask_worker, current_client, run
+
+
+def failed(response: dict[str, Any], type_: str, *, retryable: bool) -> str:
+    """Hold that this is the envelope of a failure, and return its message."""
+    assert response_problems(response) == []
+    assert response["status"] == "failed"
+    assert response["error"]["type"] == type_
+    assert response["error"]["retryable"] is retryable
+    assert response["error"]["message"] == response["message"]
+    message: str = response["message"]
+    return message
+
+
+def works() -> bool:
+    return run(workflows.image())["status"] == "completed"
+
+
+def comfyui_pid() -> int:
+    pid: int = ask_worker("state")["comfyui_pid"]
+    return pid
+
+
+def test_unknown_node_class_is_named() -> None:
+    response = run(workflows.one("NoSuchNode"))
+
+    message = failed(response, "WorkflowRejected", retryable=False)
+    assert "node 7" in message
+    assert "'NoSuchNode' is not installed" in message
+    assert response["error"]["node_id"] == "7"
+
+
+def test_missing_model_lists_what_is_there() -> None:
+    workflow = workflows.wan()
+    workflow["92"]["inputs"]["vae_name"] = "no_such_vae.safetensors"
+
+    response = run(workflow)
+
+    message = failed(response, "WorkflowRejected", retryable=False)
+    assert "node 92 (VAELoader), input 'vae_name'" in message
+    assert "no_such_vae.safetensors" in message
+    assert "wan_2.1_vae.safetensors" in message
+    assert response["error"]["node_errors"]["92"]["class_type"] == "VAELoader"
+
+
+def test_one_bad_output_rejects_the_whole_workflow() -> None:
+    workflow = workflows.image()
+    workflow["9"] = workflows.node("SaveImage", images=["1", 5], filename_prefix="bad")
+
+    response = run(workflow)
+
+    failed(response, "WorkflowRejected", retryable=False)
+    assert "9" in response["error"]["node_errors"]
+
+
+@pytest.mark.parametrize(
+    ("workflow", "words"),
+    [
+        ({"1": workflows.node("EmptyImage", width=64, height=64, batch_size=1, color=0)},
+         "no output node"),
+        ({"2": workflows.node("SaveImage", filename_prefix="x")}, "input 'images'"),
+        ({"2": workflows.node("SaveImage", images=["1", 0], filename_prefix="x")}, "node 1"),
+        ({"1": workflows.node("ImageInvert", image=["1", 0])}, "cycle"),
+        ({"1": workflows.node("EmptyImage", width=-5, height=64, batch_size=1, color=0),
+          "2": workflows.node("SaveImage", images=["1", 0], filename_prefix="x")}, "width"),
+    ],
+)  # fmt: skip
+def test_graph_that_cannot_run_is_rejected_with_its_reason(
+    workflow: dict[str, Any], words: str
+) -> None:
+    assert words in failed(run(workflow), "WorkflowRejected", retryable=False)
+
+
+def test_node_that_raises_is_named_with_its_exception() -> None:
+    response = run(workflows.image("before") | workflows.one("TestRaise", message="the reason"))
+
+    message = failed(response, "ExecutionFailed", retryable=False)
+    assert "node 7 (TestRaise)" in message
+    assert "ValueError: the reason" in message
+    assert response["error"]["node_id"] == "7"
+    details = response["comfyui_response"]["execution_details"]
+    assert details["completed"] is False
+    assert details["error"] == message
+
+
+@pytest.mark.parametrize("node", ["TestOutOfMemory", "TestAllocate"])
+def test_out_of_memory_is_told_apart_and_the_worker_goes_on(node: str) -> None:
+    message = failed(run(workflows.one(node)), "OutOfMemory", retryable=True)
+
+    assert f"({node}) ran out of memory" in message
+    assert works()
+
+
+def test_comfyui_that_dies_mid_job_fails_it_as_retryable_and_is_restarted() -> None:
+    message = failed(run(workflows.one("TestKill")), "WorkerUnavailable", retryable=True)
+
+    assert "died while the job ran" in message
+    assert "signal SIGKILL" in message
+    assert "got prompt" in message
+    assert works()
+
+
+def test_comfyui_that_died_between_two_jobs_is_not_noticed_by_the_caller() -> None:
+    assert works()
+    os.kill(comfyui_pid(), signal.SIGKILL)
+
+    assert works()
+
+
+def test_deadline_interrupts_the_job_and_leaves_comfyui_usable() -> None:
+    assert works()
+    began = time.monotonic()
+
+    response = run(workflows.one("TestSleep", seconds=60.0, deaf=False), seconds=2.0)
+
+    assert time.monotonic() - began < 2.0
+    message = failed(response, "DeadlineExceeded", retryable=False)
+    assert "node 7" in message
+    began = time.monotonic()
+    assert works()
+    assert time.monotonic() - began < 1.0
+
+
+@pytest.mark.slow
+def test_job_that_ignores_the_interrupt_costs_comfyui_a_restart() -> None:
+    assert works()
+    pid = comfyui_pid()
+
+    response = run(workflows.one("TestSleep", seconds=100.0, deaf=True), seconds=6.0)
+
+    failed(response, "DeadlineExceeded", retryable=False)
+    assert works()
+    assert comfyui_pid() != pid
+
+
+def test_expired_invocation_does_not_begin_the_job() -> None:
+    response = run(workflows.image(), seconds=0.0)
+
+    failed(response, "DeadlineExceeded", retryable=True)
+
+
+def test_interrupt_from_outside_cancels_the_job() -> None:
+    assert works()
+    interrupt = f"{current_client().base_url}/interrupt"
+    timer = threading.Timer(0.5, lambda: requests.post(interrupt, timeout=5))
+    timer.start()
+    response = run(workflows.one("TestSleep", seconds=60.0, deaf=False))
+
+    assert response["status"] == "cancelled"
+    assert response["error"]["type"] == "Cancelled"
+    assert response_problems(response) == []

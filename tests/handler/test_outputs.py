@@ -1,0 +1,152 @@
+"""Every kind of output of a real ComfyUI reaches the response, and its file the job's folder."""
+
+from pathlib import Path
+
+import pytest
+
+from events.contract import response_problems
+from tests import workflows
+from tests.conftest import run
+
+
+def test_image_lands_in_the_folder_of_its_request() -> None:
+    response = run(workflows.image("sub/pic"), request_id="my-job 1")
+
+    assert response["status"] == "completed"
+    assert response["id"] == "my-job 1"
+    (item,) = response["output"]
+    assert item["subfolder"] == "sub"
+    assert item["output_type"] == "images"
+    assert item["node_id"] == "2"
+    assert item["local_path"].endswith(f"/output/my-job 1/{item['filename']}")
+    assert Path(item["local_path"]).read_bytes().startswith(b"\x89PNG")
+    assert "url" not in item
+    assert "upload_error" not in item
+
+
+def test_response_follows_the_published_schema() -> None:
+    response = run(workflows.many_outputs())
+
+    assert response_problems(response) == []
+    assert response["message"] == "Processing complete."
+
+
+def test_history_entry_of_comfyui_is_passed_on_unchanged() -> None:
+    response = run(workflows.image())
+
+    (prompt_id,) = set(response["comfyui_response"]) - {"execution_details"}
+    entry = response["comfyui_response"][prompt_id]
+    assert set(entry) == {"prompt", "outputs", "status", "meta"}
+    assert entry["prompt"][1] == prompt_id
+    assert entry["status"]["status_str"] == "success"
+
+
+def test_execution_details_tell_the_order_of_the_nodes() -> None:
+    details = run(workflows.video())["comfyui_response"]["execution_details"]
+
+    assert details["nodes_executed"] == ["1", "2", "3"]
+    assert details["completed"] is True
+    assert details["error"] is None
+
+
+def test_video_is_returned() -> None:
+    (item,) = run(workflows.video())["output"]
+
+    assert item["filename"].endswith(".mp4")
+    assert item["subfolder"] == "v"
+
+
+def test_text_is_returned_inline_and_as_a_file() -> None:
+    (item,) = run(workflows.text("ein Tag ☃"))["output"]
+
+    assert item["text"] == "ein Tag ☃"
+    assert item["output_type"] == "text"
+    assert Path(item["local_path"]).read_text() == "ein Tag ☃"
+
+
+def test_outputs_of_all_nodes_are_returned_and_equal_names_do_not_collide() -> None:
+    output = run(workflows.many_outputs())["output"]
+
+    assert len(output) == 7
+    assert len({item["local_path"] for item in output}) == 7
+    assert all(Path(item["local_path"]).is_file() for item in output)
+    assert {item["subfolder"] for item in output} == {"a", "b", "w"}
+
+
+def test_every_shape_of_output_is_kept() -> None:
+    output = run(workflows.one("TestOutputs"))["output"]
+
+    kinds = [item["output_type"] for item in output]
+    assert kinds == ["gifs", "3d", "audio", "result", "text", "text", "count", "lost", "outside"]
+    by_kind = {item["output_type"]: item for item in output}
+    assert Path(by_kind["gifs"]["local_path"]).read_text() == "one/same.bin"
+    assert Path(by_kind["3d"]["local_path"]).read_text() == "two/same.bin"
+    assert Path(by_kind["result"]["local_path"]).read_text() == "three/path.glb"
+    assert by_kind["result"]["subfolder"] == "three"
+    assert by_kind["count"]["text"] == "42"
+
+
+def test_file_that_a_node_named_but_never_wrote_is_reported() -> None:
+    output = run(workflows.one("TestOutputs"))["output"]
+
+    (lost,) = [item for item in output if item["output_type"] == "lost"]
+    assert "No such file" in lost["upload_error"]
+
+
+def test_file_outside_of_comfyuis_folders_is_never_taken() -> None:
+    output = run(workflows.one("TestOutputs"))["output"]
+
+    (outside,) = [item for item in output if item["output_type"] == "outside"]
+    assert "outside the output folder" in outside["upload_error"]
+    assert not Path(outside["local_path"]).exists()
+
+
+def test_cached_repeat_returns_the_files_of_the_first_run() -> None:
+    workflow = workflows.image("again")
+
+    first, second = run(workflow), run(workflow)
+
+    assert first["output"][0]["filename"] == second["output"][0]["filename"]
+    assert first["output"][0]["local_path"] != second["output"][0]["local_path"]
+    assert Path(first["output"][0]["local_path"]).samefile(second["output"][0]["local_path"])
+    assert second["comfyui_response"]["execution_details"]["nodes_executed"] == []
+
+
+def test_previews_are_left_out_unless_asked_for() -> None:
+    without, asked = (
+        run(workflows.preview()),
+        run(workflows.preview(), return_temp_outputs=True),
+    )
+
+    assert without["output"] == []
+    assert "return_temp_outputs" in without["warnings"][0]
+    assert asked["output"][0]["type"] == "temp"
+    assert Path(asked["output"][0]["local_path"]).is_file()
+
+
+def test_random_int_placeholder_is_drawn_for_each_occurrence() -> None:
+    workflow = workflows.image("r-__RANDOM_INT__")
+    workflow["1"]["inputs"]["color"] = 3
+    workflow["3"] = workflow["2"] | {"inputs": dict(workflow["2"]["inputs"])}
+
+    response = run(workflow)
+
+    first, second = (item["filename"] for item in response["output"])
+    assert first.startswith("r-")
+    assert first != second
+
+
+def test_files_come_inline_when_asked_for() -> None:
+    (item,) = run(workflows.image(), return_outputs_as_base64=True)["output"]
+
+    assert item["base64"].startswith("iVBOR")
+
+
+@pytest.mark.parametrize("request_id", ["../../etc", "..", "a/b", "x" * 200, "ü" * 200, "\ud800"])
+def test_request_id_never_leaves_the_output_folder(request_id: str) -> None:
+    response = run(workflows.image(), request_id=request_id)
+
+    path = Path(response["output"][0]["local_path"])
+    assert response["id"] == request_id
+    assert path.is_file()
+    assert path.parent.parent.name == "output"

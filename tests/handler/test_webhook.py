@@ -1,0 +1,93 @@
+"""The webhook, received by a real server and verified by OpenSSL."""
+
+import subprocess
+from typing import Any
+
+import pytest
+
+from events.contract import webhook_problems
+from tests import workflows
+from tests.conftest import WebhookReceiver, run
+
+SECRET = "canary-secret-0815"
+
+
+def signature_by_openssl(body: bytes, secret: str) -> str:
+    line = ["openssl", "dgst", "-sha256", "-hmac", secret]
+    answer = subprocess.run(line, input=body, capture_output=True, check=True)
+    return "sha256=" + answer.stdout.decode().rpartition("= ")[2].strip()
+
+
+def test_completion_is_told_with_the_callers_extra_params(
+    webhook_receiver: WebhookReceiver,
+) -> None:
+    extra = {"user_id": "12345", "status": "not the job's"}
+
+    response = run(workflows.image(), webhook={"url": webhook_receiver.url, "extra_params": extra})
+
+    (body,) = webhook_receiver.bodies()
+    assert webhook_problems(body) == []
+    assert body["extra"] == extra
+    assert body["status"] == "completed"
+    assert body["id"] == response["id"]
+    assert body["output"] == response["output"]
+
+
+def test_signature_is_that_of_the_exact_bytes(webhook_receiver: WebhookReceiver) -> None:
+    run(workflows.image(), webhook={"url": webhook_receiver.url, "secret": SECRET})
+
+    ((headers, body),) = webhook_receiver.calls
+    assert headers["X-Webhook-Signature"] == signature_by_openssl(body, SECRET)
+    assert headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("workflow", [workflows.one("TestRaise", message="x"), {}, "text"])
+def test_failure_is_told_too(workflow: Any, webhook_receiver: WebhookReceiver) -> None:
+    response = run(workflow, request_id="job-9", webhook={"url": webhook_receiver.url})
+
+    (body,) = webhook_receiver.bodies()
+    assert webhook_problems(body) == []
+    assert body["id"] == "job-9"
+    assert body["status"] == "failed"
+    assert body["message"] == response["message"]
+
+
+def test_url_and_secret_come_from_the_environment_when_not_given(
+    webhook_receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEBHOOK_URL", webhook_receiver.url)
+    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
+
+    run(workflows.image(), webhook={"url": "", "extra_params": {"a": 1}})
+
+    ((headers, body),) = webhook_receiver.calls
+    assert headers["X-Webhook-Signature"] == signature_by_openssl(body, SECRET)
+    assert webhook_receiver.bodies()[0]["extra"] == {"a": 1}
+
+
+def test_call_is_repeated_until_it_is_taken(webhook_receiver: WebhookReceiver) -> None:
+    webhook_receiver.answers = [503, 429]
+
+    run(workflows.image(), webhook={"url": webhook_receiver.url})
+
+    assert len(webhook_receiver.calls) == 3
+    assert len({body for _, body in webhook_receiver.calls}) == 1
+
+
+def test_refusal_is_final(webhook_receiver: WebhookReceiver) -> None:
+    webhook_receiver.answers = [400]
+
+    response = run(workflows.image(), webhook={"url": webhook_receiver.url})
+
+    assert len(webhook_receiver.calls) == 1
+    assert response["status"] == "completed"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/x", "http://[::bad/x", "http://nowhere.test"])
+def test_webhook_that_cannot_be_called_changes_nothing(url: str) -> None:
+    response = run(
+        workflows.image(), seconds=3.0, webhook={"url": url + "?token=" + SECRET, "timeout": 1}
+    )
+
+    assert response["status"] == "completed"
+    assert "error" not in response

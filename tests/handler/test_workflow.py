@@ -1,0 +1,70 @@
+"""Placeholders, the checks before queueing, and stand-ins, on graphs alone."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler.errors import WorkflowRejected
+from handler.workflow import check_queueable, fill_random_ints, standins_used
+from tests.workflows import node
+
+
+def test_whole_placeholder_becomes_an_integer_and_others_are_spliced() -> None:
+    filled = fill_random_ints({"seed": "__RANDOM_INT__", "name": "a-__RANDOM_INT__-b"})
+
+    assert isinstance(filled["seed"], int)
+    assert 0 <= filled["seed"] < 2**32
+    first, digits, last = filled["name"].split("-")
+    assert (first, last) == ("a", "b")
+    assert digits.isdigit()
+
+
+def test_each_occurrence_draws_its_own_number() -> None:
+    filled = fill_random_ints(["__RANDOM_INT__"] * 50 + ["__RANDOM_INT__ __RANDOM_INT__"])
+
+    assert len(set(filled[:50])) > 45
+    one, other = filled[50].split()
+    assert one != other
+
+
+def test_keys_and_the_original_stay_as_they_are() -> None:
+    original: dict[str, Any] = {"__RANDOM_INT__": {"x": ["__RANDOM_INT__", 1, None, True]}}
+
+    filled = fill_random_ints(original)
+
+    assert list(filled) == ["__RANDOM_INT__"]
+    assert original["__RANDOM_INT__"]["x"][0] == "__RANDOM_INT__"
+    assert filled["__RANDOM_INT__"]["x"][1:] == [1, None, True]
+
+
+def test_link_to_a_missing_node_is_refused() -> None:
+    with pytest.raises(WorkflowRejected, match="'images' is linked to node 9"):
+        check_queueable({"1": node("SaveImage", images=["9", 0])})
+
+
+def test_cycle_is_refused() -> None:
+    with pytest.raises(WorkflowRejected, match="cycle"):
+        check_queueable({"a": node("X", i=["b", 0]), "b": node("X", i=["a", 0])})
+
+
+def test_long_chains_are_no_problem() -> None:
+    chain = {str(n): node("X", i=[str(n + 1), 0]) for n in range(20_000)}
+
+    check_queueable(chain | {"20000": node("X")})
+
+
+def test_stand_ins_are_named_unless_a_real_file_comes_first(tmp_path: Path) -> None:
+    standins, models = tmp_path / "standins", tmp_path / "models"
+    for name in ("a.safetensors", "b.safetensors"):
+        for root in (standins, models):
+            (root / "vae").mkdir(parents=True, exist_ok=True)
+        (standins / "vae" / name).touch()
+    (models / "vae" / "b.safetensors").touch()
+    workflow = {
+        "1": node("VAELoader", vae_name="a.safetensors"),
+        "2": node("VAELoader", vae_name="b.safetensors"),
+    }
+
+    assert standins_used(workflow, standins, models) == ["a.safetensors"]
+    assert standins_used(workflow, tmp_path / "none", models) == []
