@@ -1,0 +1,180 @@
+"""Writes stand-in weights: random numbers under the names and in the layout of the real files.
+
+Runs in ComfyUI's interpreter. ComfyUI reads a model's size from its tensors, so its own loaders
+take these; the sizes are the smallest that they accept, because a CPU has to compute with them.
+"""
+
+import argparse
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+METADATA = {"lambda_comfyui": "stand-in weights, random numbers, not a model"}
+TEXT_WIDTH = 4096
+FEED_FORWARD_WIDTH = 10240
+TEXT_BLOCKS = 24
+LORA_RANK = 4
+# A vocabulary for the tokenizer: what a video prompt may say, no more.
+WORDS = (
+    "a the of in on at and with slow fast wide close shot camera moving over light soft dawn night "
+    "blurry low quality static watermark text deformed sharp high detail water sky cliff city"
+)
+
+Tensors = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--comfyui", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--into", type=Path, required=True, metavar="DIR")
+    args = parser.parse_args()
+    sys.path.insert(0, str(args.comfyui))
+
+    import comfy.cli_args  # noqa: PLC0415 - only importable now
+
+    comfy.cli_args.args.cpu = True
+    for seed, noise in enumerate(("high", "low")):
+        model = diffusion_model(seed)
+        write(
+            args.into / f"diffusion_models/wan2.2_t2v_{noise}_noise_14B_fp8_scaled.safetensors",
+            model,
+        )
+        write(
+            args.into / f"loras/wan2.2_t2v_lightx2v_4steps_lora_v1.1_{noise}_noise.safetensors",
+            lora(model, seed),
+        )
+    write(args.into / "vae/wan_2.1_vae.safetensors", vae())
+    write(args.into / "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors", text_encoder())
+
+
+def diffusion_model(seed: int) -> Tensors:
+    """One block of width 128: ComfyUI divides the width by 128 to get the number of heads."""
+    import comfy.ops  # noqa: PLC0415
+    from comfy.ldm.wan.model import WanModel  # noqa: PLC0415
+
+    model = WanModel(
+        model_type="t2v",
+        dim=128,
+        ffn_dim=128,
+        num_heads=1,
+        num_layers=1,
+        in_dim=16,
+        out_dim=16,
+        freq_dim=256,
+        text_dim=TEXT_WIDTH,
+        text_len=512,
+        patch_size=(1, 2, 2),
+        operations=comfy.ops.disable_weight_init,
+    )
+    return randomised(model.state_dict(), seed, spread=0.1)
+
+
+def lora(model: Tensors, seed: int) -> Tensors:
+    """Low-rank changes to the attention of that model, small enough to leave it finite."""
+    import torch  # noqa: PLC0415
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors: Tensors = {}
+    for key, weight in model.items():
+        if "_attn." in key and weight.ndim == 2:
+            name = "diffusion_model." + key.removesuffix(".weight")
+            rows, columns = weight.shape
+            down = torch.randn(LORA_RANK, columns, generator=generator) * 0.02
+            up = torch.randn(rows, LORA_RANK, generator=generator) * 0.02
+            tensors[f"{name}.lora_down.weight"] = down.half()
+            tensors[f"{name}.lora_up.weight"] = up.half()
+            tensors[f"{name}.alpha"] = torch.tensor(float(LORA_RANK)).half()
+    return tensors
+
+
+def vae() -> Tensors:
+    """The thinnest Wan 2.1 VAE: its width is the size of `decoder.head.0.gamma`."""
+    from comfy.ldm.wan.vae import WanVAE  # noqa: PLC0415
+
+    model = WanVAE(
+        dim=1,
+        z_dim=16,
+        dim_mult=[1, 2, 4, 4],
+        num_res_blocks=2,
+        attn_scales=[],
+        temperal_downsample=[False, True, True],
+        dropout=0.0,
+    )
+    return randomised(model.state_dict(), seed=5, spread=0.15)
+
+
+def text_encoder() -> Tensors:
+    """The tensors by which ComfyUI knows UMT5-XXL, the tokenizer, and every small one.
+
+    The large ones are left out: ComfyUI tolerates that, and memory nobody wrote to is zero and
+    costs nothing. A small one left out would be whatever the heap held before.
+    The last norm's type becomes that of all weights. A CPU computes in 32 bits, so anything else is
+    converted for each prompt (28 s instead of 35 s); a GPU would have to hold twice the bytes.
+    """
+    import torch  # noqa: PLC0415
+
+    dtype = torch.float16 if torch.cuda.is_available() else torch.float32
+    generator = torch.Generator().manual_seed(7)
+    tensors: Tensors = {
+        "encoder.block.23.layer.1.DenseReluDense.wi_1.weight": torch.zeros(
+            FEED_FORWARD_WIDTH, TEXT_WIDTH, dtype=torch.float8_e4m3fn
+        ),
+        "encoder.final_layer_norm.weight": torch.ones(TEXT_WIDTH, dtype=dtype),
+        "spiece_model": torch.frombuffer(bytearray(tokenizer()), dtype=torch.uint8),
+    }
+    for block in range(TEXT_BLOCKS):
+        name = f"encoder.block.{block}.layer"
+        bias = torch.randn(32, 64, generator=generator).half()
+        tensors[f"{name}.0.SelfAttention.relative_attention_bias.weight"] = bias
+        for layer in (0, 1):
+            tensors[f"{name}.{layer}.layer_norm.weight"] = torch.ones(TEXT_WIDTH).half()
+    return tensors
+
+
+def tokenizer() -> bytes:
+    """Train a SentencePiece model with UMT5's special tokens on the few words above."""
+    import sentencepiece  # noqa: PLC0415
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([WORDS] * 10 + WORDS.split()),
+        model_writer=model,
+        vocab_size=128,
+        hard_vocab_limit=False,
+        model_type="unigram",
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def randomised(state: Tensors, seed: int, *, spread: float) -> Tensors:
+    """Matrices and kernels of normal noise, norms of one, biases of zero: finite all the way."""
+    import torch  # noqa: PLC0415
+
+    generator = torch.Generator().manual_seed(seed)
+    tensors: Tensors = {}
+    for key, value in state.items():
+        if "gamma" in key or ("norm" in key and key.endswith("weight")):
+            tensors[key] = torch.ones(value.shape)
+        elif value.ndim > 1:
+            tensors[key] = torch.randn(value.shape, generator=generator) * spread
+        else:
+            tensors[key] = torch.zeros(value.shape)
+    return {key: value.half().contiguous() for key, value in tensors.items()}
+
+
+def write(path: Path, tensors: Tensors) -> None:
+    from safetensors.torch import save  # noqa: PLC0415
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Not save_file: it makes the file readable for its owner alone.
+    path.write_bytes(save(tensors, METADATA))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""`python -m runtime invoke`: one event through AWS's own runtime client, the response on stdout.
+
+Everything else, progress and complaints, goes to stderr. What the answer says is the handler's.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from handler.settings import PROJECT, Settings
+from runtime.lambda_host.child import Child
+from runtime.lambda_host.host import LambdaHost
+from runtime.lambda_host.invocations import InvocationResult
+from runtime.progress import progress_on
+
+HANDLER = "handler.app.lambda_handler"
+DEFAULT_TIMEOUT_S = 900.0
+_LONGEST_TIMEOUT_S = 86_400.0
+_WORKER_STOP_GRACE_S = 10.0
+
+
+class EventFileError(ValueError):
+    """The event cannot be read, or is not JSON."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-e", "--event", required=True, metavar="FILE", help="the event, JSON; - reads stdin"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_timeout,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="SECONDS",
+        help="the function's timeout (default: %(default)g)",
+    )
+    add_verbose(parser)
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="show ComfyUI's log lines too")
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """0: completed; 1: no event, failed, or a function error; 130, 143: stopped by a signal."""
+    return until_stopped(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        event = read_event(args.event)
+    except EventFileError as error:
+        print(f"invoke: {error}", file=sys.stderr)
+        return 1
+    with invoked(
+        event, environ=os.environ, timeout_s=args.timeout, is_verbose=args.verbose
+    ) as result:
+        print_response(result)
+    return 0 if outcome_of(result)[1] else 1
+
+
+def read_event(name: str) -> Any:
+    """Parse the file, or stdin if the name is `-`. Raises EventFileError."""
+    try:
+        text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    except OSError as error:
+        raise EventFileError(f"cannot read {name}: {error.strerror}") from error
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise EventFileError(f"{name} is not JSON: {error}") from error
+
+
+@contextmanager
+def invoked(
+    event: Any, *, environ: Mapping[str, str], timeout_s: float, is_verbose: bool = False
+) -> Iterator[InvocationResult]:
+    """Run one event and show its progress on stderr; leaving the context stops every process.
+
+    `environ` is the environment of the handler and of the worker.
+    """
+    with progress_on(sys.stderr, is_verbose=is_verbose) as progress:
+        # First of all: ComfyUI needs the longest. SIGTERM if we are killed: it stops ComfyUI.
+        worker = Child(
+            [sys.executable, "-m", "runtime", "worker"],
+            cwd=PROJECT,
+            env=environ,
+            on_line=progress.feed,
+            dies_with=signal.SIGTERM,
+        )
+        try:
+            with LambdaHost(HANDLER, environ=environ, on_line=progress.feed) as host:
+                result = host.invoke(json.dumps(event).encode(), timeout_s=timeout_s)
+            # After the host: by now every line of the runtime client is here.
+            outcome, is_success = outcome_of(result)
+            is_error = result.function_error is not None
+            progress.summarize(outcome, is_success=is_success, show_log=is_error)
+            yield result
+        finally:
+            worker.stop(_WORKER_STOP_GRACE_S)
+
+
+def outcome_of(result: InvocationResult) -> tuple[str, bool]:
+    """The result in two words, and whether it is a success."""
+    if result.function_error is not None:
+        return f"function error {result.function_error}", False
+    response = json.loads(result.payload)
+    if not isinstance(response, dict):
+        return "answered without a status", False
+    failures = response.get("batchItemFailures")
+    if failures is not None:
+        return ("failed" if failures else "completed"), not failures
+    status = response.get("status", "answered without a status")
+    return str(status), status == "completed"
+
+
+def print_response(result: InvocationResult) -> None:
+    print(json.dumps(json.loads(result.payload), indent=2), flush=True)
+
+
+def until_stopped(action: Callable[[], int]) -> int:
+    """Run `action`. SIGINT and SIGTERM unwind it, so that it stops its children on the way out.
+
+    Raises SystemExit with 128 + the signal's number. A second signal does not wait.
+    """
+
+    def unwind(number: int, frame: FrameType | None) -> None:
+        for each in previous:
+            signal.signal(each, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in previous:
+        signal.signal(number, unwind)
+    try:
+        return action()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _timeout(raw: str) -> float:
+    value = float(raw)
+    if not 0 < value <= _LONGEST_TIMEOUT_S:
+        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, at most a day: {raw}")
+    return value

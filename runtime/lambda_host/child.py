@@ -1,0 +1,101 @@
+"""One child process: its output is drained line by line, and nothing of it survives us.
+
+What the lines mean, and whether a dead child is started again, is decided by its owner.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_LEASH = Path(__file__).with_name("leash.py")
+_TAIL_LINES = 40
+_DRAIN_WITHIN_S = 1.0
+
+
+class Child:
+    """A started command, leader of its own process group.
+
+    The group is killed when the leader ends. When the thread that made the Child ends, or this
+    whole process is killed, the kernel sends `dies_with`. So make it in a thread that lives on.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        on_line: Callable[[str], object],
+        on_exit: Callable[[], object] = lambda: None,
+        dies_with: signal.Signals = signal.SIGKILL,
+    ) -> None:
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._on_line, self._on_exit = on_line, on_exit
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        leash = [sys.executable, "-I", "-S", str(_LEASH), str(int(dies_with)), str(os.getpid())]
+        self._popen = subprocess.Popen(
+            [*leash, *command],
+            cwd=cwd,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            encoding="utf-8",
+            errors="replace",
+        )
+        self._drainer = threading.Thread(target=self._drain, daemon=True)
+        self._drainer.start()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """The exit status (negative: the signal), or None if it still runs after `timeout_s`."""
+        return self._popen.returncode if self._ended.wait(timeout_s) else None
+
+    def stop(self, grace_s: float) -> None:
+        """End the group: SIGTERM, and SIGKILL after `grace_s` seconds (0: at once)."""
+        if grace_s > 0:
+            self._signal_group(signal.SIGTERM)
+            self.wait(grace_s)
+        self._signal_group(signal.SIGKILL)
+        self.wait()
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines of its output, complete once it has ended."""
+        return tuple(self._tail)
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        # Under the lock: once the leader is reaped its number may belong to somebody else.
+        with self._lock, contextlib.suppress(ProcessLookupError):
+            if self._popen.returncode is None:
+                os.killpg(self.pid, number)
+
+    def _watch(self) -> None:
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        self._signal_group(signal.SIGKILL)
+        with self._lock:
+            self._popen.wait()
+        # A descendant that left the group may keep the pipe open for as long as it likes.
+        self._drainer.join(_DRAIN_WITHIN_S)
+        self._ended.set()
+        self._on_exit()
+
+    def _drain(self) -> None:
+        assert self._popen.stdout is not None
+        # Universal newlines: the RIC ends the lines of a traceback with "\r".
+        with self._popen.stdout as output:
+            for raw in output:
+                if line := raw.rstrip():
+                    self._tail.append(line)
+                    self._on_line(line)

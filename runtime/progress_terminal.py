@@ -1,0 +1,93 @@
+"""The live display of progress on a terminal: a spinner, a bar for steps, and what is done above.
+
+Which events it shows, and in which words, is decided in progress.py.
+"""
+
+import time
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+_REFRESH_PER_S = 10
+
+
+class _SecondsColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.elapsed or 0.0:.1f} s", style="cyan")
+
+
+class TerminalRenderer:
+    """What goes on is one moving line, and a second one while it counts steps."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._text = ""
+        self._began = 0.0
+        self._doing = _progress(console, SpinnerColumn(), _description(), _SecondsColumn())
+        self._steps = _progress(
+            console,
+            TextColumn("   step {task.completed:g}/{task.total:g}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} %"),
+            _SecondsColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        self._bar: TaskID | None = None
+        self._live = Live(
+            Group(self._doing, self._steps),
+            console=console,
+            refresh_per_second=_REFRESH_PER_S,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._live.start()
+
+    def note(self, text: str, *, style: str = "") -> None:
+        self._console.print(Text(text, style=style), soft_wrap=True)
+
+    def begin(self, text: str) -> None:
+        self.end()
+        self._text, self._began = text, time.monotonic()
+        self._doing.add_task(text, total=None)
+
+    def step(self, value: float, maximum: float) -> None:
+        if self._bar is None:
+            self._bar = self._steps.add_task("", total=maximum)
+        elif value < self._steps.tasks[0].completed:
+            # The same node samples once more: a new bar, or the time left would be nonsense.
+            self._steps.reset(self._bar, total=maximum)
+        self._steps.update(self._bar, completed=value, total=maximum)
+
+    def end(self, text: str = "") -> None:
+        for progress in (self._doing, self._steps):
+            for task in progress.task_ids:
+                progress.remove_task(task)
+        if self._text:
+            self.note(f"{time.monotonic() - self._began:7.1f} s  {self._text}", style="dim")
+        self._text, self._bar = "", None
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+def _progress(console: Console, *columns: Any) -> Progress:
+    return Progress(*columns, console=console)
+
+
+def _description() -> TextColumn:
+    # A title is anybody's text: no markup in it.
+    return TextColumn("{task.description}", markup=False)

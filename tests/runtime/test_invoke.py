@@ -1,0 +1,140 @@
+"""The command around the host: events in, response and exit status out, nothing left behind."""
+
+import argparse
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from handler.settings import PROJECT, Settings
+from runtime import invoke
+from runtime.lambda_host.invocations import InvocationResult
+from tests.runtime.processes import is_running, wait_until
+
+pytestmark = pytest.mark.timeout(30)
+
+
+@pytest.fixture(autouse=True)
+def _no_comfyui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker of these tests finds nothing to start: they are about what is around it."""
+    monkeypatch.setenv("COMFYUI_HOME", str(tmp_path / "nothing"))
+    monkeypatch.delenv("COMFYUI_DIR", raising=False)
+    monkeypatch.setenv("WORKER_DIR", str(tmp_path / "w"))
+
+
+def run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    invoke.add_arguments(parser)
+    return invoke.run(parser.parse_args(arguments), Settings())
+
+
+@pytest.mark.parametrize(
+    ("payload", "outcome"),
+    [
+        ({"status": "completed"}, ("completed", True)),
+        ({"status": "failed"}, ("failed", False)),
+        ({"batchItemFailures": []}, ("completed", True)),
+        ({"batchItemFailures": [{"itemIdentifier": "1"}]}, ("failed", False)),
+        ({}, ("answered without a status", False)),
+        (None, ("answered without a status", False)),
+    ],
+)
+def test_success_is_read_from_the_response(payload: object, outcome: tuple[str, bool]) -> None:
+    assert invoke.outcome_of(InvocationResult(json.dumps(payload).encode())) == outcome
+
+
+def test_function_error_is_no_success() -> None:
+    result = InvocationResult(b'{"status": "completed"}', "ValueError")
+
+    assert invoke.outcome_of(result) == ("function error ValueError", False)
+
+
+def test_response_alone_is_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(invoke, "HANDLER", "tests.runtime.handlers.answers")
+    event = json.dumps({"status": "completed", "text": "é"}).encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(event)))
+
+    status = run("-e", "-")
+
+    shown = capfd.readouterr()
+    assert status == 0
+    assert shown.out == '{\n  "status": "completed",\n  "text": "\\u00e9"\n}\n'
+    assert "completed after" in shown.err
+
+
+def test_function_error_shows_the_last_log_lines(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(invoke, "HANDLER", "tests.runtime.handlers.raises")
+    event = tmp_path / "event.json"
+    event.write_text("{}")
+
+    status = run("--event", str(event))
+
+    shown = capfd.readouterr()
+    assert status == 1
+    assert json.loads(shown.out)["errorType"] == "ValueError"
+    assert "in raises" in shown.err
+    assert "function error ValueError after" in shown.err
+
+
+def test_failed_import_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(invoke, "HANDLER", "tests.runtime.nowhere.handler")
+    event = tmp_path / "event.json"
+    event.write_text("{}")
+
+    status = run("--event", str(event))
+
+    first = capfd.readouterr().err.splitlines()[0]
+    assert status == 1
+    assert "warning: Runtime.ImportModuleError: Unable to import module" in first
+
+
+@pytest.mark.parametrize("content", [None, "{bad", ""])
+def test_event_that_cannot_be_read_is_refused(
+    content: str | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    event = tmp_path / "event.json"
+    if content is not None:
+        event.write_text(content)
+
+    status = run("--event", str(event))
+
+    shown = capfd.readouterr()
+    assert status == 1
+    assert shown.out == ""
+    assert str(event) in shown.err
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+def test_timeout_must_be_a_time(seconds: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run("-e", "-", "--timeout", seconds)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_stops_everything(number: signal.Signals, status: int, tmp_path: Path) -> None:
+    pids_file, event = tmp_path / "pids", tmp_path / "event.json"
+    event.write_text(json.dumps({"pids": str(pids_file), "seconds": 60}))
+    program = (
+        "import sys; from runtime import cli, invoke\n"
+        "invoke.HANDLER = 'tests.runtime.handlers.sleeps'\n"
+        f"sys.exit(cli.main(['invoke', '-e', {str(event)!r}]))"
+    )
+
+    with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT) as process:
+        wait_until(pids_file.exists)
+        process.send_signal(number)
+        ended = process.wait(10)
+
+    assert ended == status
+    assert not any(is_running(int(pid)) for pid in pids_file.read_text().split())
+    assert not (tmp_path / "w" / "worker.sock").exists()

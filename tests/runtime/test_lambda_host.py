@@ -1,0 +1,256 @@
+"""The host against AWS's own runtime client: results, errors, limits, and what is left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler.settings import PROJECT
+from runtime.lambda_host import host as host_module
+from runtime.lambda_host.host import LambdaHost
+from runtime.lambda_host.invocations import InvocationResult
+from runtime.lambda_host.runtime_api import MAX_RESPONSE_BYTES
+from tests.runtime.processes import is_running, wait_until
+
+pytestmark = pytest.mark.timeout(20)
+
+StartHost = Callable[[str], LambdaHost]
+
+
+@pytest.fixture
+def lines() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def start_host(lines: list[str]) -> Iterator[StartHost]:
+    with ExitStack() as stack:
+
+        def start(handler: str) -> LambdaHost:
+            name = handler if "." in handler else f"handlers.{handler}"
+            host = LambdaHost(f"tests.runtime.{name}", environ=os.environ, on_line=lines.append)
+            return stack.enter_context(host)
+
+        yield start
+
+
+def body(result: InvocationResult) -> Any:
+    return json.loads(result.payload)
+
+
+def test_event_comes_back_with_its_context(
+    start_host: StartHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_LAMBDA_MAX_CONCURRENCY", "4")
+    host = start_host("echoes")
+
+    result = host.invoke(b'{"word": "\xc3\xa9"}', timeout_s=10, request_id="request-1")
+
+    answer = body(result)
+    environ = answer.pop("environ")
+    assert result.function_error is None
+    assert answer["event"] == {"word": "é"}
+    assert answer["request_id"] == "request-1"
+    assert 9_000 < answer["remaining_ms"] <= 10_000
+    assert answer["arn"].endswith(":function:lambda-comfyui")
+    assert answer["folder"] == str(PROJECT) == environ["LAMBDA_TASK_ROOT"]
+    assert environ["AWS_LAMBDA_FUNCTION_VERSION"] == "$LATEST"
+    assert environ["_X_AMZN_TRACE_ID"].startswith("Root=1-")
+
+
+def test_one_client_serves_event_after_event(start_host: StartHost) -> None:
+    host = start_host("echoes")
+
+    answers = [body(host.invoke(b"%d" % n, timeout_s=10)) for n in range(20)]
+
+    assert [answer["event"] for answer in answers] == list(range(20))
+    assert len({answer["request_id"] for answer in answers}) == 20
+    assert len({answer["pid"] for answer in answers}) == 1
+
+
+def test_events_that_come_together_are_all_answered(start_host: StartHost) -> None:
+    host = start_host("echoes")
+    answers: list[Any] = []
+
+    def invoke(number: int) -> None:
+        answers.append(body(host.invoke(b"%d" % number, timeout_s=10))["event"])
+
+    threads = [threading.Thread(target=invoke, args=(n,)) for n in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(answers) == list(range(5))
+
+
+def test_exception_is_answered_as_on_aws(start_host: StartHost) -> None:
+    result = start_host("raises").invoke(b"{}", timeout_s=10, request_id="request-2")
+
+    answer = body(result)
+    trace = "".join(answer.pop("stackTrace"))
+    assert result.function_error == "ValueError"
+    assert answer == {
+        "errorType": "ValueError",
+        "errorMessage": "no such thing",
+        "requestId": "request-2",
+    }
+    assert "in raises" in trace
+
+
+@pytest.mark.parametrize(
+    ("handler", "ended"), [("exits", "exit status 3"), ("is_killed", "signal: killed")]
+)
+def test_crash_is_answered_at_once(start_host: StartHost, handler: str, ended: str) -> None:
+    result = start_host(handler).invoke(b'"exit"', timeout_s=60, request_id="request-3")
+
+    assert result.function_error == "Runtime.ExitError"
+    assert body(result) == {
+        "errorType": "Runtime.ExitError",
+        "errorMessage": f"RequestId: request-3 Error: Runtime exited with error: {ended}",
+    }
+
+
+def test_next_event_after_a_crash_gets_a_new_client(start_host: StartHost) -> None:
+    host = start_host("exits")
+
+    crashed = host.invoke(b'"exit"', timeout_s=10)
+    answered = host.invoke(b'"stay"', timeout_s=10)
+
+    assert crashed.function_error == "Runtime.ExitError"
+    assert answered == InvocationResult(b"null")
+
+
+def test_client_that_dies_while_idle_costs_no_event(start_host: StartHost) -> None:
+    host = start_host("echoes")
+    pid = body(host.invoke(b"1", timeout_s=10))["pid"]
+
+    os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    answer = body(host.invoke(b"2", timeout_s=10))
+
+    assert answer["event"] == 2
+    assert answer["pid"] != pid
+
+
+def test_timeout_ends_the_client_and_all_it_started(start_host: StartHost, tmp_path: Path) -> None:
+    host = start_host("sleeps")
+    slow = json.dumps({"pids": str(tmp_path / "slow"), "seconds": 60}).encode()
+    quick = json.dumps({"pids": str(tmp_path / "quick"), "seconds": 0}).encode()
+
+    late = host.invoke(slow, timeout_s=0.5, request_id="request-4")
+    pids = [int(pid) for pid in (tmp_path / "slow").read_text().split()]
+    in_time = host.invoke(quick, timeout_s=10)
+
+    assert late.function_error == "Sandbox.Timedout"
+    assert body(late) == {
+        "errorType": "Sandbox.Timedout",
+        "errorMessage": "RequestId: request-4 Error: Task timed out after 0.50 seconds",
+    }
+    assert wait_until(lambda: not any(is_running(pid) for pid in pids))
+    assert in_time.function_error is None
+    assert body(in_time) not in pids
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "error"),
+    [
+        (MAX_RESPONSE_BYTES, None),
+        (MAX_RESPONSE_BYTES + 1, "Function.ResponseSizeTooLarge"),
+        (7_000_000, "Function.ResponseSizeTooLarge"),
+    ],
+)
+def test_response_has_a_largest_size(
+    start_host: StartHost, size_bytes: int, error: str | None
+) -> None:
+    quotes = 2
+
+    result = start_host("is_too_large").invoke(b"%d" % (size_bytes - quotes), timeout_s=10)
+
+    assert result.function_error == error
+
+
+def test_event_after_one_that_was_too_large_is_answered(start_host: StartHost) -> None:
+    host = start_host("is_too_large")
+
+    host.invoke(b"7000000", timeout_s=10)
+
+    assert host.invoke(b"3", timeout_s=10) == InvocationResult(b'"xxx"')
+
+
+def test_failed_import_is_answered_with_the_clients_own_words(start_host: StartHost) -> None:
+    host = start_host("handlers_that_fail_at_import.handler")
+
+    results = [host.invoke(b"{}", timeout_s=10) for _ in range(2)]
+
+    for result in results:
+        assert result.function_error == "RuntimeError"
+        assert body(result)["errorMessage"] == "not importable"
+        assert "about to fail" in result.log_tail
+
+
+def test_exit_at_import_shows_the_last_lines(start_host: StartHost) -> None:
+    result = start_host("handlers_that_exit_at_import.handler").invoke(b"{}", timeout_s=10)
+
+    assert result.function_error == "Runtime.ExitError"
+    assert "exit status 7" in body(result)["errorMessage"]
+    assert result.log_tail == ("about to exit",)
+
+
+def test_init_that_never_ends_is_given_up(
+    start_host: StartHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The interpreter alone takes longer than this.
+    monkeypatch.setattr(host_module, "INIT_TIMEOUT_S", 0.001)
+
+    result = start_host("echoes").invoke(b"{}", timeout_s=10)
+
+    assert result.function_error == "Sandbox.Timedout"
+    assert "Init phase" in body(result)["errorMessage"]
+
+
+def test_closing_answers_what_still_runs_and_leaves_no_process(
+    start_host: StartHost, tmp_path: Path
+) -> None:
+    host = start_host("sleeps")
+    pids_file = tmp_path / "pids"
+    event = json.dumps({"pids": str(pids_file), "seconds": 60}).encode()
+    results: list[InvocationResult] = []
+    invoking = threading.Thread(target=lambda: results.append(host.invoke(event, timeout_s=60)))
+    invoking.start()
+    assert wait_until(pids_file.exists)
+
+    host.__exit__(None, None, None)
+    invoking.join()
+
+    assert results[0].function_error == "Runtime.ExitError"
+    assert not any(is_running(int(pid)) for pid in pids_file.read_text().split())
+    assert host.invoke(b"{}", timeout_s=10).function_error == "Runtime.Unavailable"
+
+
+def test_killed_host_leaves_no_client(tmp_path: Path) -> None:
+    pids_file = tmp_path / "pids"
+    event = json.dumps({"pids": str(pids_file), "seconds": 60})
+    program = (
+        "import os; from runtime.lambda_host.host import LambdaHost\n"
+        "with LambdaHost('tests.runtime.handlers.sleeps', environ=os.environ, on_line=print) as h:"
+        f" h.invoke({event.encode()!r}, timeout_s=60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT) as host:
+        try:
+            assert wait_until(pids_file.exists)
+        finally:
+            host.kill()
+
+    ric, started_by_handler = (int(pid) for pid in pids_file.read_text().split())
+    os.kill(started_by_handler, signal.SIGKILL)  # a handler's own children are its own business
+    assert wait_until(lambda: not is_running(ric))
