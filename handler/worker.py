@@ -140,26 +140,36 @@ class Worker:
 
     def _connect(self) -> socket.socket:
         path = self._settings.worker_dir / "worker.sock"
-        if (connection := _try_connect(path)) is not None:
-            return connection
-        self._started = subprocess.Popen(
-            [sys.executable, "-m", "runtime", "worker", "--leased"],
-            cwd=PROJECT,
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else subprocess.DEVNULL,
-            start_new_session=True,
-        )
         give_up = time.monotonic() + CONNECT_TIMEOUT_S
-        while time.monotonic() < give_up:
-            if (connection := _try_connect(path)) is not None:
-                return connection
-            # Status 0 means that another process won the race for the lock: its socket comes soon.
-            if status := self._started.poll():
+        if self._started and self._started.poll() is not None:
+            # It has served, and is gone: how it ended says nothing about the next one.
+            self._started = None
+        while (connection := _try_connect(path)) is None:
+            if time.monotonic() > give_up:
                 raise WorkerUnavailable(
-                    f"the worker process ended with status {status}; its log says why"
+                    f"no worker answered at {path} within {CONNECT_TIMEOUT_S:g} s"
                 )
+            status = self._started.poll() if self._started else 0
+            if status == 0:
+                # None was started yet, or it found the lock taken, by one that comes or one that
+                # goes: in both cases the next one settles it.
+                self._started = _start_worker()
+            elif status is not None and self._started:
+                self._started = None
+                raise WorkerUnavailable(f"the worker process ended with {status}; its log says why")
             time.sleep(_RETRY_S)
-        raise WorkerUnavailable(f"no worker answered at {path} within {CONNECT_TIMEOUT_S:g} s")
+        return connection
+
+
+def _start_worker() -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "runtime", "worker", "--leased"],
+        cwd=PROJECT,
+        stdin=subprocess.DEVNULL,
+        # What it logs belongs to the log of this process; stdout may be somebody's answer.
+        stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _try_connect(path: Path) -> socket.socket | None:

@@ -4,31 +4,30 @@ Who wants it running, and what happens after it died, is decided in runtime/work
 """
 
 import contextlib
-import ctypes
 import os
+import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from handler.settings import Settings
+from runtime.child import Child
 
 DEFAULT_PORT = 18188
 HOST = "127.0.0.1"
 STOP_GRACE_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
 _PROBE_EVERY_S = 0.02
+_TCP_LISTEN = "0A"
 _TAIL_LINES = 200
-_PR_SET_PDEATHSIG = 1
+_SHOWN_LINES = 20
 # Custom nodes are other people's code: they get none of the handler's credentials.
 _WITHHELD_PREFIXES = ("S3_", "WEBHOOK_", "AWS_")
-_libc = ctypes.CDLL(None, use_errno=True)
+_PROGRESS_BAR = re.compile(r"\s*\d+%\|")
 
 
 class ComfyUIStartError(RuntimeError):
@@ -36,24 +35,19 @@ class ComfyUIStartError(RuntimeError):
 
 
 class ComfyUIProcess:
-    """A started ComfyUI. Its output is drained, kept as a tail, and its group dies with us."""
+    """A started ComfyUI. Make it in a thread that lives on: see Child."""
 
     def __init__(self, settings: Settings, on_line: Callable[[str], None]) -> None:
         check_installed(settings)
         self.port = settings.comfyui_port or _free_port(DEFAULT_PORT)
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._popen = subprocess.Popen(
+        self._on_line = on_line
+        self._child = Child(
             command(settings, self.port),
             cwd=settings.comfyui_code,
-            env=child_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one system call, no lock is taken in it
+            env=child_environment(os.environ),
+            on_line=self._take,
         )
-        self._reader = threading.Thread(target=self._drain, args=(on_line,), daemon=True)
-        self._reader.start()
 
     @property
     def base_url(self) -> str:
@@ -61,60 +55,44 @@ class ComfyUIProcess:
 
     @property
     def pid(self) -> int:
-        return self._popen.pid
+        return self._child.pid
 
-    def wait_until_ready(self, timeout_s: float) -> None:
-        """Return once `/system_stats` and the WebSocket both answer.
+    def wait_until_ready(self, timeout_s: float, is_cancelled: Callable[[], bool]) -> bool:
+        """True once `/system_stats` and the WebSocket both answer; False when cancelled.
 
         Raises ComfyUIStartError the moment the process ends, or after `timeout_s` seconds.
         """
         give_up = time.monotonic() + timeout_s
         while time.monotonic() < give_up:
-            if (status := self._popen.poll()) is not None:
+            if is_cancelled():
+                return False
+            if (status := self._child.wait(_PROBE_EVERY_S)) is not None:
                 raise ComfyUIStartError(self.explain(f"ComfyUI ended with {describe_exit(status)}"))
-            if _answers(self.port, "/system_stats", 200) and _answers(self.port, "/ws", 101):
-                return
-            time.sleep(_PROBE_EVERY_S)
+            # The port first: a stranger that took it must not pass for ours.
+            if _listens(self.pid, self.port) and self._serves():
+                return True
         raise ComfyUIStartError(self.explain(f"ComfyUI was not ready within {timeout_s:g} s"))
 
-    def wait(self, timeout_s: float | None = None) -> int | None:
+    def wait(self, timeout_s: float) -> int | None:
         """The exit status, or None when it still runs after `timeout_s` seconds."""
-        try:
-            return self._popen.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            return None
+        return self._child.wait(timeout_s)
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End the whole process group: SIGTERM, then SIGKILL after `grace_s` seconds."""
-        self._signal_group(signal.SIGTERM)
-        self.wait(grace_s)
-        self._signal_group(signal.SIGKILL)
-        self._popen.wait()
-        self._reader.join(1.0)
-        if self._popen.stdout and not self._reader.is_alive():
-            self._popen.stdout.close()
-
-    def tail(self, lines: int = 20) -> list[str]:
-        """The last lines that ComfyUI wrote."""
-        return list(self._tail)[-lines:]
+        self._child.stop(grace_s)
 
     def explain(self, what: str) -> str:
         """`what`, followed by the last log lines."""
-        self._reader.join(0.2)
-        return "\n".join([f"{what}. Its last log lines:", *self.tail()])
+        return "\n".join([f"{what}. Its last log lines:", *list(self._tail)[-_SHOWN_LINES:]])
 
-    def _signal_group(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._popen.pid, number)
+    def _take(self, line: str) -> None:
+        # A progress bar rewrites its line for every step; the handler reports the steps.
+        if not _PROGRESS_BAR.match(line):
+            self._tail.append(line)
+            self._on_line(line)
 
-    def _drain(self, on_line: Callable[[str], None]) -> None:
-        assert self._popen.stdout is not None
-        for raw in self._popen.stdout:
-            # Progress bars rewrite their line: only what was written last counts.
-            line = raw.decode(errors="replace").rstrip("\r\n").rpartition("\r")[2].rstrip()
-            if line:
-                self._tail.append(line)
-                on_line(line)
+    def _serves(self) -> bool:
+        return _answers(self.port, "/system_stats", 200) and _answers(self.port, "/ws", 101)
 
 
 def check_installed(settings: Settings) -> None:
@@ -158,8 +136,9 @@ def has_gpu() -> bool:
     )
 
 
-def child_environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(_WITHHELD_PREFIXES)}
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What ComfyUI gets of our environment: all but the handler's settings and credentials."""
+    kept = {k: v for k, v in environ.items() if not k.startswith(_WITHHELD_PREFIXES)}
     return {**kept, "PYTHONUNBUFFERED": "1"}
 
 
@@ -168,11 +147,6 @@ def describe_exit(status: int) -> str:
     if status < 0:
         return f"signal {signal.Signals(-status).name}"
     return f"exit status {status}"
-
-
-def _die_with_parent() -> None:
-    # See prctl(2): the kernel kills ComfyUI when the thread that started it is gone.
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _free_port(preferred: int) -> int:
@@ -186,6 +160,20 @@ def _free_port(preferred: int) -> int:
             found: int = probe.getsockname()[1]
             return found
     raise ComfyUIStartError("no free TCP port on the loopback interface")
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether this process listens on the port: proc(5), /proc/PID/net/tcp and /proc/PID/fd."""
+    with contextlib.suppress(OSError):
+        inodes = {
+            fields[9]
+            for fields in map(str.split, Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:])
+            if fields[1].endswith(f":{port:04X}") and fields[3] == _TCP_LISTEN
+        }
+        if inodes:
+            names = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
+            return any(name[8:-1] in inodes for name in names if name.startswith("socket:["))
+    return False
 
 
 def _answers(port: int, path: str, expected: int) -> bool:
@@ -203,7 +191,3 @@ def _answers(port: int, path: str, expected: int) -> bool:
         return False
     finally:
         connection.close()
-
-
-if sys.platform != "linux":
-    raise ImportError("lambda-comfyui runs on Linux: process groups and prctl are used")

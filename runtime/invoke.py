@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from handler.settings import PROJECT, Settings
-from runtime.lambda_host.child import Child
+from runtime.child import Child
 from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.invocations import InvocationResult
 from runtime.progress import progress_on

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from runtime.lambda_host.child import Child
+from runtime.child import Child
 
 BUCKET = "lambda-comfyui"
 REGION = "us-east-1"

@@ -140,7 +140,9 @@ class Worker:
             process = ComfyUIProcess(self.settings, on_line=lambda line: log(f"comfyui: {line}"))
             with self._changed:
                 self._process = process
-            process.wait_until_ready(self.settings.comfyui_start_timeout_s)
+            timeout_s = self.settings.comfyui_start_timeout_s
+            if not process.wait_until_ready(timeout_s, lambda: self._stopping):
+                return False
         except ComfyUIStartError as error:
             self._end_process()
             self._note_failed_start(str(error))
@@ -196,7 +198,8 @@ class ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """The worker's socket. Every open connection is a lease: somebody still needs the worker."""
 
     daemon_threads = True
-    allow_reuse_address = True
+    # Many handler processes may connect in the same moment, one for each concurrent invocation.
+    request_queue_size = 128
 
     def __init__(self, path: Path, worker: Worker, *, leased: bool) -> None:
         self.worker = worker

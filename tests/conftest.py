@@ -47,7 +47,7 @@ def environment() -> Iterator[Path]:
     }
     # As an extension would: the worker is there before the handlers, and outlives them.
     worker = subprocess.Popen([sys.executable, "-m", "runtime", "worker"], cwd=PROJECT)
-    wait_for(lambda: (folder / "worker" / "worker.sock").exists())
+    wait_for((folder / "worker" / "worker.sock").exists)
     yield folder
     worker.terminate()
     assert worker.wait(10) == 0
@@ -64,6 +64,14 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < give_up, "waited in vain"
         time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that only waits to be reaped does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from handler.settings import PROJECT
-from runtime.lambda_host.child import Child
+from runtime.child import Child
 from runtime.lambda_host.invocations import (
     Invocation,
     InvocationQueue,

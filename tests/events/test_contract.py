@@ -91,7 +91,7 @@ def test_unknown_fields_are_ignored() -> None:
         (event(image(), request_id=7), "input.request_id", "a number 7", "a string"),
         (event(image(), request_id="x" * 201), "input.request_id", "201 characters", "200"),
         (event(image(), s3="x"), "input.s3", "a string", "an object"),
-        (event(image(), s3={"endpoint_url": "s3.test"}), "input.s3.endpoint_url", "a string", "URL"),
+        (event(image(), s3={"endpoint_url": "s3.test"}), "s3.endpoint_url", "a string", "URL"),
         (event(image(), webhook={"url": "ftp://a"}), "input.webhook.url", "a string", "http://"),
         (event(image(), webhook={"timeout": 0}), "webhook.timeout", "a number", "more than 0"),
         (event(image(), webhook={"extra_params": []}), "extra_params", "a list", "an object"),

@@ -66,6 +66,21 @@ class TestSleep(_Output):
         return {"ui": {"text": ["slept"]}}
 
 
+class TestConditioning:
+    """What a text encoder of Wan gives, without its 50 seconds on a CPU."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}}
+
+    def run(self) -> tuple[list[Any]]:
+        return ([[torch.zeros(1, 512, 4096), {}]],)
+
+
 class TestOutputs(_Output):
     """Every shape that node packs give their results."""
 
@@ -99,5 +114,13 @@ class TestOutputs(_Output):
 
 NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
-    for cls in (TestRaise, TestOutOfMemory, TestAllocate, TestKill, TestSleep, TestOutputs)
+    for cls in (
+        TestRaise,
+        TestOutOfMemory,
+        TestAllocate,
+        TestKill,
+        TestSleep,
+        TestConditioning,
+        TestOutputs,
+    )
 }

@@ -1,0 +1,152 @@
+"""The client against the real ComfyUI: lost sockets, foreign messages, the handler's own worker."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler.settings import PROJECT
+from tests import workflows
+from tests.conftest import current_client, is_alive, run, wait_for
+
+# Two nodes that sleep, so that there is a second one whose messages come after a reconnect.
+SLEEPER: dict[str, Any] = {
+    "1": workflows.node("TestSleep", seconds=1.6, deaf=False),
+    "2": workflows.node("TestSleep", seconds=1.6, deaf=False),
+}
+
+
+def drop_websocket() -> None:
+    current = current_client()._socket
+    assert current is not None
+    assert current.sock is not None
+    current.sock.shutdown(socket.SHUT_RDWR)
+
+
+def test_job_survives_a_dropped_websocket() -> None:
+    run(workflows.image())
+    timer = threading.Timer(0.4, drop_websocket)
+    timer.start()
+
+    response = run(SLEEPER)
+
+    assert response["status"] == "completed"
+    assert len(response["output"]) == 2
+    assert len(response["comfyui_response"]["execution_details"]["nodes_executed"]) == 2
+
+
+def test_websocket_that_was_lost_between_two_jobs_is_opened_again() -> None:
+    run(workflows.image())
+    drop_websocket()
+
+    details = run(workflows.image())["comfyui_response"]["execution_details"]
+
+    assert details["nodes_executed"] == ["1", "2"]
+
+
+def test_connections_are_kept_between_jobs() -> None:
+    run(workflows.image())
+    before = current_client(), current_client()._socket
+
+    run(workflows.image())
+
+    assert (current_client(), current_client()._socket) == before
+
+
+def test_progress_updates_count_up_in_time() -> None:
+    workflow = workflows.wan(steps=2)
+    for name in ("91", "99"):
+        # No text encoder: the progress of two samplers is what counts here.
+        workflow[name] = workflows.node("ConditioningZeroOut", conditioning=["3", 0])
+    workflow["3"] = workflows.node("TestConditioning")
+    del workflow["90"]
+
+    updates = run(workflow)["comfyui_response"]["execution_details"]["progress_updates"]
+
+    assert [update["percentage"] for update in updates] == [100, 100]
+    assert all(update["value"] == update["max"] == 1 for update in updates)
+    assert 0 < updates[0]["time"] < updates[1]["time"]
+
+
+@pytest.mark.slow
+def test_handler_without_a_worker_starts_one_and_takes_it_along(tmp_path: Path) -> None:
+    code = (
+        "import json, sys; from handler.app import lambda_handler;"
+        "print(json.dumps(lambda_handler(json.load(sys.stdin), None)), flush=True)"
+    )
+    environ = os.environ | {"WORKER_DIR": str(tmp_path), "POWERTOOLS_LOG_LEVEL": "CRITICAL"}
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(workflows.event(workflows.image())),
+        cwd=PROJECT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert json.loads(done.stdout)["status"] == "completed"
+    wait_for(lambda: not (tmp_path / "worker.sock").exists())
+    lines = [line for line in done.stderr.splitlines() if "is ready after" in line]
+    assert len(lines) == 1
+
+
+def test_handler_says_why_comfyui_does_not_come_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKER_DIR", str(tmp_path))
+    monkeypatch.setenv("COMFYUI_ARGS", "--no-such-flag")
+
+    response = run(workflows.image())
+
+    assert response["status"] == "failed"
+    assert response["error"]["type"] == "WorkerUnavailable"
+    assert response["error"]["retryable"] is True
+    assert "unrecognized arguments: --no-such-flag" in response["message"]
+
+
+def test_wrong_environment_is_answered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFYUI_PORT", "http")
+    monkeypatch.setenv("S3_URL_EXPIRES", "soon")
+
+    response = run(workflows.image())
+
+    assert response["error"]["type"] == "Misconfigured"
+    assert "COMFYUI_PORT 'http'" in response["message"]
+    assert "S3_URL_EXPIRES 'soon'" in response["message"]
+
+
+def test_worker_that_was_killed_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKER_DIR", str(tmp_path))
+    assert run(workflows.image())["status"] == "completed"
+    pids = worker_pids(tmp_path)
+    for pid in pids:
+        os.kill(pid, 9)
+    wait_for(lambda: not any(is_alive(pid) for pid in pids))
+
+    assert run(workflows.image())["status"] == "completed"
+
+
+def worker_pids(folder: Path) -> list[int]:
+    """The processes whose environment names this folder, the tests' own apart."""
+    wanted = f"WORKER_DIR={folder}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                environ = (entry / "environ").read_bytes().split(b"\0")
+                is_worker = b"worker" in (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if wanted in environ and is_worker:
+                found.append(int(entry.name))
+    return found

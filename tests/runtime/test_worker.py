@@ -1,0 +1,220 @@
+"""The worker process and its ComfyUI: one owner, restarts, and an end that leaves nothing."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler.settings import PROJECT
+from tests.conftest import is_alive, wait_for
+
+StartWorker = Callable[..., "RunningWorker"]
+
+
+class RunningWorker:
+    """A worker process of this test's own, and the questions that a handler asks it."""
+
+    def __init__(self, folder: Path, options: list[str], variables: dict[str, str]) -> None:
+        self.folder = folder
+        self.socket = folder / "worker.sock"
+        environ = os.environ | {"WORKER_DIR": str(folder), "COMFYUI_PORT": "0"} | variables
+        line = [sys.executable, "-m", "runtime", "worker", *options]
+        self.process = subprocess.Popen(line, cwd=PROJECT, env=environ, stderr=subprocess.PIPE)
+        wait_for(lambda: self.socket.exists() or self.process.poll() is not None)
+
+    def connect(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(30)
+        connection.connect(str(self.socket))
+        return connection
+
+    def ask(self, operation: str) -> dict[str, Any]:
+        with self.connect() as connection:
+            return ask(connection, operation)
+
+
+def ask(connection: socket.socket, operation: str) -> dict[str, Any]:
+    connection.sendall(json.dumps({"op": operation}).encode() + b"\n")
+    with connection.makefile() as lines:
+        answer: dict[str, Any] = json.loads(lines.readline())
+    return answer
+
+
+@pytest.fixture
+def start_worker(tmp_path: Path) -> Iterator[StartWorker]:
+    with ExitStack() as stack:
+
+        def start(*options: str, **variables: str) -> RunningWorker:
+            worker = RunningWorker(tmp_path, list(options), variables)
+            stack.enter_context(worker.process)
+            stack.callback(worker.process.kill)
+            return worker
+
+        yield start
+
+
+def test_wake_answers_when_comfyui_serves_and_term_ends_everything(
+    start_worker: StartWorker,
+) -> None:
+    worker = start_worker()
+    answers = [worker.connect() for _ in range(20)]
+    for connection in answers:
+        connection.sendall(b'{"op": "wake"}\n')
+
+    states = [json.loads(connection.makefile().readline()) for connection in answers]
+
+    assert {answer["state"] for answer in states} == {"ready"}
+    assert {answer["starts"] for answer in states} == {1}
+    pid = states[0]["comfyui_pid"]
+    assert is_alive(pid)
+    began = time.monotonic()
+    worker.process.terminate()
+    assert worker.process.wait(5) == 0
+    assert time.monotonic() - began < 2.0
+    assert not is_alive(pid)
+    assert not worker.socket.exists()
+    for connection in answers:
+        connection.close()
+
+
+def test_term_during_a_cold_start_is_obeyed_at_once(start_worker: StartWorker) -> None:
+    worker = start_worker()
+    wait_for(lambda: worker.ask("state")["comfyui_pid"] is not None)
+    pid = worker.ask("state")["comfyui_pid"]
+
+    worker.process.terminate()
+
+    assert worker.process.wait(2) == 0
+    assert not is_alive(pid)
+
+
+def test_comfyui_dies_with_a_killed_worker(start_worker: StartWorker) -> None:
+    worker = start_worker()
+    wait_for(lambda: worker.ask("state")["comfyui_pid"] is not None)
+    pid = worker.ask("state")["comfyui_pid"]
+
+    worker.process.kill()
+
+    wait_for(lambda: not is_alive(pid), seconds=2)
+
+
+def test_second_worker_leaves_the_first_alone(start_worker: StartWorker) -> None:
+    first = start_worker()
+    second = start_worker()
+
+    assert second.process.wait(5) == 0
+    assert first.process.poll() is None
+    assert first.ask("state")["state"] == "starting"
+
+
+def test_leased_worker_ends_with_its_last_connection(start_worker: StartWorker) -> None:
+    worker = start_worker("--leased")
+    one, other = worker.connect(), worker.connect()
+    ask(one, "state")
+    pid = ask(other, "state")["comfyui_pid"]
+
+    one.close()
+    time.sleep(0.2)
+    assert worker.process.poll() is None
+    other.close()
+
+    assert worker.process.wait(5) == 0
+    assert pid is None or not is_alive(pid)
+
+
+def test_start_that_fails_is_answered_with_comfyuis_last_words(start_worker: StartWorker) -> None:
+    worker = start_worker(COMFYUI_ARGS="--no-such-flag")
+
+    answer = worker.ask("wake")
+
+    assert answer["state"] == "inactive"
+    assert "exit status 2" in answer["failure"]
+    assert "unrecognized arguments: --no-such-flag" in answer["failure"]
+
+
+@pytest.mark.slow
+def test_worker_that_cannot_start_gives_up(start_worker: StartWorker) -> None:
+    worker = start_worker(COMFYUI_ARGS="--no-such-flag")
+
+    states = [worker.ask("wake")["state"] for _ in range(6)]
+
+    assert states[0] == "inactive"
+    assert states[-1] == "failed"
+
+
+def test_start_that_takes_too_long_is_ended(start_worker: StartWorker) -> None:
+    worker = start_worker(COMFYUI_START_TIMEOUT="0.3")
+
+    assert "not ready within 0.3 s" in worker.ask("wake")["failure"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"COMFYUI_DIR": "/nowhere"}, "python -m runtime install"),
+        ({"COMFYUI_PYTHON": "/nowhere/python"}, "COMFYUI_PYTHON"),
+    ],
+)
+def test_missing_comfyui_is_named_with_the_command_that_helps(
+    variables: dict[str, str], words: str, start_worker: StartWorker
+) -> None:
+    failure = start_worker(**variables).ask("wake")["failure"]
+
+    assert "/nowhere" in failure
+    assert words in failure
+
+
+def test_killed_comfyui_is_replaced(start_worker: StartWorker) -> None:
+    worker = start_worker()
+    pid = worker.ask("wake")["comfyui_pid"]
+
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: worker.ask("state")["state"] == "starting")
+    answer = worker.ask("wake")
+
+    assert answer["starts"] == 2
+    assert answer["comfyui_pid"] != pid
+    assert "signal SIGKILL" in answer["failure"]
+
+
+def test_comfyui_gets_none_of_the_credentials(start_worker: StartWorker) -> None:
+    worker = start_worker(
+        S3_SECRET_ACCESS_KEY="canary", AWS_SESSION_TOKEN="canary", WEBHOOK_SECRET="canary"
+    )
+    wait_for(lambda: worker.ask("state")["comfyui_pid"] is not None)
+    pid = worker.ask("state")["comfyui_pid"]
+    wait_for(lambda: b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+    assert b"canary" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_unknown_operation_is_refused(start_worker: StartWorker) -> None:
+    worker = start_worker()
+
+    assert "unknown op" in worker.ask("dance")["error"]
+
+
+def test_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / ("x" * 120)
+    line = [sys.executable, "-m", "runtime", "worker"]
+
+    done = subprocess.run(
+        line,
+        cwd=PROJECT,
+        env=os.environ | {"WORKER_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "WORKER_DIR is too long" in done.stderr
