@@ -38,7 +38,8 @@ def _path(raw: str) -> Path:
 
 
 def _var(name: str, parse: Any = str, default: Any = "", *, secret: bool = False) -> Any:
-    return field(default=default, metadata={"env": name, "parse": parse, "secret": secret})
+    metadata = {"env": name, "parse": parse, "secret": secret}
+    return field(default=default, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

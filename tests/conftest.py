@@ -8,8 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +21,7 @@ from handler import app
 from handler.comfyui import ComfyUI
 from handler.settings import PROJECT, Settings
 from runtime.local_s3 import LocalS3, local_s3
+from tests.processes import wait_until
 from tests.workflows import event
 
 CUSTOM_NODES = PROJECT / "tests" / "custom_nodes"
@@ -47,7 +47,7 @@ def environment() -> Iterator[Path]:
     }
     # As an extension would: the worker is there before the handlers, and outlives them.
     worker = subprocess.Popen([sys.executable, "-m", "runtime", "worker"], cwd=PROJECT)
-    wait_for((folder / "worker" / "worker.sock").exists)
+    assert wait_until((folder / "worker" / "worker.sock").exists)
     yield folder
     worker.terminate()
     assert worker.wait(10) == 0
@@ -56,27 +56,6 @@ def environment() -> Iterator[Path]:
     os.environ.clear()
     os.environ.update(before)
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Return once the condition holds; fail after `seconds`."""
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up, "waited in vain"
-        time.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that only waits to be reaped does not."""
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-
-
-@pytest.fixture
-def settings() -> Settings:
-    return Settings.from_env(os.environ)
 
 
 class Context:

@@ -13,7 +13,8 @@ import pytest
 
 from handler.settings import PROJECT
 from tests import workflows
-from tests.conftest import current_client, is_alive, run, wait_for
+from tests.conftest import current_client, run
+from tests.processes import is_running, wait_until
 
 # Two nodes that sleep, so that there is a second one whose messages come after a reconnect.
 SLEEPER: dict[str, Any] = {
@@ -93,7 +94,7 @@ def test_handler_without_a_worker_starts_one_and_takes_it_along(tmp_path: Path) 
     )
 
     assert json.loads(done.stdout)["status"] == "completed"
-    wait_for(lambda: not (tmp_path / "worker.sock").exists())
+    assert wait_until(lambda: not (tmp_path / "worker.sock").exists())
     lines = [line for line in done.stderr.splitlines() if "is ready after" in line]
     assert len(lines) == 1
 
@@ -131,7 +132,7 @@ def test_worker_that_was_killed_is_replaced(
     pids = worker_pids(tmp_path)
     for pid in pids:
         os.kill(pid, 9)
-    wait_for(lambda: not any(is_alive(pid) for pid in pids))
+    assert wait_until(lambda: not any(is_running(pid) for pid in pids))
 
     assert run(workflows.image())["status"] == "completed"
 

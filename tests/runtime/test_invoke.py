@@ -13,7 +13,7 @@ import pytest
 from handler.settings import PROJECT, Settings
 from runtime import invoke
 from runtime.lambda_host.invocations import InvocationResult
-from tests.runtime.processes import is_running, wait_until
+from tests.processes import is_running, wait_until
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -18,7 +18,7 @@ from runtime.lambda_host import host as host_module
 from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.invocations import InvocationResult
 from runtime.lambda_host.runtime_api import MAX_RESPONSE_BYTES
-from tests.runtime.processes import is_running, wait_until
+from tests.processes import is_running, wait_until
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from runtime.progress import PlainRenderer, Progress, parse, progress_on, readable_size
 from runtime.progress_terminal import TerminalRenderer
-from tests.runtime.processes import wait_until
+from tests.processes import wait_until
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from handler.settings import PROJECT
-from tests.conftest import is_alive, wait_for
+from tests.processes import is_running, wait_until
 
 StartWorker = Callable[..., "RunningWorker"]
 
@@ -29,7 +29,7 @@ class RunningWorker:
         environ = os.environ | {"WORKER_DIR": str(folder), "COMFYUI_PORT": "0"} | variables
         line = [sys.executable, "-m", "runtime", "worker", *options]
         self.process = subprocess.Popen(line, cwd=PROJECT, env=environ, stderr=subprocess.PIPE)
-        wait_for(lambda: self.socket.exists() or self.process.poll() is not None)
+        assert wait_until(lambda: self.socket.exists() or self.process.poll() is not None)
 
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX)
@@ -75,12 +75,12 @@ def test_wake_answers_when_comfyui_serves_and_term_ends_everything(
     assert {answer["state"] for answer in states} == {"ready"}
     assert {answer["starts"] for answer in states} == {1}
     pid = states[0]["comfyui_pid"]
-    assert is_alive(pid)
+    assert is_running(pid)
     began = time.monotonic()
     worker.process.terminate()
     assert worker.process.wait(5) == 0
     assert time.monotonic() - began < 2.0
-    assert not is_alive(pid)
+    assert not is_running(pid)
     assert not worker.socket.exists()
     for connection in answers:
         connection.close()
@@ -88,23 +88,23 @@ def test_wake_answers_when_comfyui_serves_and_term_ends_everything(
 
 def test_term_during_a_cold_start_is_obeyed_at_once(start_worker: StartWorker) -> None:
     worker = start_worker()
-    wait_for(lambda: worker.ask("state")["comfyui_pid"] is not None)
+    assert wait_until(lambda: worker.ask("state")["comfyui_pid"] is not None)
     pid = worker.ask("state")["comfyui_pid"]
 
     worker.process.terminate()
 
     assert worker.process.wait(2) == 0
-    assert not is_alive(pid)
+    assert not is_running(pid)
 
 
 def test_comfyui_dies_with_a_killed_worker(start_worker: StartWorker) -> None:
     worker = start_worker()
-    wait_for(lambda: worker.ask("state")["comfyui_pid"] is not None)
+    assert wait_until(lambda: worker.ask("state")["comfyui_pid"] is not None)
     pid = worker.ask("state")["comfyui_pid"]
 
     worker.process.kill()
 
-    wait_for(lambda: not is_alive(pid), seconds=2)
+    assert wait_until(lambda: not is_running(pid), timeout_s=2)
 
 
 def test_second_worker_leaves_the_first_alone(start_worker: StartWorker) -> None:
@@ -128,7 +128,7 @@ def test_leased_worker_ends_with_its_last_connection(start_worker: StartWorker) 
     other.close()
 
     assert worker.process.wait(5) == 0
-    assert pid is None or not is_alive(pid)
+    assert pid is None or not is_running(pid)
 
 
 def test_start_that_fails_is_answered_with_comfyuis_last_words(start_worker: StartWorker) -> None:
@@ -178,7 +178,7 @@ def test_killed_comfyui_is_replaced(start_worker: StartWorker) -> None:
     pid = worker.ask("wake")["comfyui_pid"]
 
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: worker.ask("state")["state"] == "starting")
+    assert wait_until(lambda: worker.ask("state")["state"] == "starting")
     answer = worker.ask("wake")
 
     assert answer["starts"] == 2
@@ -190,9 +190,9 @@ def test_comfyui_gets_none_of_the_credentials(start_worker: StartWorker) -> None
     worker = start_worker(
         S3_SECRET_ACCESS_KEY="canary", AWS_SESSION_TOKEN="canary", WEBHOOK_SECRET="canary"
     )
-    wait_for(lambda: worker.ask("state")["comfyui_pid"] is not None)
+    assert wait_until(lambda: worker.ask("state")["comfyui_pid"] is not None)
     pid = worker.ask("state")["comfyui_pid"]
-    wait_for(lambda: b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    assert wait_until(lambda: b"main.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
     assert b"canary" not in Path(f"/proc/{pid}/environ").read_bytes()
 
