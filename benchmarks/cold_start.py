@@ -1,0 +1,153 @@
+"""A cold invocation against the ComfyUI boot that it cannot do without.
+
+Nothing runs before each of these; every one has new data folders, all do the same small workflow
+(EmptyImage -> SaveImage, 64x64), and they take turns:
+
+- ComfyUI alone: `main.py` with the flags that our worker gives it, from the start of the process
+  to the first /system_stats that answers, plus one warm run by a raw client (its second run).
+- lambda_handler: a new process that imports handler.app and calls the handler once, which starts
+  the worker, which starts ComfyUI; to the moment the response is here.
+- runtime invoke: `python -m runtime invoke -e event.json`, through AWS's runtime client, to the
+  moment the response is on stdout.
+
+How to read it: the ratio is what our processes add to a boot that is ComfyUI's own affair. The
+last lines tell how long `invoke` takes until its processes are gone too, and what ComfyUI's first
+run costs, which both of our sides contain and the first side does not.
+"""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from statistics import median
+
+from benchmarks.place import check_completed, event, own_environment, small_image, wait_for
+from benchmarks.raw_client import RawClient
+from benchmarks.report import print_table
+from handler.settings import PROJECT
+from runtime.comfyui_process import HOST, child_environment, command
+
+TARGET = 1.15
+_ONE_CALL = """
+import json, os, sys
+from handler.app import lambda_handler
+response = lambda_handler(json.loads(sys.argv[1]), None)
+os.write(int(sys.argv[2]), json.dumps(response).encode())
+os.close(int(sys.argv[2]))
+"""
+
+
+def boot_comfyui() -> tuple[float, float, float]:
+    """Milliseconds of the boot, of the first run and of the second."""
+    with own_environment() as settings, socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        probe.close()
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            command(settings, port),
+            cwd=settings.comfyui_code,
+            env=child_environment(os.environ),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            wait_for(lambda: _answers(port))
+            booted = time.perf_counter()
+            client = RawClient(f"http://{HOST}:{port}")
+            times = []
+            for _ in range(2):
+                run_began = time.perf_counter()
+                client.run(small_image())
+                times.append((time.perf_counter() - run_began) * 1000)
+            client.close()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return (booted - began) * 1000, times[0], times[1]
+
+
+def _answers(port: int) -> bool:
+    connection = HTTPConnection(HOST, port, timeout=2)
+    try:
+        connection.request("GET", "/system_stats")
+        return connection.getresponse().status == 200
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def call_handler() -> float:
+    with own_environment():
+        request = json.dumps(event(small_image()))
+        reading, writing = os.pipe()
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-c", _ONE_CALL, request, str(writing)],
+            cwd=PROJECT,
+            pass_fds=[writing],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(writing)
+        with os.fdopen(reading, "rb") as pipe:
+            response = pipe.read()
+        ms = (time.perf_counter() - began) * 1000
+        process.wait()
+        check_completed(json.loads(response or '{"status": "", "message": "no response"}'))
+    return ms
+
+
+def invoke() -> tuple[float, float]:
+    """Milliseconds to the response, and to the end of the command."""
+    with own_environment() as settings:
+        file = Path(f"{settings.worker_dir}.event.json")
+        file.write_text(json.dumps(event(small_image())))
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "runtime", "invoke", "-e", str(file)],
+            cwd=PROJECT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdout is not None
+        lines = []
+        with process.stdout as answer:
+            for line in answer:
+                lines.append(line)
+                if line == "}\n":
+                    break
+            ms = (time.perf_counter() - began) * 1000
+            process.wait()
+        end_ms = (time.perf_counter() - began) * 1000
+        check_completed(json.loads("".join(lines) or '{"status": "", "message": "no response"}'))
+    return ms, end_ms
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.cold_start")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    rounds = parser.parse_args().rounds
+    boot_comfyui()  # its files are compiled, and in the page cache
+    timed = [(boot_comfyui(), call_handler(), invoke()) for _ in range(rounds)]
+    sides = {
+        "ComfyUI alone": [boot + second for (boot, _, second), _, _ in timed],
+        "lambda_handler": [handler for _, handler, _ in timed],
+        "runtime invoke": [answer for _, _, (answer, _) in timed],
+    }
+    print_table(sides, {"lambda_handler": TARGET, "runtime invoke": TARGET})
+    print(f"runtime invoke until it has ended, p50: {median(i[1] for _, _, i in timed):.0f} ms")
+    print(f"ComfyUI's first run, p50: {median(b[1] for b, _, _ in timed):.0f} ms")
+
+
+if __name__ == "__main__":
+    main()
