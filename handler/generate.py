@@ -5,6 +5,7 @@ Every way ends in the documented response; nothing is raised at the caller.
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from events.contract import caller_of, parse_request
@@ -21,7 +22,7 @@ from handler.outcome import Outcome
 from handler.settings import Settings
 from handler.storage import Storage, target_of
 from handler.worker import ReadyWorker, Worker
-from handler.workflow import check_queueable, fill_random_ints, standins_used
+from handler.workflow import check_queueable, fill_random_ints, model_names, standins_used
 
 _INTERRUPT_WAIT_S = 5.0
 _INTERRUPT_POLL_S = 0.05
@@ -48,6 +49,8 @@ class Generator:
         except Exception as error:
             logger.exception("unexpected error")
             outcome.error = InternalError(f"unexpected {type(error).__name__}; the log says more")
+        finally:
+            self._worker.done()
         response = outcome.response()
         _log_end(response)
         try:
@@ -71,7 +74,8 @@ class Generator:
             job = parse_request(event, outcome.caller)
             check_queueable(job.workflow)
             outcome.return_base64 = job.return_base64
-            is_ready = self._begin_wake()
+            models = model_names(job.workflow)
+            is_ready = self._begin_wake(models)
             workflow = fill_random_ints(job.workflow)
             self._warn_of_standins(workflow, outcome)
         worker = self._wait_ready(is_ready, outcome, deadline)
@@ -81,9 +85,9 @@ class Generator:
             with outcome.timings.stage("upload_ms"):
                 outcome.wait_for_uploads(deadline.answer_left_s())
 
-    def _begin_wake(self) -> bool:
+    def _begin_wake(self, models: Sequence[str]) -> bool:
         try:
-            return self._worker.begin_wake()
+            return self._worker.begin_wake(models)
         except OSError as error:
             raise WorkerUnavailable(f"the worker does not answer: {error.strerror}") from error
 
@@ -167,7 +171,7 @@ class Generator:
                 words = self._worker.last_words(worker)
                 if attempt == 2:
                     raise WorkerUnavailable(f"ComfyUI did not take the job. {words}") from error
-                worker = self._wait_ready(self._begin_wake(), outcome, deadline)
+                worker = self._wait_ready(self._begin_wake(()), outcome, deadline)
         emit("job.queued", "job queued", prompt_id=execution.prompt_id, nodes=len(workflow))
         return client
 

@@ -33,6 +33,10 @@ def _port(raw: str) -> int:
     return value
 
 
+def _names(raw: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in raw.split(",") if name.strip())
+
+
 def _path(raw: str) -> Path:
     return Path(raw).expanduser().absolute()
 
@@ -66,9 +70,17 @@ class Settings:
     comfyui_port: int | None = _var("COMFYUI_PORT", _port, None)
     comfyui_data_dir: Path | None = _var("COMFYUI_DATA_DIR", _path, None)
     comfyui_start_timeout_s: float = _var("COMFYUI_START_TIMEOUT", _seconds, 300.0)
+    models_dir: Path | None = _var("MODELS_DIR", _path, None)
     standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)
 
     worker_dir_given: Path | None = _var("WORKER_DIR", _path, None)
+    worker_hooks: tuple[str, ...] = _var("WORKER_HOOKS", _names, ())
+    pyworker_log: Path | None = _var("PYWORKER_LOG", _path, None)
+    idle_free_after_s: float | None = _var("IDLE_FREE_AFTER", _seconds, None)
+    idle_stop_after_s: float | None = _var("IDLE_STOP_AFTER", _seconds, None)
+    idle_exit_after_s: float | None = _var("IDLE_EXIT_AFTER", _seconds, None)
+    init_budget_s: float = _var("INIT_BUDGET", _seconds, 110.0)
+    shutdown_grace_s: float = _var("SHUTDOWN_GRACE", _seconds, 0.0)
     deadline_margin_s: float = _var("DEADLINE_MARGIN", _seconds, 10.0)
 
     @classmethod
@@ -118,6 +130,12 @@ class Settings:
             return self.comfyui_python
         own = [self.comfyui_code / name / "bin" / "python" for name in ("venv", ".venv")]
         return next((p for p in own if p.exists()), self.comfyui_home / "venv" / "bin" / "python")
+
+    @property
+    def model_folders(self) -> list[Path]:
+        """The folders with model files, laid out like ComfyUI's `models`, the first one first."""
+        folders = [self.comfyui_code / "models", self.models_dir, self.standins]
+        return [folder for folder in folders if folder and folder.is_dir()]
 
     @property
     def standins(self) -> Path:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,16 @@ class Worker:
         self._unread = b""
         self._started: subprocess.Popen[bytes] | None = None
 
-    def begin_wake(self) -> bool:
-        """Ask for a ready ComfyUI without waiting. True when it is ready now, False when cold.
+    def begin_wake(self, model_names: Sequence[str]) -> bool:
+        """Begin a job: ask for a ready ComfyUI without waiting. True when it is ready now.
 
-        Raises WorkerUnavailable when no worker answers and none can be started.
+        A cold worker reads the files of these names from the disk while ComfyUI starts. Raises
+        WorkerUnavailable when no worker answers and none can be started.
         """
         for attempt in (1, 2):
             try:
                 is_ready = bool(self._ask("state", CONNECT_TIMEOUT_S)["state"] == "ready")
-                self._send("wake")
+                self._send("wake", models=model_names)
                 return is_ready
             except OSError:
                 # The worker of the last event is gone; a new connection finds or starts another.
@@ -76,6 +78,12 @@ class Worker:
             starts=answer["starts"],
             cold_start_ms=answer["cold_start_ms"],
         )
+
+    def done(self) -> None:
+        """End the job; the worker may let ComfyUI sleep when there is no other."""
+        with contextlib.suppress(OSError, WorkerUnavailable):
+            if self._socket:
+                self._ask("done", CONNECT_TIMEOUT_S)
 
     def restart(self) -> None:
         """Have a ComfyUI that hangs replaced; returns at once, the next event waits for it."""
@@ -112,11 +120,11 @@ class Worker:
         self._send(operation)
         return self._receive(timeout_s)
 
-    def _send(self, operation: str) -> None:
+    def _send(self, operation: str, **details: Any) -> None:
         if self._socket is None:
             self._socket = self._connect()
         self._socket.settimeout(CONNECT_TIMEOUT_S)
-        self._socket.sendall(json.dumps({"op": operation}).encode() + b"\n")
+        self._socket.sendall(json.dumps({"op": operation, **details}).encode() + b"\n")
 
     def _receive(self, timeout_s: float) -> dict[str, Any]:
         if self._socket is None:

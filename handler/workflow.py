@@ -10,6 +10,8 @@ from typing import Any
 from handler.errors import WorkflowRejected
 
 RANDOM_INT = "__RANDOM_INT__"
+# folder_paths.py of ComfyUI: supported_pt_extensions, and what popular node packs add.
+MODEL_SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf")
 
 
 def fill_random_ints(value: Any) -> Any:
@@ -69,6 +71,12 @@ def standins_used(workflow: dict[str, Any], standins: Path, models: Path) -> lis
         for path in standins.glob("*/*.safetensors")
         if path.name in named and not (models / path.parent.name / path.name).exists()
     )
+
+
+def model_names(workflow: dict[str, Any]) -> list[str]:
+    """The model files that a workflow names, in the order in which it names them."""
+    named = (value for node in workflow.values() for value in _strings(node["inputs"]))
+    return list(dict.fromkeys(name for name in named if name.endswith(MODEL_SUFFIXES)))
 
 
 def _draw() -> int:

@@ -34,6 +34,7 @@ class Child:
         on_line: Callable[[str], object],
         on_exit: Callable[[], object] = lambda: None,
         dies_with: signal.Signals = signal.SIGKILL,
+        has_stdin: bool = False,
     ) -> None:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._on_line, self._on_exit = on_line, on_exit
@@ -44,7 +45,7 @@ class Child:
             [*leash, *command],
             cwd=cwd,
             env=env,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if has_stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -58,6 +59,12 @@ class Child:
     @property
     def pid(self) -> int:
         return self._popen.pid
+
+    def write_line(self, line: str) -> None:
+        """Write to its stdin, and close it. Raises OSError when the child is gone."""
+        assert self._popen.stdin is not None
+        with self._popen.stdin as stdin:
+            stdin.write(line + "\n")
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """The exit status (negative: the signal), or None if it still runs after `timeout_s`."""
@@ -88,6 +95,9 @@ class Child:
             self._popen.wait()
         # A descendant that left the group may keep the pipe open for as long as it likes.
         self._drainer.join(_DRAIN_WITHIN_S)
+        if self._popen.stdin:
+            with contextlib.suppress(OSError):
+                self._popen.stdin.close()
         self._ended.set()
         self._on_exit()
 

@@ -11,6 +11,7 @@ from handler.settings import Settings, SettingsError
 COMMANDS = {
     "install": "install ComfyUI and its own virtual environment",
     "standins": "generate stand-in weights for the Wan 2.2 profile (random numbers, no model)",
+    "extension": "own ComfyUI as a Lambda extension, for as long as the environment lives",
     "worker": "own ComfyUI: start, watch and stop it, and answer handlers on a socket",
     "invoke": "run one event through the real Lambda runtime client and print the response",
     "example": "invoke with a local S3 server, and fetch the files back",

@@ -4,6 +4,7 @@ Who wants it running, and what happens after it died, is decided in runtime/work
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ STOP_GRACE_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
 _PROBE_EVERY_S = 0.02
 _TCP_LISTEN = "0A"
+_PRELOAD = Path(__file__).with_name("preload.py")
 _TAIL_LINES = 200
 _SHOWN_LINES = 20
 # Custom nodes are other people's code: they get none of the handler's credentials.
@@ -35,19 +37,37 @@ class ComfyUIStartError(RuntimeError):
 
 
 class ComfyUIProcess:
-    """A started ComfyUI. Make it in a thread that lives on: see Child."""
+    """A ComfyUI, started at once, or prepared: its Python has imported what takes long, and waits.
 
-    def __init__(self, settings: Settings, on_line: Callable[[str], None]) -> None:
+    Make it in a thread that lives on: see Child. Raises ComfyUIStartError if none is installed.
+    """
+
+    def __init__(
+        self, settings: Settings, on_line: Callable[[str], None], *, is_prepared: bool = False
+    ) -> None:
         check_installed(settings)
-        self.port = settings.comfyui_port or _free_port(DEFAULT_PORT)
+        self.port = 0
+        self._settings = settings
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._on_line = on_line
+        self._waits = is_prepared
+        program = [str(_PRELOAD)] if is_prepared else ["main.py", *self._arguments()]
         self._child = Child(
-            command(settings, self.port),
+            [str(settings.comfyui_interpreter), "-u", *program],
             cwd=settings.comfyui_code,
             env=child_environment(os.environ),
             on_line=self._take,
+            has_stdin=is_prepared,
         )
+
+    def begin(self) -> None:
+        """Let a prepared process become ComfyUI. Raises ComfyUIStartError when it is gone."""
+        if self._waits:
+            self._waits = False
+            try:
+                self._child.write_line(json.dumps(self._arguments()))
+            except (OSError, ValueError) as error:
+                raise ComfyUIStartError(self.explain("the prepared ComfyUI has ended")) from error
 
     @property
     def base_url(self) -> str:
@@ -56,6 +76,10 @@ class ComfyUIProcess:
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    def _arguments(self) -> list[str]:
+        self.port = self._settings.comfyui_port or _free_port(DEFAULT_PORT)
+        return arguments(self._settings, self.port)
 
     def wait_until_ready(self, timeout_s: float, is_cancelled: Callable[[], bool]) -> bool:
         """True once `/system_stats` and the WebSocket both answer; False when cancelled.
@@ -80,6 +104,15 @@ class ComfyUIProcess:
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End the whole process group: SIGTERM, then SIGKILL after `grace_s` seconds."""
         self._child.stop(grace_s)
+
+    def free(self) -> None:
+        """Have it unload its models; a ComfyUI that does not answer is somebody else's finding."""
+        connection = HTTPConnection(HOST, self.port, timeout=_PROBE_TIMEOUT_S)
+        body = json.dumps({"unload_models": True, "free_memory": True})
+        with contextlib.suppress(OSError, HTTPException):
+            connection.request("POST", "/free", body, {"Content-Type": "application/json"})
+            connection.getresponse()
+        connection.close()
 
     def explain(self, what: str) -> str:
         """`what`, followed by the last log lines."""
@@ -110,10 +143,9 @@ def check_installed(settings: Settings) -> None:
         )
 
 
-def command(settings: Settings, port: int) -> list[str]:
-    """The command line of ComfyUI (its flags: comfy/cli_args.py)."""
-    line = [str(settings.comfyui_interpreter), "-u", "main.py"]
-    line += ["--listen", HOST, "--port", str(port), "--disable-auto-launch"]
+def arguments(settings: Settings, port: int) -> list[str]:
+    """The arguments of ComfyUI's main.py (its flags: comfy/cli_args.py)."""
+    line = ["--listen", HOST, "--port", str(port), "--disable-auto-launch"]
     if not has_gpu() and "--cpu" not in settings.comfyui_args:
         # On a CPU ComfyUI would pick sub-quadratic attention: 19 s instead of 7 s a step of Wan.
         line += ["--cpu", "--use-pytorch-cross-attention"]
@@ -124,9 +156,23 @@ def command(settings: Settings, port: int) -> list[str]:
             line += [f"--{folder}-directory", str(data / folder)]
         line += ["--temp-directory", str(data)]
         line += ["--database-url", f"sqlite:///{data / 'user' / 'comfyui.db'}"]
+    if settings.models_dir:
+        line += ["--extra-model-paths-config", str(_write_model_paths(settings))]
     if (config := settings.standins / "extra_model_paths.yaml").is_file():
         line += ["--extra-model-paths-config", str(config)]
     return [*line, *settings.comfyui_args]
+
+
+def _write_model_paths(settings: Settings) -> Path:
+    """An extra_model_paths.yaml for MODELS_DIR: each of its folders is a kind of model."""
+    assert settings.models_dir is not None
+    kinds = sorted(entry.name for entry in settings.models_dir.iterdir() if entry.is_dir())
+    paths = {"base_path": str(settings.models_dir), **{kind: kind for kind in kinds}}
+    settings.worker_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    config = settings.worker_dir / "extra_model_paths.yaml"
+    # JSON is YAML: https://yaml.org/spec/1.2.2/, section 1.3.
+    config.write_text(json.dumps({"models_dir": paths}))
+    return config
 
 
 def has_gpu() -> bool:

@@ -95,7 +95,7 @@ def test_handler_without_a_worker_starts_one_and_takes_it_along(tmp_path: Path) 
 
     assert json.loads(done.stdout)["status"] == "completed"
     assert wait_until(lambda: not (tmp_path / "worker.sock").exists())
-    lines = [line for line in done.stderr.splitlines() if "is ready after" in line]
+    lines = [line for line in done.stderr.splitlines() if "starting -> ready" in line]
     assert len(lines) == 1
 
 

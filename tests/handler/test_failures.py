@@ -26,7 +26,7 @@ def failed(response: dict[str, Any], type_: str, *, retryable: bool) -> str:
 
 
 def works() -> bool:
-    return run(workflows.image())["status"] == "completed"
+    return bool(run(workflows.image())["status"] == "completed")
 
 
 def comfyui_pid() -> int:

@@ -5,7 +5,7 @@ import signal
 import time
 from typing import Any, ClassVar
 
-import comfy.model_management  # type: ignore[import-not-found]
+import comfy.model_management
 import torch
 
 

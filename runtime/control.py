@@ -1,0 +1,162 @@
+"""The worker's socket: who holds it, what may be asked, and who still needs the worker.
+
+One JSON object a line, `{"op": ...}`, and one line back for each. `wake` begins a job and answers
+when ComfyUI is ready or its start has failed (`models`: names of files to read meanwhile); `done`
+ends the job; `state` answers at once; `restart` replaces a ComfyUI that hangs.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import socketserver
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from handler.settings import Settings
+from runtime.hooks import Hooks, PyWorkerLines, StateMetrics, load_hooks
+from runtime.lifecycle import Worker
+
+SOCKET_NAME = "worker.sock"
+_FIRST_LEASE_WITHIN_S = 30.0
+# sockaddr_un: 108 bytes with the closing NUL, see unix(7).
+_MAX_SOCKET_PATH = 107
+
+OnGone = Callable[[int], None]
+
+
+class ControlError(RuntimeError):
+    """The socket cannot be made where WORKER_DIR says."""
+
+
+@contextmanager
+def owned_worker(
+    settings: Settings, *, is_leased: bool = False, on_gone: OnGone = lambda _pid: None
+) -> Iterator[Worker | None]:
+    """A worker behind its socket, or None when another process owns it already.
+
+    The caller runs `supervise`. A leased worker stops when nobody is connected any more. `on_gone`
+    gets the process id of every handler whose connection ended. Raises ControlError, HookError.
+    """
+    path = settings.worker_dir / SOCKET_NAME
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise ControlError(f"WORKER_DIR is too long for a Unix socket: {path}")
+    lock = _lock(settings.worker_dir)
+    if lock is None:
+        yield None
+        return
+    worker = Worker(settings, _hooks(settings))
+    with lock, _ControlServer(path, worker, is_leased=is_leased, on_gone=on_gone) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield worker
+        finally:
+            server.shutdown()
+            path.unlink(missing_ok=True)
+
+
+class _ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Every open connection is a lease: somebody still needs the worker."""
+
+    daemon_threads = True
+    # Many handler processes may connect in the same moment, one for each concurrent invocation.
+    request_queue_size = 128
+
+    def __init__(self, path: Path, worker: Worker, *, is_leased: bool, on_gone: OnGone) -> None:
+        self.worker, self.on_gone = worker, on_gone
+        self._leases, self._is_leased = 0, is_leased
+        self._lock = threading.Lock()
+        path.unlink(missing_ok=True)
+        super().__init__(str(path), _Connection)
+        if is_leased:
+            timer = threading.Timer(_FIRST_LEASE_WITHIN_S, self._stop_if_unused)
+            timer.daemon = True
+            timer.start()
+
+    def lease(self) -> None:
+        with self._lock:
+            self._leases += 1
+
+    def release(self) -> None:
+        with self._lock:
+            self._leases -= 1
+        self._stop_if_unused()
+
+    def _stop_if_unused(self) -> None:
+        if self._is_leased and self._leases == 0:
+            self.worker.stop()
+
+
+class _Connection(socketserver.StreamRequestHandler):
+    server: _ControlServer
+    _has_job = False
+
+    def handle(self) -> None:
+        self.server.lease()
+        pid = _peer_pid(self.request)
+        try:
+            for line in self.rfile:
+                self.wfile.write(json.dumps(self._answer(line)).encode() + b"\n")
+        except OSError:
+            pass  # the handler process is gone, its job and its lease end below
+        finally:
+            self._end_job()
+            self.server.release()
+            self.server.on_gone(pid)
+
+    def _answer(self, line: bytes) -> dict[str, Any]:
+        worker = self.server.worker
+        try:
+            asked = json.loads(line)
+            operation, models = asked["op"], [str(name) for name in asked.get("models", ())]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {"error": 'expected {"op": "wake" | "done" | "state" | "restart"}'}
+        match operation:
+            case "wake":
+                self._end_job()
+                self._has_job = True
+                worker.wake(models)
+            case "done":
+                self._end_job()
+            case "restart":
+                worker.restart()
+            case "state":
+                pass
+            case _:
+                return {"error": f"unknown op {operation!r}"}
+        return worker.describe()
+
+    def _end_job(self) -> None:
+        if self._has_job:
+            self._has_job = False
+            self.server.worker.done()
+
+
+def _hooks(settings: Settings) -> list[Hooks]:
+    hooks: list[Hooks] = [StateMetrics()] if "AWS_LAMBDA_FUNCTION_NAME" in os.environ else []
+    if settings.pyworker_log:
+        hooks.append(PyWorkerLines(settings.pyworker_log))
+    return [*hooks, *load_hooks(settings.worker_hooks)]
+
+
+def _lock(folder: Path) -> TextIO | None:
+    """The lock that makes this process the only owner, or None when another one holds it."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = (folder / "worker.lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def _peer_pid(connection: socket.socket) -> int:
+    # struct ucred {pid, uid, gid}, see unix(7).
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    pid: int = struct.unpack("3i", raw)[0]
+    return pid

@@ -1,0 +1,177 @@
+"""`python -m runtime extension`: owns ComfyUI as an external extension of a Lambda environment.
+
+Lambda counts an environment as initialised when every extension has asked for its next event. So
+the first question waits until ComfyUI is ready, or until most of the time for Init is spent.
+https://docs.aws.amazon.com/lambda/latest/dg/runtimes-extensions-api.html
+"""
+
+import argparse
+import json
+import os
+import signal
+import threading
+import time
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import Any
+
+from handler.settings import Settings
+from runtime.control import ControlError, owned_worker
+from runtime.hooks import HookError
+from runtime.lifecycle import Worker, log
+from runtime.states import State
+
+API = "/2020-01-01/extension"
+NAME = "lambda-comfyui"
+# Lambda kills everything 2 s after SHUTDOWN began; the runtime had 0.6 s of them before us.
+_END_WITHIN_S = 1.0
+_GONE_NOTED_AFTER_S = 0.2
+
+
+class ExtensionsApiError(RuntimeError):
+    """The Extensions API refused a call."""
+
+
+class ExtensionsApi:
+    """The calls of one extension. `address` is AWS_LAMBDA_RUNTIME_API, HOST:PORT."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._identifier = ""
+
+    def register(self) -> None:
+        """Register for SHUTDOWN, the only event that Managed Instances allow."""
+        headers = {"Lambda-Extension-Name": NAME}
+        answer = self._call("POST", "/register", headers, {"events": ["SHUTDOWN"]})
+        self._identifier = answer
+
+    def next_event(self) -> dict[str, Any]:
+        """Wait for the next event, for as long as it takes."""
+        headers = {"Lambda-Extension-Identifier": self._identifier}
+        connection = HTTPConnection(self._address)
+        try:
+            connection.request("GET", f"{API}/event/next", headers=headers)
+            event: dict[str, Any] = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        return event
+
+    def exit_error(self, kind: str) -> None:
+        """Tell why the environment must be replaced, just before we end."""
+        headers = {
+            "Lambda-Extension-Identifier": self._identifier,
+            "Lambda-Extension-Function-Error-Type": kind,
+        }
+        self._call("POST", "/exit/error", headers, {"errorMessage": kind, "errorType": kind})
+
+    def _call(self, method: str, path: str, headers: dict[str, str], body: Any) -> str:
+        connection = HTTPConnection(self._address, timeout=10)
+        try:
+            connection.request(method, API + path, json.dumps(body), headers)
+            answer = connection.getresponse()
+            said = answer.read().decode(errors="replace")
+            if answer.status >= 300:
+                raise ExtensionsApiError(f"{method} {path}: HTTP {answer.status} {said[:200]}")
+            return answer.headers.get("Lambda-Extension-Identifier", "")
+        finally:
+            connection.close()
+
+
+class Environment:
+    """Watches what would leave an environment alive that serves nobody, and ends it then."""
+
+    def __init__(self, api: ExtensionsApi) -> None:
+        self.failure = ""
+        self._api = api
+        self._worker: Worker | None = None
+        self._parents: dict[int, int] = {}
+
+    def follow(self, worker: Worker, init_budget_s: float) -> None:
+        """Hold Init open, then wait for SHUTDOWN. Runs in a thread of its own."""
+        self._worker = worker
+        state = worker.wait_settled(init_budget_s)
+        log(f"extension: Init ends with the worker {state}")
+        try:
+            event = self._api.next_event()
+        except (OSError, HTTPException, ValueError) as error:
+            log(f"extension: the Extensions API is gone: {type(error).__name__}")
+            worker.stop()
+            return
+        left_s = event.get("deadlineMs", 0) / 1000 - time.time() - _END_WITHIN_S
+        reason = event.get("shutdownReason", "")
+        log(f"extension: SHUTDOWN ({reason})")
+        worker.stop(grace_s=min(max(left_s, 0.0), worker.settings.shutdown_grace_s))
+
+    def handler_gone(self, pid: int) -> None:
+        """A handler process closed its connection. If it died and was the last, nobody serves.
+
+        Managed Instances never replace a dead worker process of the runtime.
+        """
+        if self._worker is None or self._worker.state in (State.DRAINING, State.STOPPED):
+            return
+        time.sleep(_GONE_NOTED_AFTER_S)
+        if not _is_alive(pid) and not _handlers_alive():
+            self.end("Runtime.WorkerGone")
+
+    def end(self, kind: str) -> None:
+        """End the environment, so that the platform makes a new one."""
+        self.failure = kind
+        log(f"extension: {kind}: this environment serves nobody any more")
+        if self._worker:
+            self._worker.stop()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No arguments: Lambda gives none."""
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """0 after SHUTDOWN or SIGTERM; 1 when the environment has to be replaced; 2 for wrong settings.
+
+    Raises KeyError when AWS_LAMBDA_RUNTIME_API is not set: then there is no Lambda here.
+    """
+    api = ExtensionsApi(os.environ["AWS_LAMBDA_RUNTIME_API"])
+    api.register()
+    environment = Environment(api)
+    try:
+        with owned_worker(settings, on_gone=environment.handler_gone) as worker:
+            if worker is None:
+                log("extension: another process owns ComfyUI already")
+                return 1
+            signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=worker.stop).start())
+            follower = threading.Thread(
+                target=environment.follow, args=(worker, settings.init_budget_s), daemon=True
+            )
+            follower.start()
+            worker.supervise()
+    except (ControlError, HookError) as error:
+        log(str(error))
+        return 2
+    if environment.failure:
+        api.exit_error(environment.failure)
+        return 1
+    return 0
+
+
+def _handlers_alive() -> bool:
+    """Whether any process of the runtime client is left that serves, its parent apart.
+
+    With AWS_LAMBDA_MAX_CONCURRENCY awslambdaric is a parent that only waits, and its children.
+    """
+    clients = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and _is_alive(int(entry.name)):
+            try:
+                if b"awslambdaric" in (entry / "cmdline").read_bytes():
+                    parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                    clients[int(entry.name)] = int(parent)
+            except OSError:
+                continue
+    return any(parent in clients for parent in clients.values())
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False

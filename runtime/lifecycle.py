@@ -1,0 +1,272 @@
+"""Keeps one ComfyUI for all handlers of a container: starts it, watches it, lets it sleep, ends it.
+
+How handlers ask for it is runtime/control.py; what its states are, runtime/states.py.
+"""
+
+import contextlib
+import queue
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from handler.settings import Settings
+from runtime import prefetch
+from runtime.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
+from runtime.hooks import Change, Hooks, StateLines, tell
+from runtime.states import State, check_move
+
+MAX_FAILED_STARTS = 5
+_MAX_BACKOFF_S = 8.0
+_STABLE_AFTER_S = 60.0
+_WATCH_EVERY_S = 0.05
+_HOOKS_WITHIN_S = 1.0
+
+
+class Worker:
+    """The owner of ComfyUI. `supervise` runs in a thread that lives on; the rest in any thread."""
+
+    def __init__(self, settings: Settings, hooks: Sequence[Hooks] = ()) -> None:
+        self.settings = settings
+        self.state = State.STARTING
+        self.starts = 0
+        self.last_failure = ""
+        self._hooks = [StateLines(log), *hooks]
+        self._changed = threading.Condition()
+        self._changes: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
+        self._since = time.monotonic()
+        self._cold_start_ms = 0.0
+        self._process: ComfyUIProcess | None = None
+        self._prepared: ComfyUIProcess | None = None
+        self._prefetch: prefetch.Prefetch | None = None
+        self._wanted, self._stopping, self._stop_at = True, False, 0.0
+        self._attempts = self._failed_starts = self._early_deaths = 0
+        self._jobs, self._idle_since = 0, time.monotonic()
+
+    def supervise(self) -> None:
+        """Run until `stop`: start ComfyUI when it is wanted, and serve until it dies or sleeps."""
+        teller = threading.Thread(target=self._tell_hooks, daemon=True)
+        teller.start()
+        try:
+            while self._wait_until_wanted():
+                if self._start():
+                    self._serve()
+        finally:
+            self.stop()
+            self._end_processes()
+            self._move(State.STOPPED)
+            self._changes.put(None)
+            teller.join(_HOOKS_WITHIN_S)
+
+    def wake(self, model_names: Sequence[str] = ()) -> None:
+        """Begin a job: block until ComfyUI is ready, or the start under way (or made now) failed.
+
+        While it starts, the files of `model_names` are read into the page cache.
+        """
+        with self._changed:
+            self._jobs += 1
+            seen, is_cold = self._attempts, self.state is not State.READY
+            self._wanted = True
+            self._changed.notify_all()
+        if is_cold and model_names:
+            files = prefetch.find(model_names, self.settings.model_folders)
+            self._prefetch = prefetch.Prefetch(files)
+        over = (State.READY, State.FAILED, State.DRAINING, State.STOPPED)
+        with self._changed:
+            self._changed.wait_for(lambda: self.state in over or self._attempts > seen)
+
+    def done(self) -> None:
+        """End a job; when none is left, the time to sleep begins to count."""
+        with self._changed:
+            self._jobs -= 1
+            self._idle_since = time.monotonic()
+            self._changed.notify_all()
+
+    def restart(self) -> None:
+        """Kill ComfyUI now; another one is started."""
+        with self._changed:
+            if self.state is State.READY and self._process:
+                log("ComfyUI does not give up its job: restarting it")
+                self._process.stop(grace_s=0.0)
+
+    def stop(self, grace_s: float = 0.0) -> None:
+        """Take nothing new. ComfyUI may finish its jobs for `grace_s` seconds, then it ends."""
+        with self._changed:
+            if not self._stopping:
+                self._stopping, self._stop_at = True, time.monotonic() + grace_s
+                self._move(State.DRAINING)
+
+    def wait_settled(self, timeout_s: float) -> State:
+        """The state, once the first start has succeeded or failed, or the time is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.state is not State.STARTING, timeout_s)
+            return self.state
+
+    def describe(self) -> dict[str, Any]:
+        """What a handler needs to know: state, and where ComfyUI and its files are."""
+        data = self.settings.comfyui_data
+        with self._changed:
+            process = self._process
+            return {
+                "state": self.state.value,
+                "starts": self.starts,
+                "jobs": self._jobs,
+                "cold_start_ms": self._cold_start_ms,
+                "failure": self.last_failure,
+                "base_url": process.base_url if process else "",
+                "comfyui_pid": process.pid if process else None,
+                "prepared_pid": self._prepared.pid if self._prepared else None,
+                "prefetched_bytes": self._prefetch.read_bytes if self._prefetch else 0,
+                "folders": {
+                    "output": str(data / "output"),
+                    "input": str(data / "input"),
+                    "temp": str(data / "temp"),
+                },
+            }
+
+    def _wait_until_wanted(self) -> bool:
+        with self._changed:
+            while not self._changed.wait_for(self._may_go_on, self._until_deepest_sleep_s()):
+                self._end_prepared("asleep for long")
+            if (in_a_row := self._failed_starts + self._early_deaths) > 1:
+                pause = min(2.0 ** (in_a_row - 2), _MAX_BACKOFF_S)
+                self._changed.wait_for(lambda: self._stopping, timeout=pause)
+            if not self._stopping and self.state is not State.STARTING:
+                self._move(State.STARTING, "wanted")
+            return not self._stopping
+
+    def _may_go_on(self) -> bool:
+        return self._stopping or (self._wanted and self.state is not State.FAILED)
+
+    def _start(self) -> bool:
+        began = time.monotonic()
+        try:
+            process = self._take_prepared() or ComfyUIProcess(self.settings, self._log_comfyui)
+            with self._changed:
+                self._process = process
+            process.begin()
+            timeout_s = self.settings.comfyui_start_timeout_s
+            if not process.wait_until_ready(timeout_s, lambda: self._stopping):
+                return False
+        except ComfyUIStartError as error:
+            self._end_processes()
+            self._note_failed_start(str(error))
+            return False
+        with self._changed:
+            if self._stopping:
+                return False
+            self.starts += 1
+            self._failed_starts = 0
+            self._cold_start_ms = round((time.monotonic() - began) * 1000, 1)
+            self._idle_since = time.monotonic()
+            self._move(State.READY, process.base_url)
+        return True
+
+    def _take_prepared(self) -> ComfyUIProcess | None:
+        prepared, self._prepared = self._prepared, None
+        return prepared if prepared and prepared.wait(0) is None else None
+
+    def _serve(self) -> None:
+        """Until ComfyUI dies, falls asleep, or has to end."""
+        process, ready_at, is_freed = self._process, time.monotonic(), False
+        assert process is not None
+        while True:
+            status = process.wait(_WATCH_EVERY_S)
+            with self._changed:
+                if self._stopping and (self._jobs == 0 or time.monotonic() >= self._stop_at):
+                    return
+                if status is not None:
+                    is_early = time.monotonic() - ready_at < _STABLE_AFTER_S
+                    self._early_deaths = self._early_deaths + 1 if is_early else 0
+                    self._note_death(process, status)
+                    return
+                idle_s = 0.0 if self._jobs else time.monotonic() - self._idle_since
+                if not self._stopping and _is_reached(self._stops_after_s(), idle_s):
+                    self._wanted = False
+                    self._move(State.INACTIVE, f"idle for {idle_s:.0f} s")
+                    break
+            if is_freed is not _is_reached(self.settings.idle_free_after_s, idle_s):
+                is_freed = not is_freed
+                if is_freed:
+                    log(f"idle for {idle_s:.0f} s: models are unloaded")
+                    process.free()
+        self._fall_asleep()
+
+    def _fall_asleep(self) -> None:
+        self._end_processes()
+        if self._stops_after_s() != self.settings.idle_exit_after_s:
+            with contextlib.suppress(ComfyUIStartError):
+                self._prepared = ComfyUIProcess(self.settings, self._log_comfyui, is_prepared=True)
+
+    def _stops_after_s(self) -> float | None:
+        """Idle seconds until ComfyUI ends; the prepared process stays unless all ends then."""
+        given = (self.settings.idle_stop_after_s, self.settings.idle_exit_after_s)
+        return min((limit for limit in given if limit), default=None)
+
+    def _until_deepest_sleep_s(self) -> float | None:
+        """Seconds until the prepared process may not stay; None for never."""
+        limit = self.settings.idle_exit_after_s
+        if not limit or self._prepared is None:
+            return None
+        return max(self._idle_since + limit - time.monotonic(), 0.0)
+
+    def _note_failed_start(self, reason: str) -> None:
+        with self._changed:
+            self._attempts += 1
+            self._failed_starts += 1
+            self.last_failure = reason
+            if self._stopping:
+                return
+            # The next event decides whether another start is worth its time.
+            self._wanted = False
+            is_hopeless = self._failed_starts >= MAX_FAILED_STARTS
+            self._move(State.FAILED if is_hopeless else State.INACTIVE, reason)
+
+    def _note_death(self, process: ComfyUIProcess, status: int) -> None:
+        self.last_failure = process.explain(f"ComfyUI ended with {describe_exit(status)}")
+        if not self._stopping:
+            self._wanted = True
+            self._move(State.STARTING, self.last_failure)
+
+    def _end_processes(self) -> None:
+        with self._changed:
+            process, self._process = self._process, None
+            reading, self._prefetch = self._prefetch, None
+        if reading:
+            reading.stop()
+        if process:
+            process.stop()
+        self._end_prepared("")
+
+    def _end_prepared(self, reason: str) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared:
+            if reason:
+                log(f"{reason}: the prepared process ends, too")
+            prepared.stop(grace_s=0.0)
+
+    def _move(self, state: State, reason: str = "") -> None:
+        with self._changed:
+            check_move(self.state, state)
+            now = time.monotonic()
+            self._changes.put(Change(self.state, state, now - self._since, reason))
+            self.state, self._since = state, now
+            self._changed.notify_all()
+
+    def _tell_hooks(self) -> None:
+        while (change := self._changes.get()) is not None:
+            tell(self._hooks, change, log)
+
+    def _log_comfyui(self, line: str) -> None:
+        log(f"comfyui: {line}")
+
+
+def log(line: str) -> None:
+    """One plain line on stderr: the platform's log in a container, the terminal elsewhere."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def _is_reached(limit_s: float | None, idle_s: float) -> bool:
+    return limit_s is not None and 0 < limit_s <= idle_s

@@ -1,0 +1,155 @@
+"""How a worker falls asleep, in three depths, and how it wakes; hooks; what is read beforehand."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from runtime import prefetch
+from runtime.hooks import Change, HookError, Hooks, PyWorkerLines, load_hooks, tell
+from runtime.states import MOVES, IllegalMove, State, check_move
+from tests.processes import is_running, wait_until
+from tests.runtime.test_worker import StartWorker, ask, start_worker
+
+__all__ = ["start_worker"]
+
+
+@pytest.mark.slow
+def test_idle_worker_sleeps_and_twenty_wakes_share_one_start(start_worker: StartWorker) -> None:
+    worker = start_worker(IDLE_STOP_AFTER="0.5")
+    first = worker.ask("wake")
+    assert wait_until(lambda: worker.ask("state")["state"] == "inactive")
+    assert wait_until(lambda: not is_running(first["comfyui_pid"]))
+    assert wait_until(lambda: worker.ask("state")["prepared_pid"] is not None)
+    prepared = worker.ask("state")["prepared_pid"]
+    time.sleep(6)
+
+    connections = [worker.connect() for _ in range(20)]
+    began = time.monotonic()
+    for connection in connections:
+        connection.sendall(b'{"op": "wake"}\n')
+    answers = []
+    for connection in connections:
+        with connection.makefile() as lines:
+            answers.append(json.loads(lines.readline()))
+    waited_s = time.monotonic() - began
+
+    assert {answer["state"] for answer in answers} == {"ready"}
+    assert {answer["starts"] for answer in answers} == {2}
+    assert answers[0]["comfyui_pid"] == prepared
+    assert waited_s < first["cold_start_ms"] / 1000 * 0.5
+    for connection in connections:
+        connection.close()
+
+
+@pytest.mark.slow
+def test_worker_with_a_job_does_not_sleep(start_worker: StartWorker) -> None:
+    worker = start_worker(IDLE_STOP_AFTER="0.3")
+    with worker.connect() as busy:
+        assert ask(busy, "wake")["jobs"] == 1
+        time.sleep(1.0)
+        assert ask(busy, "state")["state"] == "ready"
+
+        assert ask(busy, "done")["jobs"] == 0
+
+        assert wait_until(lambda: ask(busy, "state")["state"] == "inactive")
+
+
+@pytest.mark.slow
+def test_job_of_a_handler_that_died_does_not_keep_the_worker_awake(
+    start_worker: StartWorker,
+) -> None:
+    worker = start_worker(IDLE_STOP_AFTER="0.3")
+    busy = worker.connect()
+    ask(busy, "wake")
+
+    busy.close()
+
+    assert wait_until(lambda: worker.ask("state")["state"] == "inactive")
+
+
+@pytest.mark.slow
+def test_deepest_sleep_keeps_no_process(start_worker: StartWorker) -> None:
+    worker = start_worker(IDLE_STOP_AFTER="0.3", IDLE_EXIT_AFTER="1.5")
+    worker.ask("wake")
+    assert wait_until(lambda: worker.ask("state")["prepared_pid"] is not None)
+    prepared = worker.ask("state")["prepared_pid"]
+
+    assert wait_until(lambda: worker.ask("state")["prepared_pid"] is None)
+
+    assert not is_running(prepared)
+    assert worker.ask("wake")["state"] == "ready"
+
+
+@pytest.mark.slow
+def test_killed_prepared_process_costs_time_but_no_job(start_worker: StartWorker) -> None:
+    worker = start_worker(IDLE_STOP_AFTER="0.3")
+    worker.ask("wake")
+    assert wait_until(lambda: worker.ask("state")["prepared_pid"] is not None)
+    os.kill(worker.ask("state")["prepared_pid"], 9)
+    time.sleep(0.2)
+
+    assert worker.ask("wake")["state"] == "ready"
+
+
+def test_every_move_is_in_the_table() -> None:
+    with pytest.raises(IllegalMove, match="from stopped to ready"):
+        check_move(State.STOPPED, State.READY)
+    assert set(MOVES) == set(State)
+    living = set(State) - {State.DRAINING, State.STOPPED}
+    assert all(State.DRAINING in MOVES[state] for state in living)
+
+
+class Recorder(Hooks):
+    heard: ClassVar[list[State]] = []
+
+    def on_ready(self, change: Change) -> None:
+        self.heard.append(change.new)
+
+
+class Broken(Hooks):
+    def on_ready(self, change: Change) -> None:
+        raise ValueError("no")
+
+
+def test_hooks_hear_changes_and_a_broken_one_changes_nothing() -> None:
+    lines: list[str] = []
+    hooks = load_hooks([f"{__name__}:Broken", f"{__name__}:Recorder"])
+
+    tell(hooks, Change(State.STARTING, State.READY, 1.0, ""), lines.append)
+    tell(hooks, Change(State.READY, State.STARTING, 1.0, ""), lines.append)
+
+    assert Recorder.heard == [State.READY]
+    assert lines == ["hook Broken raised ValueError: no"]
+
+
+@pytest.mark.parametrize("name", ["nowhere:X", "runtime.hooks:Nothing", "runtime.hooks", ":"])
+def test_hook_that_is_not_there_is_named(name: str) -> None:
+    with pytest.raises(HookError, match="WORKER_HOOKS"):
+        load_hooks([name])
+
+
+def test_pyworker_finds_its_lines_in_the_file(tmp_path: Path) -> None:
+    hook = PyWorkerLines(tmp_path / "log")
+
+    hook.on_ready(Change(State.STARTING, State.READY, 1.0, ""))
+    hook.on_failed(Change(State.STARTING, State.FAILED, 1.0, ""))
+
+    assert (tmp_path / "log").read_text().split() == ["BACKENDS_READY", "BACKEND_UNRECOVERABLE"]
+
+
+def test_named_model_files_are_read_from_the_first_folder_that_has_them(tmp_path: Path) -> None:
+    for folder, content in (("one", b"x" * 1000), ("two", b"y" * 10)):
+        (tmp_path / folder / "vae" / "sub").mkdir(parents=True)
+        (tmp_path / folder / "vae" / "sub" / "a.safetensors").write_bytes(content)
+    folders = [tmp_path / "one", tmp_path / "two"]
+
+    files = prefetch.find(["sub/a.safetensors", "../x", "/etc/passwd", "none.pt"], folders)
+    reading = prefetch.Prefetch(files)
+
+    assert files == [tmp_path / "one" / "vae" / "sub" / "a.safetensors"]
+    assert reading.join(5)
+    assert reading.read_bytes == 1000
