@@ -31,7 +31,7 @@ from benchmarks.place import check_completed, event, own_environment, small_imag
 from benchmarks.raw_client import RawClient
 from benchmarks.report import print_table
 from handler.settings import PROJECT
-from runtime.comfyui_process import HOST, child_environment, command
+from runtime.comfyui_process import HOST, arguments, child_environment
 
 TARGET = 1.15
 _ONE_CALL = """
@@ -51,7 +51,7 @@ def boot_comfyui() -> tuple[float, float, float]:
         probe.close()
         began = time.perf_counter()
         process = subprocess.Popen(
-            command(settings, port),
+            [str(settings.comfyui_interpreter), "main.py", *arguments(settings, port)],
             cwd=settings.comfyui_code,
             env=child_environment(os.environ),
             stdout=subprocess.DEVNULL,

@@ -13,7 +13,7 @@ from typing import Any
 
 from handler.settings import PROJECT, Settings
 from handler.worker import ReadyWorker, Worker
-from runtime.worker import SOCKET_NAME, own_worker_dir
+from runtime.control import SOCKET_NAME, lock_folder
 
 _OURS = ("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEADLINE_", "POWERTOOLS_")
 _PLACES = ("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR")
@@ -68,7 +68,7 @@ def running_comfyui(settings: Settings) -> Iterator[ReadyWorker]:
     worker = Worker(settings)
     try:
         wait_for((settings.worker_dir / SOCKET_NAME).exists)
-        worker.begin_wake()
+        worker.begin_wake(())
         yield worker.wait_ready(None)
     finally:
         worker.close()
@@ -91,7 +91,7 @@ def check_completed(response: dict[str, Any]) -> None:
 
 
 def _has_no_worker(folder: Path) -> bool:
-    if (lock := own_worker_dir(folder)) is None:
+    if (lock := lock_folder(folder)) is None:
         return False
     lock.close()
     return True

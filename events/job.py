@@ -25,6 +25,10 @@ class S3Override:
     bucket_name: str = ""
     region: str = ""
 
+    @property
+    def is_given(self) -> bool:
+        return self != S3Override()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:

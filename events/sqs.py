@@ -27,7 +27,10 @@ def matches(event: Any) -> bool:
         return False
     records = event["Records"]
     return bool(records) and all(
-        isinstance(record, dict) and record.get("eventSource") == "aws:sqs" for record in records
+        isinstance(record, dict)
+        and record.get("eventSource") == "aws:sqs"
+        and isinstance(record.get("messageId"), str)
+        for record in records
     )
 
 
@@ -35,13 +38,13 @@ def process(event: dict[str, Any], handle: Handle) -> dict[str, Any]:
     """Run every message of the batch; the reply lists those that go back to the queue."""
 
     def run(record: SQSRecord) -> dict[str, Any]:
-        response = handle(request_of(record.body))
+        response = handle(request_of(record.raw_event.get("body")))
         error = response.get("error")
         if error and error["retryable"]:
             raise GoesBack(error["type"])
         return response
 
-    processor = _processor(event["Records"][0].get("eventSourceARN") or "")
+    processor = _processor(str(event["Records"][0].get("eventSourceARN")))
     # Powertools reads nothing of the Lambda context unless the record handler asks for it.
     reply = process_partial_response(event, run, processor, context=None)
     return cast(dict[str, Any], reply)
@@ -51,7 +54,7 @@ def request_of(body: Any) -> Any:
     """The request in a message body; a body that is not JSON stays text and is refused as such."""
     try:
         return json.loads(body)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return body
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 _MARGIN_SHARE = 0.2
+_RETURN_S = 1.0
+_RETURN_SHARE = 0.05
 STAGES = (
     "queue_ms",
     "cold_start_ms",
@@ -59,9 +61,10 @@ class Deadline:
         if hasattr(context, "get_remaining_time_in_millis"):
             left_s = context.get_remaining_time_in_millis() / 1000
             now = time.monotonic()
-            self.answer_by = now + left_s
+            # A little is kept for the way back.
+            self.answer_by = now + left_s - min(_RETURN_S, left_s * _RETURN_SHARE)
             # Short invocations keep most of their time for the work.
-            self.work_until = self.answer_by - min(margin_s, left_s * _MARGIN_SHARE)
+            self.work_until = now + left_s - min(margin_s, left_s * _MARGIN_SHARE)
 
     def work_left_s(self) -> float | None:
         return None if self.work_until is None else self.work_until - time.monotonic()

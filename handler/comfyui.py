@@ -11,15 +11,16 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import requests
+import urllib3
 import websocket
 
 from handler.rejection import explain_rejection
 
 HTTP_TIMEOUT_S = 30.0
 POLL_S = 1.0
+STUCK_AFTER_POLLS = 3
 _HISTORY_RACE_S = 5.0
-_REOPEN_EVERY_S = 1.0
+_REOPEN_EVERY_S = 0.5
 
 Message = dict[str, Any]
 HistoryEntry = dict[str, Any]
@@ -29,15 +30,19 @@ class ComfyUIGone(ConnectionError):
     """ComfyUI does not answer any more, or has forgotten the job: it died or was restarted."""
 
 
+class ComfyUIStuck(RuntimeError):
+    """ComfyUI answers, but the thread that runs its queue has ended: nothing will ever run."""
+
+
 class ComfyUI:
-    """One kept HTTP session and one kept WebSocket to `base_url`. Used by one thread."""
+    """One kept HTTP connection and one kept WebSocket to `base_url`. Used by one thread."""
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
         self.client_id = uuid.uuid4().hex
-        self._session = requests.Session()
-        # Proxies of the environment are for the outside; ComfyUI is on the loopback interface.
-        self._session.trust_env = False
+        # Not requests: half a millisecond a call counts here, and no proxy must come between.
+        self._http = urllib3.connection_from_url(base_url, retries=False, timeout=HTTP_TIMEOUT_S)
+        self._idle_polls = 0
         self._socket: websocket.WebSocket | None = None
         self._reopen_at = 0.0
 
@@ -49,23 +54,24 @@ class ComfyUI:
         self._listen()
         body = {"prompt": workflow, "client_id": self.client_id, "prompt_id": prompt_id}
         answer = self._post("/prompt", body)
-        accepted = answer.status_code == 200
+        accepted = answer.status == 200
         details = _json_object(answer)
         if accepted and not details.get("node_errors"):
             return
         if accepted:
             # ComfyUI would run the valid outputs only and drop the others in silence.
             self.interrupt(prompt_id)
-        raise explain_rejection(details, workflow, answer.status_code)
+        raise explain_rejection(details, workflow, answer.status)
 
     def follow(
         self, prompt_id: str, on_message: Callable[[Message], None], *, deadline: float | None
     ) -> HistoryEntry:
         """Pass on every message of this prompt until it is over; return its history entry.
 
-        `deadline` is a time of `time.monotonic()`. Raises TimeoutError at the deadline, and
-        ComfyUIGone. A dropped WebSocket costs messages, never the result.
+        `deadline` is a time of `time.monotonic()`. Raises TimeoutError at the deadline,
+        ComfyUIGone and ComfyUIStuck. A dropped WebSocket costs messages, never the result.
         """
+        self._idle_polls = 0
         while True:
             left = POLL_S if deadline is None else min(POLL_S, deadline - time.monotonic())
             if left <= 0:
@@ -74,7 +80,7 @@ class ComfyUI:
             if message is None:
                 if (entry := self._look_up(prompt_id)) is not None:
                     return entry
-            elif message["data"].get("prompt_id") == prompt_id:
+            elif _is_about(message, prompt_id):
                 on_message(message)
                 if message["type"] == "executing" and message["data"]["node"] is None:
                     return self._history_soon(prompt_id)
@@ -95,20 +101,30 @@ class ComfyUI:
 
     def close(self) -> None:
         self._hang_up()
-        self._session.close()
+        self._http.close()
 
     def _look_up(self, prompt_id: str) -> HistoryEntry | None:
         try:
-            if (entry := self._history(prompt_id)) or not self.is_over(prompt_id):
-                return entry
-            # It may have ended between the two questions.
             entry = self._history(prompt_id)
-        except requests.Timeout:
+            if entry is None and self._is_queued(prompt_id):
+                return None
+            # It may have ended between the two questions.
+            entry = entry or self._history(prompt_id)
+        except urllib3.exceptions.TimeoutError:
             # A node that holds the interpreter lock keeps the server from answering: it is alive.
             return None
         if entry is None:
             raise ComfyUIGone("ComfyUI does not know the job any more")
         return entry
+
+    def _is_queued(self, prompt_id: str) -> bool:
+        queue = self._get("/queue")
+        is_waiting = any(item[1] == prompt_id for item in queue["queue_pending"])
+        stands_still = is_waiting and not queue["queue_running"]
+        self._idle_polls = self._idle_polls + 1 if stands_still else 0
+        if self._idle_polls >= STUCK_AFTER_POLLS:
+            raise ComfyUIStuck("ComfyUI takes no job from its queue any more")
+        return is_waiting or any(item[1] == prompt_id for item in queue["queue_running"])
 
     def _history_soon(self, prompt_id: str) -> HistoryEntry:
         give_up = time.monotonic() + _HISTORY_RACE_S
@@ -146,7 +162,7 @@ class ComfyUI:
                     raise websocket.WebSocketConnectionClosedException("closed by ComfyUI")
                 # Binary frames are preview pictures.
                 if opcode == websocket.ABNF.OPCODE_TEXT:
-                    message: Message = json.loads(data)
+                    message: Message = _parse(data)
                     return message
         except websocket.WebSocketTimeoutException:
             pass
@@ -173,23 +189,40 @@ class ComfyUI:
         self._socket = None
 
     def _get(self, path: str) -> Any:
+        return _parse(self._request("GET", path).data)
+
+    def _post(self, path: str, body: dict[str, Any]) -> urllib3.BaseHTTPResponse:
         try:
-            return self._session.get(self.base_url + path, timeout=HTTP_TIMEOUT_S).json()
-        except requests.Timeout:
+            return self._request("POST", path, json=body)
+        except urllib3.exceptions.TimeoutError as error:
+            raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
+
+    def _request(self, method: str, path: str, **body: Any) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._http.request(method, path, **body)
+        except urllib3.exceptions.NewConnectionError as error:
+            # It is a TimeoutError to urllib3, but here nobody listens any more.
+            raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
+        except urllib3.exceptions.TimeoutError:
             raise
-        except requests.RequestException as error:
-            raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
-
-    def _post(self, path: str, body: dict[str, Any]) -> requests.Response:
-        try:
-            return self._session.post(self.base_url + path, json=body, timeout=HTTP_TIMEOUT_S)
-        except requests.RequestException as error:
+        except urllib3.exceptions.HTTPError as error:
             raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
 
 
-def _json_object(answer: requests.Response) -> dict[str, Any]:
+def _is_about(message: Message, prompt_id: str) -> bool:
+    # Custom nodes broadcast messages of their own, of any shape.
+    data = message.get("data") if isinstance(message, dict) else None
+    return isinstance(data, dict) and data.get("prompt_id") == prompt_id
+
+
+def _parse(raw: bytes | str) -> Any:
+    """JSON as ComfyUI writes it; its NaN and Infinity, which JSON lacks, become strings."""
+    return json.loads(raw, parse_constant=str)
+
+
+def _json_object(answer: urllib3.BaseHTTPResponse) -> dict[str, Any]:
     try:
-        body = answer.json()
-    except requests.JSONDecodeError:
+        body = _parse(answer.data)
+    except ValueError:
         return {}
     return body if isinstance(body, dict) else {}

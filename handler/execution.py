@@ -3,6 +3,7 @@
 The messages and their order: execution.py and server.py of ComfyUI.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from handler.errors import Cancelled, ExecutionFailed, OutOfMemory
 from handler.log import emit
 
 PROGRESS_LOG_EVERY_S = 0.5
+MAX_SAID = 2000
 # torch raises OutOfMemoryError on a GPU; on a CPU the allocator's RuntimeError says it in words.
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_cpu")
 
@@ -83,6 +85,9 @@ class Execution:
     def _note_progress(self, data: dict[str, Any]) -> None:
         now = time.monotonic()
         value, maximum = data["value"], data["max"]
+        if not (_is_finite(value) and _is_finite(maximum)):
+            # A custom node's slip; it says nothing that could be told.
+            return
         share = 100 * value / maximum if maximum else 100.0
         update = {
             "time": round(now - self._began_at, 3),
@@ -119,10 +124,16 @@ def _node_failure(data: dict[str, Any]) -> JobError:
     said = str(data["exception_message"]).strip()
     kind = str(data["exception_type"])
     node_id, class_type = str(data["node_id"]), data["node_type"]
+    said = said if len(said) <= MAX_SAID else said[: MAX_SAID - 3] + "..."
     is_memory = "OutOfMemory" in kind or any(word in said.lower() for word in _MEMORY_WORDS)
     error = OutOfMemory if is_memory else ExecutionFailed
     what = "ran out of memory" if is_memory else "failed"
-    return error(f"node {node_id} ({class_type}) {what}: {kind}: {said}", node_id=node_id)
+    because = f"{kind}: {said}" if said else kind
+    return error(f"node {node_id} ({class_type}) {what}: {because}", node_id=node_id)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _plain(value: float) -> float:

@@ -1,7 +1,7 @@
 """What a job has come to so far, and the documented response made from it at any point."""
 
 import base64
-import json
+import time
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
@@ -9,16 +9,16 @@ from typing import Any
 
 from events.errors import JobError
 from events.job import Caller
-from handler.artifacts import Artifact
+from handler.artifacts import Artifact, Collector
 from handler.clock import Timings
 from handler.comfyui import HistoryEntry
 from handler.errors import Cancelled, UploadFailed
 from handler.execution import Execution
-from handler.storage import Stored
+from handler.fitting import MAX_RESPONSE_BYTES, encoded_size, fit
+from handler.storage import Stored, Uploads
 
 COMPLETED = "Processing complete."
-# https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
-MAX_RESPONSE_BYTES = 6 * 1024 * 1024
+_ROOM_FOR_ONE_FILE = 64
 
 
 @dataclass(slots=True)
@@ -33,12 +33,48 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
     return_base64: bool = False
     artifacts: list[tuple[Artifact, "Future[Stored] | None"]] = field(default_factory=list)
+    _collector: Collector | None = None
+    _uploads: Uploads | None = None
+
+    def collect_with(self, collector: Collector, uploads: Uploads | None) -> None:
+        self._collector, self._uploads = collector, uploads
+
+    def collect(self, node_id: str, output: dict[str, Any]) -> None:
+        """Take in the output of one node; its files begin to be uploaded."""
+        assert self._collector is not None
+        for artifact in self._collector.collect(node_id, output):
+            upload = self._uploads.begin(artifact) if self._uploads else None
+            self.artifacts.append((artifact, upload))
+
+    def lost_from_cache(self) -> list[str]:
+        """The nodes that did not run because of ComfyUI's cache, but whose files are gone.
+
+        Their artifacts are forgotten: the nodes must run anew.
+        """
+        assert self.execution is not None
+        ran = set(self.execution.nodes_executed)
+        lost = [a.node_id for a, _ in self.artifacts if a.is_missing and a.node_id not in ran]
+        if lost and self._collector:
+            self.artifacts = [(a, f) for a, f in self.artifacts if a.node_id not in lost]
+            self._collector.forget(lost)
+        return lost
+
+    def warn_of_nothing(self) -> None:
+        """Say why a run that succeeded has no output."""
+        if self._collector and self._collector.left_out_temp and not self.artifacts:
+            self.warnings.append(
+                "the workflow made only previews, which are left out: use a Save node,"
+                " or set input.return_temp_outputs"
+            )
+        elif not self.artifacts:
+            self.warnings.append("the workflow ran, but none of its nodes gave an output")
 
     def wait_for_uploads(self, timeout_s: float | None) -> None:
         """Wait for what is still on its way to S3; UploadFailed becomes the error if any failed."""
-        failed = [item for item in self._outputs(timeout_s) if "upload_error" in item]
+        give_up = None if timeout_s is None else time.monotonic() + timeout_s
+        failed = [item for item in self._outputs(give_up) if "upload_error" in item]
         if failed and self.error is None:
-            names = ", ".join(item["filename"] for item in failed)
+            names = ", ".join(item["filename"] for item in failed[:5])
             self.error = UploadFailed(f"{names}: {failed[0]['upload_error']}")
 
     def response(self) -> dict[str, Any]:
@@ -50,15 +86,16 @@ class Outcome:
             "status": _status(failure),
             "message": failure.message if failure else COMPLETED,
             "comfyui_response": self._comfyui_response(failure),
-            "output": self._outputs(0),
+            "output": self._outputs(0.0),
             "timings": self.timings.as_dict(),
         }
         if self.error:
             body["error"] = self.error.as_dict()
-        if self.return_base64:
-            self._add_base64(body)
         if self.warnings:
             body["warnings"] = self.warnings
+        body = fit(body)
+        if self.return_base64:
+            self._add_base64(body)
         return body
 
     def _comfyui_response(self, failure: JobError | None) -> dict[str, Any]:
@@ -67,20 +104,21 @@ class Outcome:
         history = {self.execution.prompt_id: self.entry} if self.entry else {}
         return {**history, "execution_details": self.execution.details(failure)}
 
-    def _outputs(self, timeout_s: float | None) -> list[dict[str, Any]]:
+    def _outputs(self, give_up: float | None) -> list[dict[str, Any]]:
+        """Every artifact, with what became of its upload by `give_up` (a `time.monotonic()`)."""
         return [
-            artifact.as_dict() | _stored(artifact, future, timeout_s)
+            artifact.as_dict() | _stored(artifact, future, give_up)
             for artifact, future in self.artifacts
         ]
 
     def _add_base64(self, body: dict[str, Any]) -> None:
-        left = MAX_RESPONSE_BYTES - len(json.dumps(body))
+        left = MAX_RESPONSE_BYTES - encoded_size(body)
         for (artifact, _), item in zip(self.artifacts, body["output"], strict=True):
             if artifact.problem:
                 continue
-            left -= artifact.local_path.stat().st_size * 4 // 3 + 64
+            left -= artifact.local_path.stat().st_size * 4 // 3 + _ROOM_FOR_ONE_FILE
             if left < 0:
-                self.warnings.append(
+                body.setdefault("warnings", []).append(
                     "return_outputs_as_base64: the files are larger than a response may be (6 MiB),"
                     f" {artifact.filename} and those after it are left out; read them by url"
                 )
@@ -95,12 +133,12 @@ def _status(failure: JobError | None) -> str:
 
 
 def _stored(
-    artifact: Artifact, future: "Future[Stored] | None", timeout_s: float | None
+    artifact: Artifact, future: "Future[Stored] | None", give_up: float | None
 ) -> dict[str, str]:
     if future is None:
         return {"upload_error": artifact.problem} if artifact.problem else {}
     try:
-        stored = future.result(timeout_s)
+        stored = future.result(None if give_up is None else max(give_up - time.monotonic(), 0.0))
     except FutureTimeout:
         return {"upload_error": "the upload was not finished when the invocation's time ran out"}
     return {"url": stored.url} if stored.url else {"upload_error": stored.upload_error}

@@ -6,10 +6,11 @@ The answers of `POST /prompt`: execution.py `validate_prompt` and `validate_inpu
 from typing import Any
 
 from handler.errors import WorkflowRejected
-from handler.workflow import shown
+from handler.workflow import explain_links, shown
 
 MAX_CHOICES = 20
 MAX_PROBLEMS = 5
+_STUMBLED = "exception_during_validation"
 
 
 def explain_rejection(
@@ -22,12 +23,21 @@ def explain_rejection(
         for node_id, found in node_errors.items()
         for problem in found.get("errors", [])
     ]
+    if http_status >= 500 or any(p["type"] == _STUMBLED for p in _all_errors(node_errors)):
+        try:
+            explain_links(workflow)
+        except WorkflowRejected as found:
+            return found
     if problems:
         sentences = [sentence for _, sentence in problems[:MAX_PROBLEMS]]
         left = len(problems) - len(sentences)
         text = "; ".join(sentences) + (f"; and {left} more" if left else "")
         return WorkflowRejected(text, node_id=problems[0][0], node_errors=_compact(node_errors))
     return _graph_problem(answer.get("error"), workflow, http_status)
+
+
+def _all_errors(node_errors: dict[str, Any]) -> list[dict[str, Any]]:
+    return [error for found in node_errors.values() for error in found.get("errors", [])]
 
 
 def _node_problem(node_id: str, class_type: str, problem: dict[str, Any]) -> str:
@@ -42,8 +52,8 @@ def _node_problem(node_id: str, class_type: str, problem: dict[str, Any]) -> str
             return f"{where}: the input is required, but the workflow does not give it"
         case _:
             details = problem.get("details") or ""
-            said = str(problem.get("message") or problem.get("type"))
-            return f"{where}: {said}" + (f" ({details[:300]})" if details else "")
+            said = str(problem.get("message") or problem.get("type"))[:300]
+            return f"{where}: {said}" + (f" ({str(details)[:300]})" if details else "")
 
 
 def _choices(input_config: Any) -> str:
@@ -66,7 +76,7 @@ def _graph_problem(error: Any, workflow: dict[str, Any], http_status: int) -> Wo
         return WorkflowRejected(f"ComfyUI could not read the workflow (HTTP {http_status})")
     node_id = _node_named_in(error, workflow)
     if node_id is not None and error.get("type") in ("invalid_prompt", "missing_node_type"):
-        class_type = workflow[node_id]["class_type"]
+        class_type = workflow[node_id]["class_type"][:200]
         return WorkflowRejected(
             f"node {node_id}: its class '{class_type}' is not installed in this ComfyUI;"
             " install the custom node that has it, or correct class_type",
@@ -77,8 +87,8 @@ def _graph_problem(error: Any, workflow: dict[str, Any], http_status: int) -> Wo
             "the workflow has no output node, so nothing would be made: add one that saves"
             " (SaveImage, SaveVideo, ...)"
         )
-    said, details = error.get("message") or error.get("type"), error.get("details")
-    return WorkflowRejected(f"{said} ({str(details)[:300]})" if details else f"{said}")
+    said, details = str(error.get("message") or error.get("type"))[:300], error.get("details")
+    return WorkflowRejected(f"{said} ({str(details)[:300]})" if details else said)
 
 
 def _node_named_in(error: dict[str, Any], workflow: dict[str, Any]) -> str | None:

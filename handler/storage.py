@@ -5,23 +5,30 @@ boto3 is imported when the first bucket is used: it costs more than the rest of 
 
 import mimetypes
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from events.errors import InvalidRequest
 from events.job import S3Override
 from handler.artifacts import Artifact
+from handler.errors import Misconfigured
 from handler.log import emit, logger
 from handler.settings import Settings
 
 PARALLEL_UPLOADS = 4
+MAX_CLIENTS = 8
 # SigV4 query signatures: https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
 MAX_URL_EXPIRES_S = 604_800
 
 _HINTS = {
     "NoCredentialsError": "; give s3.access_key_id and s3.secret_access_key, or a role",
     "PartialCredentialsError": "; give both s3.access_key_id and s3.secret_access_key",
+    "InvalidRegionError": "; check s3.region (or S3_REGION)",
+    "EndpointResolutionError": "; check s3.endpoint_url (or S3_ENDPOINT_URL)",
     "EndpointConnectionError": "; nobody answers at s3.endpoint_url (or S3_ENDPOINT_URL)",
     "ParamValidationError": "; check s3.bucket_name (or S3_BUCKET_NAME)",
 }
@@ -61,41 +68,76 @@ def target_of(override: S3Override, settings: Settings) -> S3Target | None:
 
 
 class Storage:
-    """Uploads in threads of its own; one object per handler process."""
+    """The clients of a handler process, kept between jobs."""
 
     def __init__(self, url_expires_s: float) -> None:
         self._url_expires_s = int(min(url_expires_s, MAX_URL_EXPIRES_S))
-        self._pool = ThreadPoolExecutor(PARALLEL_UPLOADS, thread_name_prefix="upload")
-        self._clients: dict[S3Target, Future[Any]] = {}
+        self._clients: dict[S3Target, Any] = {}
 
-    def prepare(self, target: S3Target) -> None:
-        """Begin to make the client, so that it is there when the first file is."""
-        self._client(target)
+    @contextmanager
+    def uploads(self, target: S3Target, *, is_callers: bool) -> Iterator["Uploads"]:
+        """The uploads of one job. What has not begun at the end is given up.
 
-    def upload(self, target: S3Target, artifact: Artifact) -> "Future[Stored]":
-        """Begin to upload one artifact. The future never raises."""
-        client = self._client(target)
-        return self._pool.submit(self._upload, client, target.bucket_name, artifact)
+        `is_callers` says whether the request named the target, or the environment alone.
+        """
+        # Threads of its own: a store that hangs holds up nobody else's files.
+        pool = ThreadPoolExecutor(PARALLEL_UPLOADS, thread_name_prefix="upload")
+        try:
+            # At once: boto3 takes its time, and ComfyUI is busy anyway.
+            client = pool.submit(self._client, target)
+            yield Uploads(pool, client, target, self._url_expires_s, is_callers=is_callers)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    def _client(self, target: S3Target) -> Future[Any]:
+    def _client(self, target: S3Target) -> Any:
         if target not in self._clients:
             # The environment's target stays; those of requests come and go with their callers.
-            if len(self._clients) >= 8:
+            if len(self._clients) >= MAX_CLIENTS:
                 self._clients.clear()
-            self._clients[target] = self._pool.submit(_make_client, target)
+            self._clients[target] = _make_client(target)
         return self._clients[target]
 
-    def _upload(self, client: Future[Any], bucket: str, artifact: Artifact) -> Stored:
+
+class Uploads:
+    """Uploads artifacts of one job in threads, while the job goes on."""
+
+    def __init__(
+        self,
+        pool: ThreadPoolExecutor,
+        client: Future[Any],
+        target: S3Target,
+        url_expires_s: int,
+        *,
+        is_callers: bool,
+    ) -> None:
+        self._pool, self._client, self._bucket = pool, client, target.bucket_name
+        self._url_expires_s, self._is_callers = url_expires_s, is_callers
+
+    def check(self) -> None:
+        """Refuse settings that cannot work before the GPU spends its time on the job.
+
+        Raises InvalidRequest when the request gave them, else Misconfigured.
+        """
+        try:
+            self._sign(self._client.result(), "check")
+        except Exception as error:
+            reason = f"input.s3: {_reason(error)}"
+            raise (InvalidRequest if self._is_callers else Misconfigured)(reason) from error
+
+    def begin(self, artifact: Artifact) -> "Future[Stored]":
+        """Begin to upload one artifact. The future never raises."""
+        return self._pool.submit(self._upload, artifact)
+
+    def _upload(self, artifact: Artifact) -> Stored:
         if artifact.problem:
             return Stored(upload_error=artifact.problem)
         began = time.monotonic()
         try:
-            s3 = client.result()
+            s3 = self._client.result()
             kind = mimetypes.guess_type(artifact.filename)[0] or "application/octet-stream"
             path = str(artifact.local_path)
-            s3.upload_file(path, bucket, artifact.key, ExtraArgs={"ContentType": kind})
-            place = {"Bucket": bucket, "Key": artifact.key}
-            url = s3.generate_presigned_url("get_object", place, ExpiresIn=self._url_expires_s)
+            s3.upload_file(path, self._bucket, artifact.key, ExtraArgs={"ContentType": kind})
+            url = self._sign(s3, artifact.key)
         except Exception as error:
             reason = _reason(error)
             logger.warning(
@@ -112,6 +154,11 @@ class Storage:
         )
         return Stored(url=url)
 
+    def _sign(self, s3: Any, key: str) -> str:
+        place = {"Bucket": self._bucket, "Key": key}
+        url: str = s3.generate_presigned_url("get_object", place, ExpiresIn=self._url_expires_s)
+        return url
+
 
 def _make_client(target: S3Target) -> Any:
     import boto3  # noqa: PLC0415 - see the module's first lines
@@ -120,8 +167,8 @@ def _make_client(target: S3Target) -> Any:
     config = Config(
         signature_version="s3v4",
         connect_timeout=10,
-        read_timeout=60,
-        retries={"mode": "standard", "total_max_attempts": 4},
+        read_timeout=30,
+        retries={"mode": "standard", "total_max_attempts": 3},
         # S3-compatible stores stumble over the checksums that boto3 adds by default.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
@@ -151,4 +198,6 @@ def _reason(error: Exception) -> str:
     if isinstance(cause, BotoCoreError):
         name = type(cause).__name__
         return f"S3 could not be used: {name}" + _HINTS.get(name, "")
+    if isinstance(cause, ValueError):
+        return "S3 could not be used: check s3.endpoint_url (or S3_ENDPOINT_URL)"
     return f"the upload failed: {type(cause).__name__}"

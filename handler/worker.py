@@ -41,6 +41,7 @@ class Worker:
         self._settings = settings
         self._socket: socket.socket | None = None
         self._unread = b""
+        self._owes_answer = False
         self._started: subprocess.Popen[bytes] | None = None
 
     def begin_wake(self, model_names: Sequence[str]) -> bool:
@@ -114,16 +115,20 @@ class Worker:
     def _disconnect(self) -> None:
         if self._socket:
             self._socket.close()
-        self._socket, self._unread = None, b""
+        self._socket, self._unread, self._owes_answer = None, b"", False
 
     def _ask(self, operation: str, timeout_s: float) -> dict[str, Any]:
         self._send(operation)
         return self._receive(timeout_s)
 
     def _send(self, operation: str, **details: Any) -> None:
+        if self._owes_answer:
+            # A job ended before it asked for its answer, which would be taken for the next one.
+            self._disconnect()
         if self._socket is None:
             self._socket = self._connect()
         self._socket.settimeout(CONNECT_TIMEOUT_S)
+        self._owes_answer = True
         self._socket.sendall(json.dumps({"op": operation, **details}).encode() + b"\n")
 
     def _receive(self, timeout_s: float) -> dict[str, Any]:
@@ -143,6 +148,7 @@ class Worker:
                 raise ConnectionError("the worker closed its socket")
             self._unread += chunk
         line, _, self._unread = self._unread.partition(b"\n")
+        self._owes_answer = False
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,25 @@ def fill_random_ints(value: Any) -> Any:
             return value
 
 
-def check_queueable(workflow: dict[str, Any]) -> None:
-    """Refuse what ComfyUI answers with a bare HTTP 500.
+def run_anew(workflow: dict[str, Any], nodes: Iterable[str]) -> dict[str, Any]:
+    """A copy in which these nodes run again although nothing of theirs has changed.
+
+    ComfyUI's cache compares all inputs (comfy_execution/caching.py), but nodes only get the ones
+    that they declare.
+    """
+    fresh = {"run_anew": _draw()}
+    return workflow | {
+        node: workflow[node] | {"inputs": workflow[node]["inputs"] | fresh}
+        for node in nodes
+        if node in workflow
+    }
+
+
+def explain_links(workflow: dict[str, Any]) -> None:
+    """Find what ComfyUI's validation stumbles over without saying where.
 
     Raises WorkflowRejected that names the node: a link to a node that is not there, or a cycle.
+    Both are harmless in a branch that no output needs, so ComfyUI is asked first.
     """
     links = {node_id: list(_links(node["inputs"])) for node_id, node in workflow.items()}
     for node_id, targets in links.items():
@@ -45,7 +60,7 @@ def check_queueable(workflow: dict[str, Any]) -> None:
             if target not in workflow:
                 raise WorkflowRejected(
                     f"node {node_id} ({workflow[node_id]['class_type']}): input '{name}' is linked"
-                    f" to node {target}, which the workflow does not have",
+                    f" to node '{target}', which the workflow does not have",
                     node_id=node_id,
                 )
     try:

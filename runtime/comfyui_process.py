@@ -24,7 +24,7 @@ STOP_GRACE_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
 _PROBE_EVERY_S = 0.02
 _TCP_LISTEN = "0A"
-_PRELOAD = Path(__file__).with_name("preload.py")
+_LAUNCH = Path(__file__).with_name("launch.py")
 _TAIL_LINES = 200
 _SHOWN_LINES = 20
 # Custom nodes are other people's code: they get none of the handler's credentials.
@@ -51,9 +51,9 @@ class ComfyUIProcess:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._on_line = on_line
         self._waits = is_prepared
-        program = [str(_PRELOAD)] if is_prepared else ["main.py", *self._arguments()]
+        program = ["--prepare"] if is_prepared else self._arguments()
         self._child = Child(
-            [str(settings.comfyui_interpreter), "-u", *program],
+            [str(settings.comfyui_interpreter), "-u", str(_LAUNCH), *program],
             cwd=settings.comfyui_code,
             env=child_environment(os.environ),
             on_line=self._take,
@@ -78,7 +78,8 @@ class ComfyUIProcess:
         return self._child.pid
 
     def _arguments(self) -> list[str]:
-        self.port = self._settings.comfyui_port or _free_port(DEFAULT_PORT)
+        given = self._settings.comfyui_port
+        self.port = given or _free_port(DEFAULT_PORT if given is None else 0)
         return arguments(self._settings, self.port)
 
     def wait_until_ready(self, timeout_s: float, is_cancelled: Callable[[], bool]) -> bool:

@@ -45,7 +45,7 @@ def owned_worker(
     path = settings.worker_dir / SOCKET_NAME
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
         raise ControlError(f"WORKER_DIR is too long for a Unix socket: {path}")
-    lock = _lock(settings.worker_dir)
+    lock = lock_folder(settings.worker_dir)
     if lock is None:
         yield None
         return
@@ -143,7 +143,7 @@ def _hooks(settings: Settings) -> list[Hooks]:
     return [*hooks, *load_hooks(settings.worker_hooks)]
 
 
-def _lock(folder: Path) -> TextIO | None:
+def lock_folder(folder: Path) -> TextIO | None:
     """The lock that makes this process the only owner, or None when another one holds it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     lock = (folder / "worker.lock").open("a")

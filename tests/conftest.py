@@ -76,8 +76,8 @@ def run(workflow: Any, *, seconds: float = 100.0, **given: Any) -> dict[str, Any
 def current_client() -> ComfyUI:
     """The connection to ComfyUI that the handler of this process holds."""
     (generator,) = app._generators.values()
-    assert generator._client is not None
-    return generator._client[1]
+    assert generator._runner._client is not None
+    return generator._runner._client[1]
 
 
 def ask_worker(operation: str) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from events.job import Caller, Job, S3Override
 MAX_REPORTED = 5
 # The same limits stand in request.schema.json.
 MAX_ID_LENGTH = 200
+# ComfyUI copies a workflow recursively; a few hundred levels end its queue for good.
+MAX_DEPTH = 100
 MAX_WEBHOOK_TIMEOUT_S = 300
 _SECRET_PATHS = (("input", "s3"), ("input", "webhook"))
 _TYPE_NAMES = {
@@ -86,7 +88,7 @@ def parse_request(event: Any, caller: Caller) -> Job:
     if problems:
         raise InvalidRequest(_explain(problems))
     given = request["input"]
-    _refuse_beyond_json(given["workflow_json"])
+    _refuse_beyond_json(given)
     s3 = _dict(given.get("s3"))
     return Job(
         caller=caller,
@@ -124,15 +126,30 @@ def _refuse_other_events(request: Any) -> None:
         )
 
 
-def _refuse_beyond_json(workflow: dict[str, Any]) -> None:
-    try:
-        json.dumps(workflow, allow_nan=False)
-    except RecursionError:
-        raise InvalidRequest("input.workflow_json: it is nested too deeply to be read") from None
-    except ValueError:
-        raise InvalidRequest(
-            "input.workflow_json: found NaN or Infinity, expected numbers that JSON has"
-        ) from None
+def _refuse_beyond_json(given: dict[str, Any]) -> None:
+    for name in ("request_id", "workflow_json", "webhook"):
+        path, value = f"input.{name}", given.get(name)
+        if _is_deeper(value, MAX_DEPTH):
+            raise InvalidRequest(
+                f"{path}: found more than {MAX_DEPTH} levels of nesting, expected fewer"
+            )
+        try:
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InvalidRequest(
+                f"{path}: found half of a Unicode surrogate pair, expected whole characters"
+            ) from None
+        except ValueError:
+            raise InvalidRequest(
+                f"{path}: found NaN or Infinity, expected numbers that JSON has"
+            ) from None
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)
 
 
 def _refuse_editor_format(request: Any) -> None:
@@ -141,6 +158,11 @@ def _refuse_editor_format(request: Any) -> None:
         raise InvalidRequest(
             "input.workflow_json: found a workflow in ComfyUI's editor format (a 'nodes' list),"
             " expected the API format: in ComfyUI choose 'Export (API)' and send that file"
+        )
+    if isinstance(workflow, dict) and set(workflow) == {"prompt"}:
+        raise InvalidRequest(
+            "input.workflow_json: found an object with the key 'prompt' alone, expected the"
+            " workflow itself: send the inner object"
         )
 
 
@@ -212,7 +234,9 @@ def _text(value: Any) -> str:
 
 
 def _usable_id(value: Any) -> str:
-    return value if isinstance(value, str) and len(value) <= MAX_ID_LENGTH else ""
+    if not isinstance(value, str) or len(value) > MAX_ID_LENGTH:
+        return ""
+    return value.encode("utf-8", "replace").decode()
 
 
 def _usable_timeout(value: Any) -> float | None:

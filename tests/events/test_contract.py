@@ -115,7 +115,7 @@ def test_deep_nesting_is_refused() -> None:
     for _ in range(100_000):
         deep = [deep]
 
-    assert "nested too deeply" in refusal(event({"1": {"class_type": "A", "inputs": {"x": deep}}}))
+    assert "levels of nesting" in refusal(event({"1": {"class_type": "A", "inputs": {"x": deep}}}))
 
 
 def test_many_problems_are_told_at_once_but_not_all() -> None:

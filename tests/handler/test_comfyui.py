@@ -18,8 +18,8 @@ from tests.processes import is_running, wait_until
 
 # Two nodes that sleep, so that there is a second one whose messages come after a reconnect.
 SLEEPER: dict[str, Any] = {
-    "1": workflows.node("TestSleep", seconds=1.6, deaf=False),
-    "2": workflows.node("TestSleep", seconds=1.6, deaf=False),
+    "1": workflows.node("TestSleep", seconds=2.0, deaf=False),
+    "2": workflows.node("TestSleep", seconds=2.0, deaf=False),
 }
 
 

@@ -1,6 +1,8 @@
 """Every kind of output of a real ComfyUI reaches the response, and its file the job's folder."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,6 +103,43 @@ def test_file_outside_of_comfyuis_folders_is_never_taken() -> None:
     assert not Path(outside["local_path"]).exists()
 
 
+@pytest.mark.parametrize("node", ["TestBroadcast", "TestOddProgress"])
+def test_odd_messages_of_custom_nodes_do_not_disturb_the_job(node: str) -> None:
+    response = run(workflows.one(node))
+
+    assert response["status"] == "completed"
+    assert response_problems(response) == []
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"filename": "x.png", "type": None},
+        {"filename": "x.png", "type": 5, "subfolder": 7},
+        {"filename": "x.png", "type": ["output"]},
+        {"filename": "", "type": "output"},
+        {"filename": None},
+        {"a": {"b": []}},
+        [1, [2]],
+        0,
+        "",
+    ],
+)
+def test_odd_items_of_custom_nodes_keep_the_documented_shape(item: Any) -> None:
+    response = run(workflows.one("TestUi", ui=json.dumps({"things": [item]})))
+
+    assert response["status"] == "completed"
+    assert response_problems(response) == []
+    assert len(response["output"]) == 1
+
+
+def test_run_without_any_output_says_so() -> None:
+    response = run(workflows.one("TestUi", ui="{}"))
+
+    assert response["output"] == []
+    assert "none of its nodes gave an output" in response["warnings"][0]
+
+
 def test_cached_repeat_returns_the_files_of_the_first_run() -> None:
     workflow = workflows.image("again")
 
@@ -142,7 +181,7 @@ def test_files_come_inline_when_asked_for() -> None:
     assert item["base64"].startswith("iVBOR")
 
 
-@pytest.mark.parametrize("request_id", ["../../etc", "..", "a/b", "x" * 200, "ü" * 200, "\ud800"])
+@pytest.mark.parametrize("request_id", ["../../etc", "..", "a/b", "x" * 200, "ü" * 200])
 def test_request_id_never_leaves_the_output_folder(request_id: str) -> None:
     response = run(workflows.image(), request_id=request_id)
 

@@ -82,7 +82,6 @@ def test_fields_of_the_request_override_the_environment_one_by_one(
     [
         ({"secret_access_key": "canary-wrong"}, "SignatureDoesNotMatch"),
         ({"bucket_name": "not-a-bucket"}, "S3 refused the upload"),
-        ({"bucket_name": "Not A Bucket!"}, "bucket_name"),
         ({"endpoint_url": "http://127.0.0.1:1"}, "endpoint_url"),
     ],
 )
@@ -98,6 +97,27 @@ def test_failed_upload_is_told_beside_the_file_and_as_a_retryable_error(
     assert response["status"] == "completed"
     assert response["error"]["type"] == "UploadFailed"
     assert response["error"]["retryable"] is True
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"bucket_name": "Not A Bucket!"}, "s3.bucket_name"),
+        ({"region": "us east"}, "s3.region"),
+        ({"endpoint_url": "http://a b"}, "s3.endpoint_url"),
+        ({"endpoint_url": "http://["}, "s3.endpoint_url"),
+        ({"endpoint_url": "http://host:99999"}, "s3.endpoint_url"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_the_job_runs(
+    s3: LocalS3, wrong: dict[str, str], words: str
+) -> None:
+    response = run(workflows.image(), s3=s3_fields(s3) | wrong)
+
+    assert response["status"] == "failed"
+    assert response["error"]["type"] == "InvalidRequest"
+    assert words in response["message"]
+    assert response["comfyui_response"] == {}
 
 
 @pytest.mark.parametrize("workflow", [workflows.image(), workflows.one("NoSuchNode"), {}, None])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from handler.errors import WorkflowRejected
-from handler.workflow import check_queueable, fill_random_ints, standins_used
+from handler.workflow import explain_links, fill_random_ints, standins_used
 from tests.workflows import node
 
 
@@ -39,19 +39,19 @@ def test_keys_and_the_original_stay_as_they_are() -> None:
 
 
 def test_link_to_a_missing_node_is_refused() -> None:
-    with pytest.raises(WorkflowRejected, match="'images' is linked to node 9"):
-        check_queueable({"1": node("SaveImage", images=["9", 0])})
+    with pytest.raises(WorkflowRejected, match="'images' is linked to node '9'"):
+        explain_links({"1": node("SaveImage", images=["9", 0])})
 
 
 def test_cycle_is_refused() -> None:
     with pytest.raises(WorkflowRejected, match="cycle"):
-        check_queueable({"a": node("X", i=["b", 0]), "b": node("X", i=["a", 0])})
+        explain_links({"a": node("X", i=["b", 0]), "b": node("X", i=["a", 0])})
 
 
 def test_long_chains_are_no_problem() -> None:
     chain = {str(n): node("X", i=[str(n + 1), 0]) for n in range(20_000)}
 
-    check_queueable(chain | {"20000": node("X")})
+    explain_links(chain | {"20000": node("X")})
 
 
 def test_stand_ins_are_named_unless_a_real_file_comes_first(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Custom nodes for the tests, loaded by the real ComfyUI: each shows one misbehaviour or output."""
 
+import json
 import os
 import signal
 import time
 from typing import Any, ClassVar
 
 import comfy.model_management
+import comfy.utils
 import torch
 
 
@@ -66,6 +68,34 @@ class TestSleep(_Output):
         return {"ui": {"text": ["slept"]}}
 
 
+class TestBroadcast(_Output):
+    """Sends messages of its own to everybody, in shapes that ComfyUI itself never uses."""
+
+    def run(self) -> dict[str, Any]:
+        from server import PromptServer  # type: ignore[import-not-found]  # noqa: PLC0415
+
+        for data in ("text", ["list"], 5, None):
+            PromptServer.instance.send_sync("my.event", data)
+        return {"ui": {"text": ["sent"]}}
+
+
+class TestOddProgress(_Output):
+    def run(self) -> dict[str, Any]:
+        bar = comfy.utils.ProgressBar(10)
+        for value in (float("nan"), float("inf"), -3, 20, 10):
+            bar.update_absolute(value)
+        return {"ui": {"text": ["done"]}}
+
+
+class TestUi(_Output):
+    """Gives whatever JSON it is told to as its result."""
+
+    inputs: ClassVar = {"ui": ("STRING", {"default": "{}"})}
+
+    def run(self, ui: str) -> dict[str, Any]:
+        return {"ui": json.loads(ui)}
+
+
 class TestConditioning:
     """What a text encoder of Wan gives, without its 50 seconds on a CPU."""
 
@@ -120,6 +150,9 @@ NODE_CLASS_MAPPINGS = {
         TestAllocate,
         TestKill,
         TestSleep,
+        TestBroadcast,
+        TestOddProgress,
+        TestUi,
         TestConditioning,
         TestOutputs,
     )

@@ -1,0 +1,167 @@
+"""Runs one prompt on a ComfyUI that may be cold, die, stand still, or not let go in time.
+
+Every such case becomes one of the errors that a caller can act on; see handler/errors.py.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from handler.clock import Deadline, Timings
+from handler.comfyui import ComfyUI, ComfyUIGone, ComfyUIStuck, HistoryEntry
+from handler.errors import DeadlineExceeded, WorkerUnavailable
+from handler.execution import Execution
+from handler.log import emit
+from handler.settings import Settings
+from handler.worker import ReadyWorker, Worker
+
+_INTERRUPT_WAIT_S = 5.0
+_INTERRUPT_POLL_S = 0.05
+
+
+class Runner:
+    """The connections of a handler process to its worker and to ComfyUI, kept between jobs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._worker = Worker(settings)
+        self._client: tuple[ReadyWorker, ComfyUI] | None = None
+
+    def begin(self, models: Sequence[str]) -> bool:
+        """Ask for a ready ComfyUI without waiting; True when it is ready now.
+
+        Raises WorkerUnavailable.
+        """
+        try:
+            is_ready = self._worker.begin_wake(models)
+        except OSError as error:
+            raise WorkerUnavailable(f"the worker does not answer: {error.strerror}") from error
+        if not is_ready:
+            emit("worker.starting", "cold: waiting for ComfyUI")
+        return is_ready
+
+    def wait_ready(self, is_ready: bool, timings: Timings, deadline: Deadline) -> ReadyWorker:
+        """The worker after `begin`. Raises WorkerUnavailable, and DeadlineExceeded."""
+        began = time.monotonic()
+        try:
+            worker = self._worker.wait_ready(deadline.work_left_s())
+        except TimeoutError:
+            raise DeadlineExceeded(
+                "the invocation ran out of time while ComfyUI was starting; the job was not begun",
+                began=False,
+            ) from None
+        except OSError as error:
+            raise WorkerUnavailable("the worker died while ComfyUI was starting") from error
+        if not is_ready:
+            waited_ms = round((time.monotonic() - began) * 1000, 1)
+            timings.add("cold_start_ms", waited_ms)
+            emit("worker.ready", "ComfyUI is ready", cold_start_ms=waited_ms)
+        return worker
+
+    def run(
+        self,
+        workflow: dict[str, Any],
+        worker: ReadyWorker,
+        execution: Execution,
+        timings: Timings,
+        deadline: Deadline,
+    ) -> HistoryEntry:
+        """Submit the workflow and follow it to its end; the history entry tells how it ended.
+
+        Raises WorkflowRejected, WorkerUnavailable, DeadlineExceeded.
+        """
+        began = time.monotonic()
+        try:
+            worker = self._submit(workflow, worker, execution, timings, deadline)
+            return self._follow(worker, execution, deadline)
+        finally:
+            ran_ms = (time.monotonic() - began) * 1000
+            timings.add("queue_ms", execution.queue_ms)
+            timings.add("generation_ms", ran_ms - execution.queue_ms)
+
+    def free(self, worker: ReadyWorker) -> None:
+        """Have ComfyUI unload its models before its next prompt. Raises ComfyUIGone."""
+        self._client_of(worker).free()
+
+    def done(self) -> None:
+        """End the job: the worker may let ComfyUI sleep."""
+        self._worker.done()
+
+    def close(self) -> None:
+        """Give up the connections; a worker that was started for this process alone stops."""
+        if self._client:
+            self._client[1].close()
+        self._worker.close()
+
+    def _submit(
+        self,
+        workflow: dict[str, Any],
+        worker: ReadyWorker,
+        execution: Execution,
+        timings: Timings,
+        deadline: Deadline,
+    ) -> ReadyWorker:
+        for attempt in (1, 2):
+            try:
+                self._client_of(worker).submit(workflow, execution.prompt_id)
+                break
+            except ComfyUIGone as error:
+                # It died since the last event, and the worker is about to replace it.
+                words = self._worker.last_words(worker)
+                if attempt == 2:
+                    raise WorkerUnavailable(f"ComfyUI did not take the job. {words}") from error
+                worker = self.wait_ready(self.begin(()), timings, deadline)
+        emit("job.queued", "job queued", prompt_id=execution.prompt_id, nodes=len(workflow))
+        return worker
+
+    def _follow(
+        self, worker: ReadyWorker, execution: Execution, deadline: Deadline
+    ) -> HistoryEntry:
+        client = self._client_of(worker)
+        try:
+            return client.follow(
+                execution.prompt_id, execution.observe, deadline=deadline.work_until
+            )
+        except TimeoutError:
+            self._make_way(client, execution.prompt_id, deadline)
+            raise _deadline_exceeded(execution) from None
+        except ComfyUIStuck as error:
+            self._worker.restart()
+            raise WorkerUnavailable(f"{error}; ComfyUI is restarted") from error
+        except ComfyUIGone as error:
+            words = self._worker.last_words(worker) or "It was restarted."
+            raise WorkerUnavailable(f"ComfyUI died while the job ran. {words}") from error
+
+    def _make_way(self, client: ComfyUI, prompt_id: str, deadline: Deadline) -> None:
+        """Interrupt the job; a ComfyUI that does not let go of it is replaced."""
+        left_s = deadline.answer_left_s()
+        wait_s = _INTERRUPT_WAIT_S if left_s is None else min(_INTERRUPT_WAIT_S, left_s)
+        give_up = time.monotonic() + wait_s
+        try:
+            client.interrupt(prompt_id)
+            while not client.is_over(prompt_id):
+                if time.monotonic() > give_up:
+                    self._worker.restart()
+                    return
+                time.sleep(_INTERRUPT_POLL_S)
+        except OSError:
+            self._worker.restart()
+
+    def _client_of(self, worker: ReadyWorker) -> ComfyUI:
+        if self._client is None or self._client[0] != worker:
+            if self._client:
+                self._client[1].close()
+            self._client = (worker, ComfyUI(worker.base_url))
+        return self._client[1]
+
+
+def _deadline_exceeded(execution: Execution) -> DeadlineExceeded:
+    if not execution.began:
+        return DeadlineExceeded(
+            "the invocation ran out of time while the job waited in ComfyUI's queue", began=False
+        )
+    at = execution.nodes_executed[-1] if execution.nodes_executed else "?"
+    return DeadlineExceeded(
+        f"the invocation ran out of time at node {at}; raise the function's timeout,"
+        " or make the workflow smaller",
+        began=True,
+    )
