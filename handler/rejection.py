@@ -10,7 +10,6 @@ from handler.workflow import explain_links, shown
 
 MAX_CHOICES = 20
 MAX_PROBLEMS = 5
-_STUMBLED = "exception_during_validation"
 
 
 def explain_rejection(
@@ -23,7 +22,7 @@ def explain_rejection(
         for node_id, found in node_errors.items()
         for problem in found.get("errors", [])
     ]
-    if http_status >= 500 or any(p["type"] == _STUMBLED for p in _all_errors(node_errors)):
+    if _stumbled(answer, problems, http_status):
         try:
             explain_links(workflow)
         except WorkflowRejected as found:
@@ -36,8 +35,15 @@ def explain_rejection(
     return _graph_problem(answer.get("error"), workflow, http_status)
 
 
-def _all_errors(node_errors: dict[str, Any]) -> list[dict[str, Any]]:
-    return [error for found in node_errors.values() for error in found.get("errors", [])]
+def _stumbled(answer: dict[str, Any], problems: list[Any], http_status: int) -> bool:
+    """Whether validation itself broke off, and so says nothing of use."""
+    kind = (answer.get("error") or {}).get("type")
+    errors = [e for found in (answer.get("node_errors") or {}).values() for e in found["errors"]]
+    return (
+        http_status >= 500
+        or any(error.get("type") == "exception_during_validation" for error in errors)
+        or (kind == "prompt_outputs_failed_validation" and not problems)
+    )
 
 
 def _node_problem(node_id: str, class_type: str, problem: dict[str, Any]) -> str:

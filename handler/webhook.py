@@ -1,25 +1,20 @@
-"""Tells the caller's webhook how a job ended. If that fails, the job's outcome stays as it is."""
+"""Tells the caller's webhook how a job ended. If that fails, the job's outcome stays as it is.
+
+Its libraries are imported with the first call: many jobs have no webhook, and a cold start is long.
+"""
 
 import hashlib
 import hmac
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import requests
-from tenacity import (
-    RetryCallState,
-    RetryError,
-    Retrying,
-    retry_if_exception_type,
-    stop_after_attempt,
-    stop_before_delay,
-    wait_exponential_jitter,
-)
 
 from events.job import Caller
 from handler.log import emit, logger
 from handler.settings import Settings
+
+if TYPE_CHECKING:
+    from tenacity import RetryCallState
 
 SIGNATURE_HEADER = "X-Webhook-Signature"
 MAX_ATTEMPTS = 4
@@ -42,6 +37,16 @@ def deliver(
     url = caller.webhook_url or settings.webhook_url
     if not url:
         return
+    import requests  # noqa: PLC0415
+    from tenacity import (  # noqa: PLC0415
+        RetryError,
+        Retrying,
+        retry_if_exception_type,
+        stop_after_attempt,
+        stop_before_delay,
+        wait_exponential_jitter,
+    )
+
     body = json.dumps(body_of(response, caller)).encode()
     headers = {"Content-Type": "application/json", "User-Agent": "lambda-comfyui"}
     if secret := caller.webhook_secret or settings.webhook_secret:
@@ -82,6 +87,8 @@ def sign(body: bytes, secret: str) -> str:
 
 
 def _post(url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> int:
+    import requests  # noqa: PLC0415
+
     try:
         answer = requests.post(
             url, data=body, headers=headers, timeout=timeout_s, allow_redirects=False
@@ -93,7 +100,7 @@ def _post(url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> i
     return answer.status_code
 
 
-def _log_retry(state: RetryCallState) -> None:
+def _log_retry(state: "RetryCallState") -> None:
     assert state.outcome is not None
     logger.warning(
         "the webhook did not take the call", extra={"reason": str(state.outcome.exception())}

@@ -42,6 +42,7 @@ class Worker:
         self._socket: socket.socket | None = None
         self._unread = b""
         self._owes_answer = False
+        self._ready: dict[str, Any] = {}
         self._started: subprocess.Popen[bytes] | None = None
 
     def begin_wake(self, model_names: Sequence[str]) -> bool:
@@ -52,9 +53,10 @@ class Worker:
         """
         for attempt in (1, 2):
             try:
-                is_ready = bool(self._ask("state", CONNECT_TIMEOUT_S)["state"] == "ready")
                 self._send("wake", models=model_names)
-                return is_ready
+                self._ready = self._receive(CONNECT_TIMEOUT_S)
+                self._owes_answer = self._ready["state"] != "ready"
+                return not self._owes_answer
             except OSError:
                 # The worker of the last event is gone; a new connection finds or starts another.
                 self._disconnect()
@@ -69,7 +71,9 @@ class Worker:
         TimeoutError when the time was over first.
         """
         limit = self._settings.comfyui_start_timeout_s + _START_MARGIN_S
-        answer = self._receive(min(timeout_s, limit) if timeout_s is not None else limit)
+        answer = self._ready
+        if self._owes_answer:
+            answer = self._receive(min(timeout_s, limit) if timeout_s is not None else limit)
         if answer["state"] != "ready":
             reason = answer["failure"] or f"the worker is {answer['state']}"
             raise WorkerUnavailable(f"ComfyUI is not available: {reason}")
@@ -84,7 +88,8 @@ class Worker:
         """End the job; the worker may let ComfyUI sleep when there is no other."""
         with contextlib.suppress(OSError, WorkerUnavailable):
             if self._socket:
-                self._ask("done", CONNECT_TIMEOUT_S)
+                self._send("done")
+                self._owes_answer = False
 
     def restart(self) -> None:
         """Have a ComfyUI that hangs replaced; returns at once, the next event waits for it."""

@@ -1,8 +1,9 @@
 """The worker's socket: who holds it, what may be asked, and who still needs the worker.
 
-One JSON object a line, `{"op": ...}`, and one line back for each. `wake` begins a job and answers
-when ComfyUI is ready or its start has failed (`models`: names of files to read meanwhile); `done`
-ends the job; `state` answers at once; `restart` replaces a ComfyUI that hangs.
+One JSON object a line, `{"op": ...}`. `wake` begins a job (`models`: names of files to read while
+ComfyUI starts); it is answered at once, and once more, unless that said `ready`, when ComfyUI is
+ready or its start has failed. `done` ends the job and has no answer. `state` tells how things are,
+`restart` replaces a ComfyUI that hangs.
 """
 
 import fcntl
@@ -20,6 +21,7 @@ from typing import Any, TextIO
 from handler.settings import Settings
 from runtime.hooks import Hooks, PyWorkerLines, StateMetrics, load_hooks
 from runtime.lifecycle import Worker
+from runtime.states import State
 
 SOCKET_NAME = "worker.sock"
 _FIRST_LEASE_WITHIN_S = 30.0
@@ -100,7 +102,8 @@ class _Connection(socketserver.StreamRequestHandler):
         pid = _peer_pid(self.request)
         try:
             for line in self.rfile:
-                self.wfile.write(json.dumps(self._answer(line)).encode() + b"\n")
+                for answer in self._answers(line):
+                    self.wfile.write(json.dumps(answer).encode() + b"\n")
         except OSError:
             pass  # the handler process is gone, its job and its lease end below
         finally:
@@ -108,32 +111,38 @@ class _Connection(socketserver.StreamRequestHandler):
             self.server.release()
             self.server.on_gone(pid)
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def _answers(self, line: bytes) -> Iterator[dict[str, Any]]:
         worker = self.server.worker
         try:
             asked = json.loads(line)
             operation, models = asked["op"], [str(name) for name in asked.get("models", ())]
         except (ValueError, KeyError, TypeError, AttributeError):
-            return {"error": 'expected {"op": "wake" | "done" | "state" | "restart"}'}
+            yield {"error": 'expected {"op": "wake" | "done" | "state" | "restart"}'}
+            return
         match operation:
             case "wake":
                 self._end_job()
                 self._has_job = True
-                worker.wake(models)
+                worker.begin_job()
+                first = worker.describe()
+                yield first
+                if first["state"] != State.READY:
+                    worker.wake(models)
+                    yield worker.describe()
             case "done":
                 self._end_job()
             case "restart":
                 worker.restart()
+                yield worker.describe()
             case "state":
-                pass
+                yield worker.describe()
             case _:
-                return {"error": f"unknown op {operation!r}"}
-        return worker.describe()
+                yield {"error": f"unknown op {operation!r}"}
 
     def _end_job(self) -> None:
         if self._has_job:
             self._has_job = False
-            self.server.worker.done()
+            self.server.worker.end_job()
 
 
 def _hooks(settings: Settings) -> list[Hooks]:

@@ -60,12 +60,11 @@ class Worker:
             teller.join(_HOOKS_WITHIN_S)
 
     def wake(self, model_names: Sequence[str] = ()) -> None:
-        """Begin a job: block until ComfyUI is ready, or the start under way (or made now) failed.
+        """Block until ComfyUI is ready, or the start that is under way (or made now) has failed.
 
         While it starts, the files of `model_names` are read into the page cache.
         """
         with self._changed:
-            self._jobs += 1
             seen, is_cold = self._attempts, self.state is not State.READY
             self._wanted = True
             self._changed.notify_all()
@@ -76,7 +75,12 @@ class Worker:
         with self._changed:
             self._changed.wait_for(lambda: self.state in over or self._attempts > seen)
 
-    def done(self) -> None:
+    def begin_job(self) -> None:
+        """Count a job: as long as there is one, the worker does not sleep."""
+        with self._changed:
+            self._jobs += 1
+
+    def end_job(self) -> None:
         """End a job; when none is left, the time to sleep begins to count."""
         with self._changed:
             self._jobs -= 1

@@ -1,6 +1,5 @@
 """How a worker falls asleep, in three depths, and how it wakes; hooks; what is read beforehand."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ from runtime import prefetch
 from runtime.hooks import Change, HookError, Hooks, PyWorkerLines, load_hooks, tell
 from runtime.states import MOVES, IllegalMove, State, check_move
 from tests.processes import is_running, wait_until
-from tests.runtime.test_worker import StartWorker, ask, start_worker
+from tests.runtime.test_worker import StartWorker, ask, read_answer, start_worker
 
 __all__ = ["start_worker"]
 
@@ -31,10 +30,7 @@ def test_idle_worker_sleeps_and_twenty_wakes_share_one_start(start_worker: Start
     began = time.monotonic()
     for connection in connections:
         connection.sendall(b'{"op": "wake"}\n')
-    answers = []
-    for connection in connections:
-        with connection.makefile() as lines:
-            answers.append(json.loads(lines.readline()))
+    answers = [read_answer(connection, "wake") for connection in connections]
     waited_s = time.monotonic() - began
 
     assert {answer["state"] for answer in answers} == {"ready"}
@@ -53,8 +49,9 @@ def test_worker_with_a_job_does_not_sleep(start_worker: StartWorker) -> None:
         time.sleep(1.0)
         assert ask(busy, "state")["state"] == "ready"
 
-        assert ask(busy, "done")["jobs"] == 0
+        busy.sendall(b'{"op": "done"}\n')
 
+        assert wait_until(lambda: ask(busy, "state")["jobs"] == 0)
         assert wait_until(lambda: ask(busy, "state")["state"] == "inactive")
 
 
