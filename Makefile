@@ -1,15 +1,16 @@
 # Two commands do all the set-up on a fresh machine: `make run` and `make test`.
 PYTHON ?= python3
 VENV := .venv
+SAM_VENV := .venv-sam
 PY := $(VENV)/bin/python
 EVENT ?= events/samples/direct_wan22_t2v.json
 
-.PHONY: run test lint format clean
+.PHONY: run test lint format sam-validate clean
 
 run: $(VENV)/.installed
 	$(PY) -m runtime example --event $(EVENT)
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed $(SAM_VENV)/.installed
 	$(PY) -m runtime install
 	$(PY) -m runtime standins
 	$(PY) -m pytest
@@ -23,12 +24,28 @@ format: $(VENV)/.installed
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
+# Needs no account: the credentials are there because SAM CLI wants some before it looks at a file.
+sam-validate: export SAM_CLI_TELEMETRY := 0
+sam-validate: export AWS_DEFAULT_REGION := us-east-1
+sam-validate: export AWS_ACCESS_KEY_ID := none
+sam-validate: export AWS_SECRET_ACCESS_KEY := none
+sam-validate: $(SAM_VENV)/.installed
+	$(SAM_VENV)/bin/sam validate
+	$(SAM_VENV)/bin/sam validate --lint
+	$(SAM_VENV)/bin/cfn-lint
+
 clean:
-	rm -rf $(VENV) .comfyui out build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(SAM_VENV) .comfyui out build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[tests]'
+	touch $@
+
+$(SAM_VENV)/.installed: infra/sam-requirements.txt
+	$(PYTHON) -m venv $(SAM_VENV)
+	echo '*' > $(SAM_VENV)/.gitignore
+	$(SAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@

@@ -1,0 +1,100 @@
+"""The image's files, as far as they can be tried without Docker."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from handler.settings import PROJECT
+from runtime import extension
+from tests.infra.template import variables
+
+DOCKER = PROJECT / "infra" / "docker"
+DOCKERFILE = (DOCKER / "Dockerfile").read_text()
+BOTTLEROCKET = "/x86_64-bottlerocket-linux-gnu/sys-root/usr/lib/nvidia"
+
+
+def image_environment() -> dict[str, str]:
+    (block,) = re.findall(r"^ENV (PATH=.*?[^\\])$", DOCKERFILE, re.MULTILINE | re.DOTALL)
+    pairs = re.findall(r'([A-Z0-9_]+)=("[^"]*"|\S+)', block)
+    return {name: value.strip('"') for name, value in pairs}
+
+
+def test_image_and_template_set_the_same_places() -> None:
+    image = image_environment()
+    both = variables().keys() & image.keys()
+
+    assert {"HOME", "COMFYUI_DATA_DIR", "WORKER_DIR", "HF_HOME"} <= both
+    assert {name: image[name] for name in both} == {name: variables()[name] for name in both}
+
+
+def test_driver_libraries_are_found() -> None:
+    assert BOTTLEROCKET in image_environment()["LD_LIBRARY_PATH"].split(":")
+    assert image_environment()["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility,video"
+
+
+def test_copied_files_exist_and_reach_the_build() -> None:
+    copied = {
+        source
+        for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE)
+        if "--from" not in line
+        for source in line.split()[:-1]
+        if not source.startswith("--")
+    }
+    sent = re.findall(r"^!(\S+)$", (PROJECT / ".dockerignore").read_text(), re.MULTILINE)
+
+    assert all((PROJECT / source).exists() for source in copied)
+    assert {source.partition("/")[0] for source in copied} == set(sent)
+
+
+def test_installer_runs_with_the_files_of_its_stage(tmp_path: Path) -> None:
+    """Docker builds that stage again only if one of them changes: a forgotten one fails here."""
+    stage = DOCKERFILE.partition("AS comfyui")[2].partition("\nFROM ")[0]
+    for sources in re.findall(r"^COPY (.*) \S+$", stage, re.MULTILINE):
+        for source in sources.split():
+            (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / source, tmp_path / source)
+
+    # -S: the editable installation of this project must not fill the gaps.
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "runtime", "install", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "--source" in done.stdout
+
+
+def test_extension_registers_under_the_name_of_its_file() -> None:
+    assert f"/opt/extensions/{extension.NAME}\n" in DOCKERFILE
+
+
+@pytest.mark.parametrize("name", ["bootstrap", "entrypoint", "extension"])
+def test_scripts_are_shell(name: str) -> None:
+    subprocess.run(["sh", "-n", DOCKER / name], check=True)
+
+
+@pytest.mark.parametrize(
+    ("api", "expected"),
+    [("127.0.0.1:9001", "started directly"), ("", "aws-lambda-rie: not found")],
+    ids=["in Lambda", "elsewhere"],
+)
+def test_entrypoint_uses_the_emulator_only_outside_lambda(api: str, expected: str) -> None:
+    if Path("/usr/local/bin/aws-lambda-rie").exists():
+        pytest.skip("the emulator is installed on this machine")
+
+    done = subprocess.run(
+        ["sh", DOCKER / "entrypoint", "echo", "started directly"],
+        env={"AWS_LAMBDA_RUNTIME_API": api, "PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert expected in done.stdout + done.stderr

@@ -1,0 +1,108 @@
+"""What AWS's own tools say to template.yaml and samconfig.toml, as strictly as they can."""
+
+import shutil
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from handler.settings import PROJECT
+from tests.infra.template import needs_sam, parameter, run_tool, template
+
+pytestmark = [needs_sam, pytest.mark.slow]
+
+PROFILES = ("default", "prod")
+# vCPU and GiB of the instance types in the profiles.
+INSTANCES = {"g6.xlarge": (4, 16), "g6.2xlarge": (8, 32), "g6e.2xlarge": (8, 64)}
+HOST_VCPU, HOST_GIB = 1, 1
+
+
+def overrides(profile: str) -> dict[str, str]:
+    config = tomllib.loads((PROJECT / "samconfig.toml").read_text())
+    given = config[profile]["deploy"]["parameters"]["parameter_overrides"]
+    return dict(item.split("=", 1) for item in given)
+
+
+@pytest.mark.parametrize("options", [(), ("--lint",)], ids=["basic", "lint"])
+def test_sam_accepts_the_template(options: tuple[str, ...]) -> None:
+    done = run_tool("sam", "validate", *options)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "rule"),
+    [
+        ("AcceleratorMemorySize: !Ref AcceleratorMemoryGiB", "AcceleratorMemorySize: 25", "E3030"),
+        ("AllowedValues: [3, 6, 12, 16, 24, 48]", "AllowedValues: [24, 25]", "W1030"),
+        ("AcceleratorMemorySize:", "AcceleratorMemorySise:", "E3003"),
+        ("AcceleratorConfig:", "AcceleratorConfg:", "E3002"),
+        ("FunctionScalingConfig:", "FunctionScalingConfg:", "E3002"),
+    ],
+)
+def test_lint_catches_a_slip(right: str, wrong: str, rule: str, tmp_path: Path) -> None:
+    text = (PROJECT / "template.yaml").read_text()
+    assert right in text
+    broken = tmp_path / "template.yaml"
+    broken.write_text(text.replace(right, wrong))
+
+    done = run_tool("sam", "validate", "--lint", "--template-file", broken)
+
+    assert done.returncode == 1
+    assert f"[{rule}:" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profile_names_parameters_within_their_limits(profile: str) -> None:
+    for name, value in overrides(profile).items():
+        if value == "FILL_IN":
+            assert "Default" not in parameter(name)
+            continue
+        limits = parameter(name)
+        assert value in [str(allowed) for allowed in limits.get("AllowedValues", [value])]
+        if limits["Type"] == "Number":
+            assert limits.get("MinValue", 0) <= int(value) <= limits.get("MaxValue", int(value))
+
+
+@pytest.mark.parametrize("profile", [*PROFILES, "template"])
+def test_environments_fit_their_instances(profile: str) -> None:
+    given: dict[str, Any] = {k: v.get("Default") for k, v in template()["Parameters"].items()}
+    if profile != "template":
+        given |= overrides(profile)
+    vcpu, gib = INSTANCES[given["InstanceTypes"]]
+    memory_gib = int(given["MemoryMiB"]) / 1024
+    environments = int(given["MaxEnvironments"])
+
+    assert memory_gib <= gib - HOST_GIB
+    assert memory_gib / float(given["MemoryGiBPerVCpu"]) <= vcpu - HOST_VCPU
+    # One instance more than needed, so that one can be replaced.
+    assert int(given["MaxVCpuCount"]) == vcpu * (environments + 1)
+    assert int(given["MaxConcurrentJobs"]) == environments * int(given["JobsPerEnvironment"])
+
+
+@pytest.fixture(scope="module")
+def moto_url() -> Iterator[str]:
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_sam_deploy_makes_a_change_set(profile: str, moto_url: str, tmp_path: Path) -> None:
+    for name in ("template.yaml", "samconfig.toml"):
+        shutil.copy(PROJECT / name, tmp_path)
+
+    done = run_tool(
+        "sam",
+        *("deploy", "--config-env", profile, "--no-confirm-changeset", "--no-execute-changeset"),
+        endpoint_url=moto_url,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Changeset created successfully" in done.stdout

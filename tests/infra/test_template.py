@@ -1,0 +1,389 @@
+"""template.yaml: agrees with the settings, keeps Lambda's limits, and can be deployed.
+
+The limits are AWS's for Managed Instances with a GPU; docs/deploy-aws.md names their sources.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import fields
+from itertools import product
+from typing import Any
+
+import boto3
+import pytest
+from moto import mock_aws
+
+from handler.settings import PROJECT, Settings
+from tests.infra.template import parameter, properties, template, variables
+
+MAX_VISIBILITY_S = 43_200
+MAX_INIT_S = 900
+# What copying 30 GB takes at 100 MB/s, a tenth of what S3 gives.
+COPY_S = 300
+# AWS's own, Powertools', and those that other people's libraries read.
+NOT_SETTINGS = {
+    "CUDA_CACHE_PATH",
+    "HF_HOME",
+    "HOME",
+    "POWERTOOLS_LOG_LEVEL",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TORCH_HOME",
+    "TRITON_CACHE_DIR",
+    "XDG_CACHE_HOME",
+    # Read by infra/fetch_models.py before anything of the handler starts.
+    "MODELS_S3_URI",
+}
+# Of the handler's job store and its dead-letter queue, which come to Settings with them.
+NOT_SETTINGS_YET = {"DEAD_LETTER_QUEUE_URL", "JOBS_TABLE"}
+# moto's CloudFormation does not know them. What they refer to stays in the test.
+UNKNOWN_TO_MOTO = {
+    "AWS::CloudWatch::Alarm",
+    "AWS::Lambda::Alias",
+    "AWS::Lambda::CapacityProvider",
+    "AWS::Lambda::EventInvokeConfig",
+    "AWS::Lambda::Url",
+    "AWS::Logs::MetricFilter",
+    "AWS::S3::BucketPolicy",
+}
+UNKNOWN_OUTPUTS = {"CapacityProviderArn", "FunctionUrl"}
+MANAGED_INSTANCE_PROPERTIES = {
+    "AcceleratorConfig",
+    "CapacityProviderConfig",
+    "FunctionScalingConfig",
+    "PublishToLatestPublished",
+}
+STORAGE_CONDITIONS = {"s3": "CopiesModels", "efs": "MountsEfs", "s3files": "MountsS3Files"}
+ACCESS_POINTS = {
+    "efs": "arn:aws:elasticfilesystem:us-east-1:123456789012:access-point/fsap-0123456789abcdef0",
+    "s3files": "arn:aws:s3files:us-east-1:123456789012:file-system/fs-0123456789abcdef0"
+    "/access-point/fsap-0123456789abcdef0",
+}
+
+
+def test_every_variable_is_a_setting_or_known_not_to_be_one() -> None:
+    known = {item.metadata["env"] for item in fields(Settings)}
+
+    assert variables().keys() - known - NOT_SETTINGS - NOT_SETTINGS_YET == set()
+
+
+def test_settings_take_the_values_of_the_template() -> None:
+    given = {name: value for name, value in variables().items() if isinstance(value, str)}
+    given["COMFYUI_ARGS"] = variables()["COMFYUI_ARGS"]["Fn::Sub"].replace("${ComfyUIArgs}", "")
+
+    settings = Settings.from_env(given)
+
+    assert settings.comfyui_args == Settings().comfyui_args
+    assert str(settings.comfyui_data) == "/tmp/comfyui"
+    assert str(settings.worker_dir) == "/tmp/worker"
+
+
+def test_extension_lets_go_of_init_before_its_time_is_up() -> None:
+    assert float(variables()["INIT_BUDGET"]) <= MAX_INIT_S - COPY_S
+
+
+def test_everything_that_is_written_lies_in_tmp() -> None:
+    places = [name for name in variables() if name.endswith(("_HOME", "_DIR", "_PATH"))]
+
+    assert {"COMFYUI_DATA_DIR", "WORKER_DIR", "XDG_CACHE_HOME"} <= set(places)
+    places.remove("MODELS_DIR")  # read, and a mount is read only
+    assert all(variables()[name].startswith("/tmp/") for name in places)
+    assert variables()["HOME"] == "/tmp"
+
+
+def test_visibility_is_six_times_the_timeout() -> None:
+    allowed = [int(value) for value in parameter("TimeoutSeconds")["AllowedValues"]]
+    seconds = {int(k): v["Seconds"] for k, v in template()["Mappings"]["VisibilityTimeout"].items()}
+
+    assert sorted(seconds) == sorted(allowed)
+    assert all(6 * timeout <= visible <= MAX_VISIBILITY_S for timeout, visible in seconds.items())
+    assert properties("Jobs")["VisibilityTimeout"] == {
+        "Fn::FindInMap": ["VisibilityTimeout", {"Ref": "TimeoutSeconds"}, "Seconds"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("MemoryMiB", 2_048, 32_768),
+        ("TmpMiB", 512, 32_768),
+        ("MemoryGiBPerVCpu", 2, 8),
+        ("MaxVCpuCount", 2, 15_000),
+        ("JobsPerEnvironment", 1, 8),
+        ("MaxConcurrentJobs", 2, 1_000),
+    ],
+)
+def test_numbers_stay_within_the_limits(name: str, least: int, most: int) -> None:
+    given = parameter(name)
+
+    assert least <= given["MinValue"] <= given["Default"] <= given["MaxValue"] <= most
+
+
+def test_timeout_leaves_the_whole_start_budget() -> None:
+    """Init may take as long as the timeout, 900 s at most; the timeout may be 5,400 s."""
+    allowed = parameter("TimeoutSeconds")["AllowedValues"]
+
+    assert all(MAX_INIT_S <= int(value) <= 5_400 for value in allowed)
+
+
+def test_gpu_memory_is_one_that_lambda_offers() -> None:
+    assert parameter("AcceleratorMemoryGiB")["AllowedValues"] == [3, 6, 12, 16, 24, 48]
+
+
+def test_function_is_what_a_gpu_needs() -> None:
+    function = properties("ComfyUI")
+
+    assert function["PackageType"] == "Image"
+    assert function["Architectures"] == ["x86_64"]
+    assert function.keys() >= MANAGED_INSTANCE_PROPERTIES
+    assert function["LoggingConfig"]["LogFormat"] == "JSON"
+
+
+def test_nothing_runs_while_there_is_nothing_to_do() -> None:
+    scaling = properties("ComfyUI")["FunctionScalingConfig"]
+
+    assert scaling["MinExecutionEnvironments"] == {"Ref": "MinEnvironments"}
+    assert parameter("MinEnvironments")["Default"] == 0
+
+
+def test_mapping_reports_failures_one_by_one() -> None:
+    mapping = properties("JobsMapping")
+
+    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+    assert mapping["BatchSize"] == 1
+    assert mapping["ScalingConfig"] == {"MaximumConcurrency": {"Ref": "MaxConcurrentJobs"}}
+    assert mapping["FunctionName"] == {"Ref": "ComfyUI"}
+
+
+def test_given_up_jobs_go_to_the_dead_letter_queue() -> None:
+    redrive = properties("Jobs")["RedrivePolicy"]
+
+    assert redrive["deadLetterTargetArn"] == {"Fn::GetAtt": ["DeadJobs", "Arn"]}
+    assert variables()["DEAD_LETTER_QUEUE_URL"] == {"Ref": "DeadJobs"}
+
+
+def test_failed_asynchronous_events_are_kept() -> None:
+    asynchronous = properties("AsyncEvents")
+
+    assert asynchronous["MaximumRetryAttempts"] == 2
+    assert asynchronous["DestinationConfig"]["OnFailure"] == {
+        "Destination": {"Fn::GetAtt": ["FailedEvents", "Arn"]}
+    }
+
+
+def test_jobs_table_is_the_one_of_powertools() -> None:
+    table = properties("JobsTable")
+
+    assert table["KeySchema"] == [{"AttributeName": "id", "KeyType": "HASH"}]
+    assert table["TimeToLiveSpecification"] == {"AttributeName": "expiration", "Enabled": True}
+
+
+def _statements() -> Iterator[dict[str, Any]]:
+    for policy in properties("FunctionRole")["Policies"]:
+        for branch in policy.get("Fn::If", [None, policy, {}])[1:]:
+            yield from branch.get("PolicyDocument", {}).get("Statement", [])
+
+
+def test_role_names_its_actions_and_its_resources() -> None:
+    statements = list(_statements())
+
+    assert len(statements) == 11
+    for statement in statements:
+        assert "*" not in json.dumps(statement["Action"])
+        assert statement["Resource"] != "*"
+    assert "ManagedPolicyArns" not in properties("FunctionRole")
+
+
+def test_wildcard_of_a_mount_is_bound_to_the_access_point() -> None:
+    mounts = [s for s in _statements() if "file-system/*" in json.dumps(s["Resource"])]
+
+    assert len(mounts) == 2
+    for statement in mounts:
+        (condition,) = statement["Condition"]["StringEquals"].items()
+        assert condition[0].endswith(":AccessPointArn")
+        assert condition[1] == {"Ref": "ModelsAccessPointArn"}
+
+
+def test_bucket_is_private_encrypted_and_tls_only() -> None:
+    bucket = properties("Results")
+    (statement,) = properties("ResultsPolicy")["PolicyDocument"]["Statement"]
+
+    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+    assert "BucketEncryption" in bucket
+    assert statement["Effect"] == "Deny"
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_function_url_asks_for_credentials_and_names_the_alias() -> None:
+    url, alias = properties("HttpEndpoint"), properties("LiveAlias")
+
+    assert url["AuthType"] == "AWS_IAM"
+    assert url["Qualifier"] == alias["Name"]
+    assert alias["FunctionVersion"] == "$LATEST.PUBLISHED"
+
+
+def test_metric_filters_wait_for_events_that_the_handler_logs() -> None:
+    code = (PROJECT / "handler" / "generate.py").read_text()
+    patterns = [properties(n)["FilterPattern"] for n in ("CompletedJobs", "FailedJobs")]
+
+    for pattern in patterns:
+        (event,) = re.findall(r'"([a-z.]+)"', pattern)
+        assert f'"{event}"' in code
+
+
+def test_alarms_notify_the_topic_if_there_is_one() -> None:
+    alarms = {k: v for k, v in template()["Resources"].items() if v["Type"].endswith("Alarm")}
+
+    assert alarms.keys() == {
+        "DeadJobsAlarm",
+        "ErrorsAlarm",
+        "FailedEventsAlarm",
+        "OldestMessageAlarm",
+    }
+    for alarm in alarms.values():
+        assert alarm["Properties"]["AlarmActions"]["Fn::If"][0] == "HasAlarmTopic"
+
+
+def test_interface_shows_every_parameter_once() -> None:
+    groups = template()["Metadata"]["AWS::CloudFormation::Interface"]["ParameterGroups"]
+    shown = [name for group in groups for name in group["Parameters"]]
+
+    assert sorted(shown) == sorted(template()["Parameters"])
+
+
+def _for_moto(storage: str) -> str:
+    """The template without what moto's CloudFormation does not know."""
+    reduced = deepcopy(template())
+    # It leaves a hole where AWS::NoValue takes an element out of a list.
+    role = reduced["Resources"]["FunctionRole"]["Properties"]
+    branches = [policy.get("Fn::If", [None, policy]) for policy in role["Policies"]]
+    role["Policies"] = [
+        branch[1] for branch in branches if branch[0] in (None, STORAGE_CONDITIONS.get(storage))
+    ]
+    del reduced["Transform"]
+    for name, resource in list(reduced["Resources"].items()):
+        if resource["Type"] in UNKNOWN_TO_MOTO:
+            del reduced["Resources"][name]
+    for name in MANAGED_INSTANCE_PROPERTIES:
+        del reduced["Resources"]["ComfyUI"]["Properties"][name]
+    for name in UNKNOWN_OUTPUTS:
+        del reduced["Outputs"][name]
+    return json.dumps(reduced)
+
+
+def _deploy(**parameters: str) -> dict[str, str]:
+    """Make the stack and return its outputs."""
+    given = {
+        "ImageUri": "123456789012.dkr.ecr.us-east-1.amazonaws.com/lambda-comfyui:1",
+        "SubnetIds": "subnet-0123456789abcdef0",
+        "SecurityGroupIds": "sg-0123456789abcdef0",
+        **parameters,
+    }
+    cloudformation = boto3.client("cloudformation", region_name="us-east-1")
+    cloudformation.create_stack(
+        StackName="comfy",
+        TemplateBody=_for_moto(parameters.get("ModelStorage", "image")),
+        Capabilities=["CAPABILITY_IAM"],
+        Parameters=[{"ParameterKey": k, "ParameterValue": v} for k, v in given.items()],
+    )
+    (stack,) = cloudformation.describe_stacks(StackName="comfy")["Stacks"]
+    assert stack["StackStatus"] == "CREATE_COMPLETE"
+    return {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
+
+
+@pytest.fixture
+def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    with mock_aws():
+        yield
+
+
+@pytest.mark.usefixtures("aws")
+def test_stack_deploys_and_its_parts_know_each_other() -> None:
+    outputs = _deploy(TimeoutSeconds="1800")
+
+    function = boto3.client("lambda", "us-east-1").get_function(
+        FunctionName=outputs["FunctionName"]
+    )["Configuration"]
+    environment = function["Environment"]["Variables"]
+    assert function["Timeout"] == 1800
+    assert environment["S3_BUCKET_NAME"] == outputs["ResultsBucket"]
+    assert environment["JOBS_TABLE"] == outputs["JobsTableName"]
+    assert environment["DEAD_LETTER_QUEUE_URL"] == outputs["DeadJobsQueueUrl"]
+    sqs = boto3.client("sqs", "us-east-1")
+    queue = sqs.get_queue_attributes(QueueUrl=outputs["JobsQueueUrl"], AttributeNames=["All"])
+    dead = sqs.get_queue_attributes(QueueUrl=outputs["DeadJobsQueueUrl"], AttributeNames=["All"])
+    assert queue["Attributes"]["VisibilityTimeout"] == "10800"
+    assert json.loads(queue["Attributes"]["RedrivePolicy"]) == {
+        "deadLetterTargetArn": dead["Attributes"]["QueueArn"],
+        "maxReceiveCount": 5,
+    }
+    (mapping,) = boto3.client("lambda", "us-east-1").list_event_source_mappings()[
+        "EventSourceMappings"
+    ]
+    assert mapping["EventSourceArn"] == queue["Attributes"]["QueueArn"]
+    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
+
+
+@pytest.mark.usefixtures("aws")
+def test_dashboard_is_json_and_draws_every_queue() -> None:
+    _deploy()
+
+    cloudwatch = boto3.client("cloudwatch", "us-east-1")
+    body = json.loads(cloudwatch.get_dashboard(DashboardName="comfy")["DashboardBody"])
+
+    assert len(body["widgets"]) == 6
+    assert "${" not in json.dumps(body)
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize("storage", ["image", "s3", "efs", "s3files"])
+def test_storage_decides_permissions_and_variables(storage: str) -> None:
+    _deploy(
+        ModelStorage=storage,
+        ModelsBucket="weights",
+        **({"ModelsAccessPointArn": ACCESS_POINTS[storage]} if storage in ACCESS_POINTS else {}),
+    )
+
+    (function,) = boto3.client("lambda", "us-east-1").list_functions()["Functions"]
+    role = function["Role"].rpartition("/")[2]
+    policies = boto3.client("iam", "us-east-1").list_role_policies(RoleName=role)["PolicyNames"]
+    added = {"s3": ["copy-models"], "efs": ["mount-efs"], "s3files": ["mount-s3-files"]}
+    assert sorted(policies) == sorted(
+        ["jobs", "logs", "queues", "results", "task-tokens", *added.get(storage, [])]
+    )
+    environment = function["Environment"]["Variables"]
+    folder = {"image": None, "s3": "/tmp/models"}.get(storage, "/mnt/models")
+    assert environment.get("MODELS_DIR") == folder
+    assert environment.get("MODELS_S3_URI") == ("s3://weights/models/" if storage == "s3" else None)
+
+
+def test_mount_is_where_the_handler_looks() -> None:
+    condition, (mount,), _ = properties("ComfyUI")["FileSystemConfigs"]["Fn::If"]
+    asked, place, _ = variables()["MODELS_DIR"]["Fn::If"]
+
+    assert (condition, mount["LocalMountPath"]) == (asked, place)
+
+
+def test_each_storage_has_a_condition() -> None:
+    for storage, condition in STORAGE_CONDITIONS.items():
+        assert template()["Conditions"][condition] == {
+            "Fn::Equals": [{"Ref": "ModelStorage"}, storage]
+        }
+
+
+def test_two_rules_cover_every_storage_that_needs_more() -> None:
+    asked = {
+        condition["Fn::Equals"][1]
+        for rule in template()["Rules"].values()
+        for condition in rule["RuleCondition"]["Fn::Or"]
+    }
+
+    assert asked == set(parameter("ModelStorage")["AllowedValues"]) - {"image"}
+    assert all(
+        condition["Fn::Equals"][0] == {"Ref": "ModelStorage"}
+        for rule, position in product(template()["Rules"].values(), (0, 1))
+        for condition in [rule["RuleCondition"]["Fn::Or"][position]]
+    )
