@@ -1,0 +1,200 @@
+"""The extension and the handler under AWS's own runtime interface emulator, on the real ComfyUI.
+
+The emulator looks for extensions in /opt/extensions and wants to be root, so it gets a mount
+namespace of its own in which /opt is a temporary file system: nothing of the machine is touched.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from handler.settings import PROJECT
+from tests import workflows
+from tests.processes import is_running, wait_until
+from tests.workflows import event
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+FUNCTION = "/2015-03-31/functions/function/invocations"
+# `make test` puts SAM CLI there, which ships the emulator.
+EMULATORS = sorted((PROJECT / ".venv-sam").glob("lib/*/site-packages/samcli/local/rapid/*x86_64"))
+# The unprivileged user of Managed Instances must reach a Python that lives in root's home.
+SETUP = """
+set -e
+mount -t tmpfs -o mode=755 none /opt
+mkdir /opt/extensions /opt/home
+mount --bind "$HOME" /opt/home
+mount -t tmpfs -o mode=755 none "$HOME"
+for entry in /opt/home/.[!.]* /opt/home/*; do
+    if [ -d "$entry" ]; then
+        mkdir -p "$HOME/$(basename "$entry")"
+        mount --bind "$entry" "$HOME/$(basename "$entry")"
+    fi
+done
+cp "$1/extension" /opt/extensions/lambda-comfyui
+cp "$1/bootstrap" /opt/bootstrap
+shift
+exec "$@"
+"""
+
+
+class Emulator:
+    """A running emulator: its address, its log, and the processes that it started."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", url: str, folder: Path) -> None:
+        self.process, self.url, self.folder = process, url, folder
+
+    def invoke(self, request: Any) -> Any:
+        return requests.post(self.url, json=request, timeout=60).json()
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text(errors="replace")
+
+    def processes(self, word: str) -> list[int]:
+        """The process ids below this emulator whose command line has the word."""
+        wanted = f"WORKER_DIR={self.folder}/worker".encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    environ = (entry / "environ").read_bytes().split(b"\0")
+                    command = (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if wanted in environ and word.encode() in command and is_running(int(entry.name)):
+                    found.append(int(entry.name))
+        return found
+
+
+@contextmanager
+def emulator(port: int, **variables: str) -> Iterator[Emulator]:
+    if not EMULATORS:
+        pytest.fail("there is no emulator: `make test` installs it with SAM CLI")
+    folder = Path(tempfile.mkdtemp(prefix="lc-rie-"))
+    folder.chmod(0o777)
+    python = PROJECT / ".venv" / "bin" / "python"
+    for name, module in (
+        ("extension", "runtime extension"),
+        ("bootstrap", "awslambdaric handler.app.lambda_handler"),
+    ):
+        script = folder / name
+        script.write_text(f"#!/bin/sh\ncd {PROJECT} && exec {python} -m {module}\n")
+        script.chmod(0o755)
+    environ = os.environ | {
+        "WORKER_DIR": f"{folder}/worker",
+        "COMFYUI_DATA_DIR": f"{folder}/data",
+        "AWS_EXECUTION_ENV": "AWS_Lambda_python3.12",
+        "AWS_LAMBDA_FUNCTION_TIMEOUT": "60",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        **variables,
+    }
+    line = ["unshare", "--mount", "sh", "-c", SETUP, "sh", str(folder), str(EMULATORS[0])]
+    line += ["--runtime-interface-emulator-address", f"127.0.0.1:{port}"]
+    line += ["--runtime-api-address", f"127.0.0.1:{port + 1}", "/opt/bootstrap"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            line, cwd=PROJECT, env=environ, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            running = Emulator(process, f"http://127.0.0.1:{port}{FUNCTION}", folder)
+            assert wait_until(lambda: _listens(running)), running.log()
+            yield running
+        finally:
+            process.terminate()
+            process.wait(10)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listens(running: Emulator) -> bool:
+    try:
+        requests.get(running.url, timeout=1)
+    except requests.ConnectionError:
+        return False
+    return True
+
+
+def test_init_is_held_until_comfyui_is_ready_and_nothing_survives_the_end() -> None:
+    with emulator(19080) as running:
+        cold = running.invoke(event(workflows.image()))
+        warm = running.invoke(event(workflows.image()))
+
+        assert cold["status"] == warm["status"] == "completed"
+        # ComfyUI was ready before the first event came.
+        assert cold["timings"]["cold_start_ms"] == 0
+        everything = running.processes("python")
+        assert len(everything) >= 3
+
+        began = time.monotonic()
+        running.process.terminate()
+        running.process.wait(10)
+        assert wait_until(lambda: not running.processes("python"), timeout_s=3)
+
+        assert time.monotonic() - began < 4
+        assert "extension: SHUTDOWN" in running.log()
+        assert not any(is_running(pid) for pid in everything)
+
+
+def test_death_of_comfyui_costs_one_job_and_death_of_the_extension_one_environment() -> None:
+    with emulator(19082) as running:
+        killed = running.invoke(event(workflows.one("TestKill")))
+        after = running.invoke(event(workflows.image()))
+
+        assert killed["error"]["type"] == "WorkerUnavailable"
+        assert after["status"] == "completed"
+
+        (extension,) = running.processes("runtime\0extension")
+        os.kill(extension, signal.SIGKILL)
+        assert wait_until(lambda: not running.processes("launch.py"), timeout_s=5)
+
+        assert wait_until(
+            lambda: running.invoke(event(workflows.image())).get("status") == "completed",
+            timeout_s=60,
+        )
+
+
+def test_two_workers_of_managed_instances_share_one_comfyui() -> None:
+    with emulator(19084, AWS_LAMBDA_MAX_CONCURRENCY="2") as running:
+        first = until_answered(running, event(workflows.image()))
+        sleeper = event(workflows.one("TestSleep", seconds=1.0, deaf=False))
+        with ThreadPoolExecutor(2) as pool:
+            both = list(pool.map(lambda _: until_answered(running, sleeper), range(2)))
+
+        assert first["status"] == "completed"
+        assert [response["status"] for response in both] == ["completed", "completed"]
+        assert len(running.processes("launch.py")) == 1
+
+
+def test_lone_worker_of_managed_instances_that_dies_ends_the_environment() -> None:
+    with emulator(19086, AWS_LAMBDA_MAX_CONCURRENCY="1") as running:
+        assert until_answered(running, event(workflows.image()))["status"] == "completed"
+        clients = running.processes("awslambdaric")
+        extension = running.processes("runtime\0extension")
+
+        os.kill(max(clients), signal.SIGKILL)
+
+        assert wait_until(lambda: not is_running(extension[0]), timeout_s=10), running.log()
+        assert "Runtime.WorkerGone" in running.log()
+
+
+def until_answered(running: Emulator, request: Any) -> Any:
+    """The answer, asked for again while the emulator has no free worker, as a caller would."""
+    give_up = time.monotonic() + 60
+    while True:
+        answer = requests.post(running.url, data=json.dumps(request), timeout=60,
+                               headers={"Content-Type": "application/json"})  # fmt: skip
+        body = answer.json() if answer.content else {}
+        if "status" in body or time.monotonic() > give_up:
+            return body
+        time.sleep(0.2)
