@@ -26,6 +26,34 @@ def _seconds(raw: str) -> float:
     return value
 
 
+def _positive_seconds(raw: str) -> float:
+    value = _seconds(raw)
+    if value == 0:
+        raise ValueError("expected a number of seconds, more than 0")
+    return value
+
+
+def _count(raw: str) -> int:
+    value = int(raw)
+    if value < 0:
+        raise ValueError("expected a whole number, 0 or more")
+    return value
+
+
+def _positive(raw: str) -> int:
+    value = int(raw)
+    if value < 1:
+        raise ValueError("expected a whole number, 1 or more")
+    return value
+
+
+def _batch_size(raw: str) -> int:
+    value = int(raw)
+    if not 1 <= value <= 10:
+        raise ValueError("expected a number of messages, 1 to 10")
+    return value
+
+
 def _port(raw: str) -> int:
     value = int(raw)
     if not 0 <= value <= 65535:
@@ -72,6 +100,18 @@ class Settings:
     comfyui_start_timeout_s: float = _var("COMFYUI_START_TIMEOUT", _seconds, 300.0)
     models_dir: Path | None = _var("MODELS_DIR", _path, None)
     standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)
+
+    queue_url: str = _var("QUEUE_URL")
+    queue_batch_size: int = _var("QUEUE_BATCH_SIZE", _batch_size, 1)
+    on_failure_url: str = _var("ON_FAILURE_URL", secret=True)
+    event_retries: int = _var("EVENT_RETRIES", _count, 2)
+    event_max_age_s: float = _var("EVENT_MAX_AGE", _seconds, 21_600.0)
+    serve_address: str = _var("SERVE_ADDRESS", default="127.0.0.1")
+    serve_port: int = _var("SERVE_PORT", _port, 9000)
+    serve_concurrency: int = _var("SERVE_CONCURRENCY", _positive, 1)
+    serve_timeout_s: float = _var("SERVE_TIMEOUT", _positive_seconds, 900.0)
+    serve_waiting: int = _var("SERVE_WAITING", _count, 100)
+    serve_grace_s: float = _var("SERVE_GRACE", _positive_seconds, 25.0)
 
     worker_dir_given: Path | None = _var("WORKER_DIR", _path, None)
     worker_hooks: tuple[str, ...] = _var("WORKER_HOOKS", _names, ())

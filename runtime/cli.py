@@ -14,6 +14,8 @@ COMMANDS = {
     "extension": "own ComfyUI as a Lambda extension, for as long as the environment lives",
     "worker": "own ComfyUI: start, watch and stop it, and answer handlers on a socket",
     "invoke": "run one event through the real Lambda runtime client and print the response",
+    "serve": "run events from a queue and from callers of Lambda's Invoke API, until stopped",
+    "start-lambda": "serve Lambda's Invoke API alone, as `sam local start-lambda` does",
     "example": "invoke with a local S3 server, and fetch the files back",
 }
 
@@ -27,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         if name == chosen:
-            module = importlib.import_module(f"runtime.{name}")
+            module = importlib.import_module(f"runtime.{name.replace('-', '_')}")
             module.add_arguments(command)
     args = parser.parse_args(arguments)
     try:

@@ -16,8 +16,9 @@ from typing import Any
 
 from handler.settings import PROJECT, Settings
 from runtime.child import Child
+from runtime.lambda_host.failures import InvocationResult
+from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
-from runtime.lambda_host.invocations import InvocationResult
 from runtime.progress import progress_on
 
 HANDLER = "handler.app.lambda_handler"
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--timeout",
-        type=_timeout,
+        type=seconds,
         default=DEFAULT_TIMEOUT_S,
         metavar="SECONDS",
         help="the function's timeout (default: %(default)g)",
@@ -96,7 +97,8 @@ def invoked(
             dies_with=signal.SIGTERM,
         )
         try:
-            with LambdaHost(HANDLER, environ=environ, on_line=progress.feed) as host:
+            function = Function(handler=HANDLER, environ=environ)
+            with LambdaHost(function, on_line=progress.feed) as host:
                 result = host.invoke(json.dumps(event).encode(), timeout_s=timeout_s)
             # After the host: by now every line of the runtime client is here.
             outcome, is_success = outcome_of(result)
@@ -146,7 +148,8 @@ def until_stopped(action: Callable[[], int]) -> int:
             signal.signal(number, handler)
 
 
-def _timeout(raw: str) -> float:
+def seconds(raw: str) -> float:
+    """A time on the command line. Raises argparse.ArgumentTypeError."""
     value = float(raw)
     if not 0 < value <= _LONGEST_TIMEOUT_S:
         raise argparse.ArgumentTypeError(f"expected seconds, more than 0, at most a day: {raw}")

@@ -1,55 +1,51 @@
-"""Invokes the handler: keeps a runtime client, gives it the events, and holds it to its time.
+"""Runs a function: keeps an environment up, gives it the events, and holds it to its time.
 
-A client that dies, hangs or is too slow costs the invocation that it had, nothing else: the next
-one starts a new client.
+An environment that crashes is replaced by a new one; who waits in the meantime, waits.
 """
 
-import socket
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from functools import partial
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from handler.settings import PROJECT
-from runtime.child import Child
-from runtime.lambda_host.invocations import (
-    Invocation,
-    InvocationQueue,
-    InvocationResult,
-    Taker,
-    failure,
-)
-from runtime.lambda_host.ric import (
-    exit_error,
-    function_arn,
-    ric_command,
-    ric_environment,
-    timeout_error,
-)
+from runtime.lambda_host.environment import RIC_STOP_GRACE_S, Environment
+from runtime.lambda_host.failures import UNAVAILABLE, InvocationResult, timeout_error
+from runtime.lambda_host.function import Function
+from runtime.lambda_host.invocations import Invocation, InvocationQueue
 
-INIT_TIMEOUT_S = 60.0
-# What Lambda leaves a runtime between SIGTERM and SIGKILL when an extension is registered.
-_STOP_GRACE_S = 0.6
-_LISTEN_BACKLOG = 16
+_MAX_PAUSE_S = 30.0
+# An environment that has lived as long is no sign that the next one would fail, too.
+_STABLE_AFTER_S = 60.0
+MAX_FAILURES = 5
+
+
+class HostBusyError(Exception):
+    """As many invocations wait as may wait."""
 
 
 class LambdaHost:
-    """Runs `handler` (MODULE.FUNCTION) in AWS's runtime client while it is entered.
+    """Runs `function` in AWS's runtime clients while it is entered.
 
-    The client starts at once, before the first event. `environ` is its whole environment but for
-    Lambda's own variables; `on_line` gets every line of its output, in a thread of ours.
+    They start at once, before the first event. `on_line` gets every line that a process writes,
+    `on_state` a sentence for every change, both in threads of ours. After MAX_FAILURES
+    environments in a row that failed `on_give_up` is called, if it is given, and nothing more is
+    started.
     """
 
     def __init__(
-        self, handler: str, *, environ: Mapping[str, str], on_line: Callable[[str], object]
+        self,
+        function: Function,
+        *,
+        on_line: Callable[[str], object],
+        on_state: Callable[[str], object] = lambda _: None,
+        on_give_up: Callable[[], object] | None = None,
     ) -> None:
-        self._handler, self._environ, self._on_line = handler, environ, on_line
+        self.function = function
+        self._on_line, self._on_state, self._on_give_up = on_line, on_state, on_give_up
         self._queue = InvocationQueue()
         self._lock = threading.Lock()
-        self._ric: Child | None = None
-        self._taker = Taker()
+        self._environment: Environment | None = None
         self._is_closed = False
         self._supervisor = threading.Thread(target=self._supervise)
 
@@ -63,90 +59,112 @@ class LambdaHost:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._lock:
-            self._is_closed = True
-        self._queue.close()
-        if self._ric:
-            self._ric.stop(_STOP_GRACE_S)
-        self._supervisor.join()
+        self.close(RIC_STOP_GRACE_S)
 
     def invoke(
-        self, event: bytes, *, timeout_s: float, request_id: str | None = None
+        self,
+        event: bytes,
+        *,
+        timeout_s: float,
+        request_id: str | None = None,
+        limit: int | None = None,
     ) -> InvocationResult:
-        """Run one event and wait for its result, `timeout_s` seconds after the client took it."""
+        """Run one event and wait for its result, `timeout_s` seconds after a client took it.
+
+        Raises HostBusyError when `limit` others wait already.
+        """
         invocation = Invocation(event, timeout_s)
         invocation.request_id = request_id or invocation.request_id
-        self._queue.put(invocation)
+        return self.run(invocation, limit=limit)
+
+    def run(self, invocation: Invocation, *, limit: int | None = None) -> InvocationResult:
+        """The same for an invocation that the caller has made, and keeps: its log is there."""
+        if not self._queue.put(invocation, limit):
+            raise HostBusyError(f"{limit} invocations wait already")
         # No limit here: the client that is on its way, or its failure, ends this wait.
         invocation.taken.wait()
-        if not invocation.finished.wait(timeout_s) and invocation.finish(
-            timeout_error(timeout_s, invocation.request_id)
-        ):
-            self._kill_ric_of(invocation)
+        error = timeout_error(invocation.timeout_s, invocation.request_id)
+        if not invocation.finished.wait(invocation.timeout_s) and invocation.finish(error):
+            self._kill_client_of(invocation)
         assert invocation.result is not None
         return invocation.result
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing new is begun any more."""
+        return self._queue.is_closed
+
+    def wait_until_free(self, timeout_s: float) -> bool:
+        """Block until a client has nothing to do; False after `timeout_s`, or when stopping."""
+        return self._queue.wait_until_free(timeout_s)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Begin nothing new and let what runs end; False if it did not within `timeout_s`.
+
+        What nobody has begun is answered as unavailable, at once.
+        """
+        self._queue.close()
+        return self._queue.wait_until_idle(timeout_s)
+
+    def close(self, grace_s: float) -> None:
+        """Stop every process, after `grace_s` seconds with SIGKILL."""
+        with self._lock:
+            self._is_closed = True
+            environment = self._environment
+        self._queue.close()
+        if environment:
+            environment.stop(grace_s)
+        self._supervisor.join()
+
     def _supervise(self) -> None:
-        # One thread for all clients: the kernel kills a child when the *thread* that started it
-        # ends (see child.py), so a thread that serves one invocation must not start one.
+        failures = 0
         try:
-            self._run_ric()
-            while self._queue.wait_until_used():
-                self._run_ric()
+            while environment := self._next_environment():
+                began = time.monotonic()
+                environment.run()
+                if environment.failure is None:
+                    return
+                is_stable = environment.was_ready and time.monotonic() - began > _STABLE_AFTER_S
+                failures = 1 if is_stable else failures + 1
+                self._note_failure(environment, failures)
+                # The first time at once; an event cuts every pause short.
+                pause_s = min(2.0 ** (failures - 2), _MAX_PAUSE_S) if failures > 1 else 0
+                if not self._queue.wait_until_used(pause_s, or_until=lambda: self._is_closed):
+                    return
         finally:
             self._queue.close()
 
-    def _run_ric(self) -> None:
-        taker = Taker()
-        with socket.create_server(("127.0.0.1", 0), backlog=_LISTEN_BACKLOG) as listener:
-            ric = self._start_ric(listener, taker)
-            if ric is None:
-                return
-            # Only now: http.server takes 30 ms to import, and the client is busy starting.
-            from runtime.lambda_host.runtime_api import RuntimeApi  # noqa: PLC0415
-
-            arn = function_arn(self._environ)
-            with RuntimeApi(listener, self._queue, taker, arn) as api:
-                if not self._queue.wait_until_asked(taker, INIT_TIMEOUT_S):
-                    message = f"Init phase timed out after {INIT_TIMEOUT_S:.2f} seconds"
-                    api.init_error = failure("Sandbox.Timedout", message)
-                    ric.stop(0)
-                status = ric.wait()
-            self._settle(taker, partial(_why_it_ended, ric, status, api.init_error))
-
-    def _settle(self, taker: Taker, why: Callable[[Invocation], InvocationResult]) -> None:
-        held = self._queue.dismiss(taker)
-        if held:
-            held.finish(why(held))
-        # After a failed init another client would fail too. Else it takes what still waits.
-        if not taker.has_asked:
-            self._queue.fail_waiting(why)
-
-    def _start_ric(self, listener: socket.socket, taker: Taker) -> Child | None:
-        host, port = listener.getsockname()
+    def _next_environment(self) -> Environment | None:
         with self._lock:
             if self._is_closed:
                 return None
-            self._ric = Child(
-                ric_command(self._handler),
-                cwd=PROJECT,
-                env=ric_environment(self._environ, self._handler, f"{host}:{port}"),
+            self._environment = Environment(
+                self.function,
+                self._queue,
                 on_line=self._on_line,
-                on_exit=lambda: self._queue.dismiss(taker),
+                on_ready=lambda took_s: self._on_state(f"ready, init took {took_s:.1f} s"),
             )
-            self._taker = taker
-            return self._ric
+            return self._environment
 
-    def _kill_ric_of(self, invocation: Invocation) -> None:
+    def _note_failure(self, environment: Environment, failures: int) -> None:
+        assert environment.failure is not None
+        what = "crashed" if environment.was_ready else "failed to start"
+        reason = environment.failure(Invocation(b"", 0)).function_error
+        self._on_state(f"environment {what} ({failures} in a row): {reason}")
+        if not environment.was_ready:
+            # Another one would most likely fail, too.
+            self._queue.fail_waiting(environment.failure)
+        if self._on_give_up and failures >= MAX_FAILURES:
+            self._queue.close()
+            self._on_give_up()
+
+    def _kill_client_of(self, invocation: Invocation) -> None:
         with self._lock:
-            # It may have died just now, and the next client is not to blame.
-            ric = self._ric if self._taker.holding is invocation else None
-        if ric:
-            ric.stop(0)
+            environment = self._environment
+        if environment:
+            environment.kill_holder_of(invocation)
 
 
-def _why_it_ended(
-    ric: Child, status: int | None, init_error: InvocationResult | None, invocation: Invocation
-) -> InvocationResult:
-    error = init_error or exit_error(status or 0, invocation.request_id)
-    return replace(error, log_tail=ric.tail())
+def is_unavailable(result: InvocationResult) -> bool:
+    """Whether nobody began with the invocation, because the host was stopping."""
+    return result is UNAVAILABLE

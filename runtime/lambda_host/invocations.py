@@ -3,7 +3,6 @@
 No HTTP and no processes here: runtime_api.py hands them out, host.py decides about their time.
 """
 
-import json
 import threading
 import time
 import uuid
@@ -11,40 +10,29 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from runtime.lambda_host.failures import UNAVAILABLE, InvocationResult
 
-@dataclass(frozen=True, slots=True)
-class InvocationResult:
-    """What the caller of a function gets.
-
-    `function_error` is the error's type, and then `payload` is its JSON body and `log_tail` holds
-    the last lines that the runtime client wrote, if it did not survive.
-    """
-
-    payload: bytes
-    function_error: str | None = None
-    log_tail: tuple[str, ...] = ()
-
-
-def failure(error_type: str, message: str) -> InvocationResult:
-    """An error of the platform, in the shape that Lambda gives it."""
-    body = json.dumps({"errorType": error_type, "errorMessage": message})
-    return InvocationResult(body.encode(), error_type)
-
-
-_UNAVAILABLE = failure("Runtime.Unavailable", "the host is stopping")
+_LOG_LINES = 200
 
 
 @dataclass(eq=False, slots=True)
 class Invocation:
-    """One event; its time runs from the moment a runtime client takes it."""
+    """One event; its time runs from the moment a runtime client takes it.
+
+    Three things happen to it, in this order: it is `taken`, it is `finished` (the result is
+    there), and its client lets go of it (`left`: no line of its `log` comes any more).
+    """
 
     event: bytes
     timeout_s: float
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    client_context: str = ""
     deadline_ms: int = 0
     taken: threading.Event = field(default_factory=threading.Event)
     finished: threading.Event = field(default_factory=threading.Event)
+    left: threading.Event = field(default_factory=threading.Event)
     result: InvocationResult | None = None
+    log: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self) -> None:
@@ -71,29 +59,67 @@ class Taker:
     has_asked: bool = False
     is_dismissed: bool = False
 
+    @property
+    def is_busy(self) -> bool:
+        held = self.holding
+        return held is not None and not held.left.is_set() and not self.is_dismissed
+
+    def note(self, line: str) -> None:
+        """A line that the client wrote belongs to the invocation that it holds."""
+        if held := self.holding:
+            held.log.append(line)
+
+
+Why = Callable[[Invocation], InvocationResult]
+
 
 class InvocationQueue:
-    """First come, first served, for any number of takers."""
+    """First come, first served, for any number of takers, while its gate is open.
+
+    `changed` is the one lock of a host: the extensions and the environment use it, too.
+    """
 
     def __init__(self) -> None:
+        self.changed = threading.Condition()
         self._waiting: deque[Invocation] = deque()
-        self._changed = threading.Condition()
+        self._takers: set[Taker] = set()
+        self._asking = 0
+        self._is_gate_open = False
         self._is_closed = False
 
-    def put(self, invocation: Invocation) -> None:
-        with self._changed:
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed
+
+    def put(self, invocation: Invocation, limit: int | None = None) -> bool:
+        """False when `limit` invocations wait already, beside those that a client takes at once.
+
+        A closed queue settles it as unavailable.
+        """
+        with self.changed:
             if self._is_closed:
-                invocation.finish(_UNAVAILABLE)
-                return
+                return invocation.finish(UNAVAILABLE)
+            if limit is not None and len(self._waiting) - self._asking >= limit:
+                return False
             self._waiting.append(invocation)
-            self._changed.notify_all()
+            self.changed.notify_all()
+            return True
 
     def take(self, taker: Taker) -> Invocation | None:
         """Block until there is an invocation for this taker; None once it is dismissed."""
-        with self._changed:
+        with self.changed:
+            self._takers.add(taker)
             taker.has_asked = True
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._waiting or taker.is_dismissed)
+            if taker.holding:
+                taker.holding.left.set()
+            self._asking += 1
+            self.changed.notify_all()
+            try:
+                self.changed.wait_for(
+                    lambda: (self._waiting and self._is_gate_open) or taker.is_dismissed
+                )
+            finally:
+                self._asking -= 1
             if taker.is_dismissed:
                 return None
             taker.holding = self._waiting.popleft()
@@ -102,31 +128,61 @@ class InvocationQueue:
 
     def wait_until_asked(self, taker: Taker, timeout_s: float) -> bool:
         """Block until the taker asks for the first time or is dismissed; False if neither."""
-        with self._changed:
-            return self._changed.wait_for(lambda: taker.has_asked or taker.is_dismissed, timeout_s)
+        with self.changed:
+            return self.changed.wait_for(lambda: taker.has_asked or taker.is_dismissed, timeout_s)
 
     def dismiss(self, taker: Taker) -> Invocation | None:
         """Send the taker home; returns the invocation that it held last."""
-        with self._changed:
+        with self.changed:
             taker.is_dismissed = True
-            self._changed.notify_all()
+            self._takers.discard(taker)
+            if taker.holding:
+                taker.holding.left.set()
+            self.changed.notify_all()
             return taker.holding
 
-    def wait_until_used(self) -> bool:
-        """Block until something waits in the queue; False once the queue is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+    def open_gate(self) -> None:
+        """From now on takers get what waits: init is over."""
+        with self.changed:
+            self._is_gate_open = True
+            self.changed.notify_all()
+
+    def shut_gate(self) -> None:
+        with self.changed:
+            self._is_gate_open = False
+
+    def wait_until_free(self, timeout_s: float) -> bool:
+        """Block until a taker has nothing to do; False after `timeout_s`, or once closed."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._has_free_taker() or self._is_closed, timeout_s)
+            return self._has_free_taker() and not self._is_closed
+
+    def wait_until_used(self, timeout_s: float, or_until: Callable[[], bool]) -> bool:
+        """Block until something waits, `timeout_s` at most; False once the queue is closed."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._waiting or self._is_closed or or_until(), timeout_s)
             return not self._is_closed
 
-    def fail_waiting(self, why: Callable[[Invocation], InvocationResult]) -> None:
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Block until no taker holds an invocation; False if one still does."""
+        with self.changed:
+            return self.changed.wait_for(
+                lambda: not any(taker.is_busy for taker in self._takers), timeout_s
+            )
+
+    def fail_waiting(self, why: Why) -> None:
         """Settle all that nobody has taken."""
-        with self._changed:
+        with self.changed:
             while self._waiting:
                 invocation = self._waiting.popleft()
                 invocation.finish(why(invocation))
 
     def close(self) -> None:
-        with self._changed:
+        """Settle what waits, and what comes, as unavailable; what is held goes on."""
+        with self.changed:
             self._is_closed = True
-            self._changed.notify_all()
-        self.fail_waiting(lambda _: _UNAVAILABLE)
+            self.changed.notify_all()
+        self.fail_waiting(lambda _: UNAVAILABLE)
+
+    def _has_free_taker(self) -> bool:
+        return self._is_gate_open and self._asking > len(self._waiting)

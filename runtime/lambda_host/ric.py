@@ -1,72 +1,143 @@
-"""How AWS's runtime interface client is started, and what its end means for an invocation.
+"""One place for a runtime client: keeps AWS's runtime interface client (RIC) running in it.
 
-https://docs.aws.amazon.com/lambda/latest/dg/configuration-envvars.html lists the variables.
+A client that dies costs the invocation that it held, nothing else: the next one takes its place.
 """
 
-import os
-import signal
+import socket
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 from handler.settings import PROJECT
-from runtime.lambda_host.invocations import InvocationResult, failure
+from runtime.child import Child
+from runtime.lambda_host.extensions import Extensions
+from runtime.lambda_host.failures import InvocationResult, exit_error, init_timeout_error
+from runtime.lambda_host.function import Function
+from runtime.lambda_host.invocations import Invocation, InvocationQueue, Taker, Why
 
-FUNCTION_NAME = "lambda-comfyui"
-_REGION = "us-east-1"
-_ACCOUNT = "012345678912"
-
-
-def ric_command(handler: str) -> list[str]:
-    """`handler` is MODULE.FUNCTION, as in a function's configuration."""
-    return [sys.executable, "-m", "awslambdaric", handler]
+_LISTEN_BACKLOG = 16
+_MAX_PAUSE_S = 30.0
 
 
-def ric_environment(environ: Mapping[str, str], handler: str, api_address: str) -> dict[str, str]:
-    """`environ` with Lambda's own variables on top; `api_address` is HOST:PORT."""
-    environment = {
-        "AWS_REGION": _REGION,
-        "AWS_DEFAULT_REGION": environ.get("AWS_REGION", _REGION),
-        **environ,
-        "_HANDLER": handler,
-        "AWS_LAMBDA_RUNTIME_API": api_address,
-        "AWS_LAMBDA_FUNCTION_NAME": FUNCTION_NAME,
-        "AWS_LAMBDA_FUNCTION_VERSION": "$LATEST",
-        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(_memory_mib()),
-        "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
-        # JSON is what Managed Instances always use: warnings of any library come as one line each.
-        "AWS_LAMBDA_LOG_FORMAT": "JSON",
-        "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{FUNCTION_NAME}",
-        "AWS_LAMBDA_LOG_STREAM_NAME": "$LATEST",
-        # Lower than 3.12, or unset, and the client sits in a C call where Python sees no SIGTERM.
-        "AWS_EXECUTION_ENV": "AWS_Lambda_python3.12",
-        "LAMBDA_TASK_ROOT": str(PROJECT),
-        # The handler must be importable whatever PYTHONSAFEPATH and the caller's folder are.
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), environ.get("PYTHONPATH")])),
-    }
-    # With it the client would fork workers, and none of them would be ours to watch.
-    environment.pop("AWS_LAMBDA_MAX_CONCURRENCY", None)
-    return environment
+class RicPlace:
+    """Runs one client after the other in a thread of its own, from `start` to `stop`.
+
+    `init_failure` says why the latest client did not come up; None while one is up or starting.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        queue: InvocationQueue,
+        extensions: Extensions,
+        on_line: Callable[[str], object],
+        on_init_failure: Callable[[], object],
+    ) -> None:
+        self._function, self._queue, self._extensions = function, queue, extensions
+        self._on_line, self._on_init_failure = on_line, on_init_failure
+        self._lock = threading.Lock()
+        self._ric: Child | None = None
+        self._taker = Taker()
+        self._is_stopped = False
+        self._environment_failure: Why | None = None
+        # A thread for each place: the kernel kills a child when the *thread* that started it
+        # ends (see child.py), so a thread that serves one invocation must not start one.
+        self._thread = threading.Thread(target=self._keep_running)
+        self.init_failure: Why | None = None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    @property
+    def is_started(self) -> bool:
+        return self._thread.ident is not None
+
+    @property
+    def has_asked(self) -> bool:
+        return self._taker.has_asked
+
+    def stop(self, grace_s: float, why: Why | None = None) -> None:
+        """SIGTERM, SIGKILL after `grace_s`; `why` is what its invocation is answered."""
+        with self._lock:
+            self._is_stopped = True
+            self._environment_failure = why
+            ric = self._ric
+        if ric:
+            ric.stop(grace_s)
+        with self._queue.changed:
+            self._queue.changed.notify_all()
+        self._thread.join()
+
+    def kill_if_holding(self, invocation: Invocation) -> None:
+        with self._lock:
+            # It may have died just now, and the next client is not to blame.
+            ric = self._ric if self._taker.holding is invocation else None
+        if ric:
+            ric.stop(0)
+
+    def _keep_running(self) -> None:
+        failures = 0
+        while not self._is_stopped:
+            taker = self._run_client()
+            # One that served and died is replaced at once. Others could die for ever: they get
+            # longer and longer pauses, which an event cuts short.
+            failures = 0 if taker.holding else failures + 1
+            pause_s = min(2.0 ** (failures - 1), _MAX_PAUSE_S) if failures else 0
+            if not self._queue.wait_until_used(pause_s, or_until=lambda: self._is_stopped):
+                break
+
+    def _run_client(self) -> Taker:
+        taker = Taker()
+        with socket.create_server(("127.0.0.1", 0), backlog=_LISTEN_BACKLOG) as listener:
+            ric = self._start_client(listener, taker)
+            if ric is None:
+                return taker
+            # Only now: http.server takes 30 ms to import, and the client is busy starting.
+            from runtime.lambda_host.runtime_api import RuntimeApi  # noqa: PLC0415
+
+            with RuntimeApi(listener, self._extensions, self._function, self._queue, taker) as api:
+                timeout_s = self._function.init_timeout_s
+                if not self._queue.wait_until_asked(taker, timeout_s):
+                    api.init_error = init_timeout_error(timeout_s)
+                    ric.stop(0)
+                status = ric.wait()
+        self._settle(taker, partial(_why_it_ended, ric, status or 0, api.init_error))
+        return taker
+
+    def _start_client(self, listener: socket.socket, taker: Taker) -> Child | None:
+        host, port = listener.getsockname()
+
+        def on_line(line: str) -> None:
+            taker.note(line)
+            self._on_line(line)
+
+        with self._lock:
+            if self._is_stopped:
+                return None
+            self._taker = taker
+            self.init_failure = None
+            self._ric = Child(
+                [sys.executable, "-m", "awslambdaric", self._function.handler],
+                cwd=PROJECT,
+                env=self._function.client_environment(f"{host}:{port}"),
+                on_line=on_line,
+                on_exit=lambda: self._queue.dismiss(taker),
+            )
+            return self._ric
+
+    def _settle(self, taker: Taker, why: Why) -> None:
+        held = self._queue.dismiss(taker)
+        if held:
+            held.finish((self._environment_failure or why)(held))
+        if not taker.has_asked:
+            self.init_failure = why
+            self._on_init_failure()
 
 
-def function_arn(environ: Mapping[str, str]) -> str:
-    region = environ.get("AWS_REGION", _REGION)
-    return f"arn:aws:lambda:{region}:{_ACCOUNT}:function:{FUNCTION_NAME}"
-
-
-def exit_error(status: int, request_id: str) -> InvocationResult:
-    """What Lambda answers when the client ended by itself."""
-    ended = f"exit status {status}"
-    if status < 0:
-        ended = f"signal: {signal.strsignal(-status) or -status}".lower()
-    message = f"RequestId: {request_id} Error: Runtime exited with error: {ended}"
-    return failure("Runtime.ExitError", message)
-
-
-def timeout_error(timeout_s: float, request_id: str) -> InvocationResult:
-    """What Lambda answers when the function's time is over."""
-    message = f"RequestId: {request_id} Error: Task timed out after {timeout_s:.2f} seconds"
-    return failure("Sandbox.Timedout", message)
-
-
-def _memory_mib() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+def _why_it_ended(
+    ric: Child, status: int, init_error: InvocationResult | None, invocation: Invocation
+) -> InvocationResult:
+    error = init_error or exit_error(status, invocation.request_id)
+    return replace(error, log_tail=ric.tail())

@@ -12,7 +12,7 @@ import pytest
 
 from handler.settings import PROJECT, Settings
 from runtime import invoke
-from runtime.lambda_host.invocations import InvocationResult
+from runtime.lambda_host.failures import InvocationResult
 from tests.processes import is_running, wait_until
 
 pytestmark = pytest.mark.timeout(30)

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from handler.settings import PROJECT
-from runtime.lambda_host import host as host_module
+from runtime.lambda_host.failures import InvocationResult
+from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
-from runtime.lambda_host.invocations import InvocationResult
 from runtime.lambda_host.runtime_api import MAX_RESPONSE_BYTES
 from tests.processes import is_running, wait_until
 
 pytestmark = pytest.mark.timeout(20)
 
-StartHost = Callable[[str], LambdaHost]
+StartHost = Callable[..., LambdaHost]
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def lines() -> list[str]:
 def start_host(lines: list[str]) -> Iterator[StartHost]:
     with ExitStack() as stack:
 
-        def start(handler: str) -> LambdaHost:
+        def start(handler: str, **options: Any) -> LambdaHost:
             name = handler if "." in handler else f"handlers.{handler}"
-            host = LambdaHost(f"tests.runtime.{name}", environ=os.environ, on_line=lines.append)
-            return stack.enter_context(host)
+            function = Function(handler=f"tests.runtime.{name}", environ=os.environ, **options)
+            return stack.enter_context(LambdaHost(function, on_line=lines.append))
 
         yield start
 
@@ -91,6 +91,60 @@ def test_events_that_come_together_are_all_answered(start_host: StartHost) -> No
         thread.join()
 
     assert sorted(answers) == list(range(5))
+
+
+def test_as_many_events_run_at_once_as_there_are_clients(
+    start_host: StartHost, tmp_path: Path
+) -> None:
+    host = start_host("host_handlers.acts", concurrency=3)
+
+    def invoke(name: str) -> None:
+        # None of the first three ends before all of them have begun.
+        action = {"marks": str(tmp_path), "name": name, "together": 3}
+        host.invoke(json.dumps(action).encode(), timeout_s=15)
+
+    threads = [threading.Thread(target=invoke, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(times_of(tmp_path, "end")) == 4
+    assert times_of(tmp_path, "end")[0] <= times_of(tmp_path, "begin")[3]
+
+
+def times_of(folder: Path, what: str) -> list[float]:
+    return sorted(float(path.read_text().split()[1]) for path in folder.glob(f"*.{what}"))
+
+
+def test_client_that_dies_is_replaced_while_the_others_go_on(
+    start_host: StartHost, tmp_path: Path
+) -> None:
+    host = start_host("host_handlers.acts", concurrency=2)
+    slow = json.dumps({"marks": str(tmp_path), "name": "slow", "seconds": 1, "do": "ok"}).encode()
+    results: list[InvocationResult] = []
+    running = threading.Thread(target=lambda: results.append(host.invoke(slow, timeout_s=10)))
+    running.start()
+    assert wait_until((tmp_path / "slow.begin").exists)
+
+    crashes = [host.invoke(b'{"do": "die"}', timeout_s=10) for _ in range(2)]
+    replaced = host.invoke(b'{"do": "ok"}', timeout_s=10)
+    still_running = running.is_alive()
+    running.join()
+
+    assert {crash.function_error for crash in crashes} == {"Runtime.ExitError"}
+    assert still_running
+    assert replaced == results[0] == InvocationResult(b'"ok"')
+
+
+def test_client_that_served_and_died_is_replaced_without_an_event(
+    start_host: StartHost, tmp_path: Path
+) -> None:
+    host = start_host("host_handlers.acts")
+
+    host.invoke(b'{"do": "die"}', timeout_s=10)
+
+    assert host.wait_until_free(10)
 
 
 def test_exception_is_answered_as_on_aws(start_host: StartHost) -> None:
@@ -206,13 +260,11 @@ def test_exit_at_import_shows_the_last_lines(start_host: StartHost) -> None:
     assert result.log_tail == ("about to exit",)
 
 
-def test_init_that_never_ends_is_given_up(
-    start_host: StartHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_init_that_never_ends_is_given_up(start_host: StartHost) -> None:
     # The interpreter alone takes longer than this.
-    monkeypatch.setattr(host_module, "INIT_TIMEOUT_S", 0.001)
+    host = start_host("echoes", init_timeout_s=0.001)
 
-    result = start_host("echoes").invoke(b"{}", timeout_s=10)
+    result = host.invoke(b"{}", timeout_s=10)
 
     assert result.function_error == "Sandbox.Timedout"
     assert "Init phase" in body(result)["errorMessage"]
@@ -241,9 +293,9 @@ def test_killed_host_leaves_no_client(tmp_path: Path) -> None:
     pids_file = tmp_path / "pids"
     event = json.dumps({"pids": str(pids_file), "seconds": 60})
     program = (
-        "import os; from runtime.lambda_host.host import LambdaHost\n"
-        "with LambdaHost('tests.runtime.handlers.sleeps', environ=os.environ, on_line=print) as h:"
-        f" h.invoke({event.encode()!r}, timeout_s=60)"
+        "import os; from runtime.lambda_host.host import Function, LambdaHost\n"
+        "sleeps = Function(handler='tests.runtime.handlers.sleeps', environ=os.environ)\n"
+        f"with LambdaHost(sleeps, on_line=print) as h: h.invoke({event.encode()!r}, timeout_s=60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT) as host:
         try:

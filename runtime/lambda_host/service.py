@@ -1,0 +1,107 @@
+"""A host with its mouths: the invoke endpoint, the queue of events, a poller; and how they stop.
+
+Starting and stopping them in the right order is all that is decided here.
+"""
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from runtime.lambda_host.async_invocations import AsyncInvocations, AsyncRules
+from runtime.lambda_host.destination import FailedEvent
+from runtime.lambda_host.function import Function
+from runtime.lambda_host.host import LambdaHost
+from runtime.lambda_host.invoke_api import InvokeApi
+from runtime.lambda_host.sqs_poller import PollerRules, SqsPoller
+from runtime.lambda_host.sqs_queue import SqsQueue
+
+# Of the grace, kept for stopping the processes: the extension has a ComfyUI to stop.
+_SHUTDOWN_S = 5.0
+_LAST_WORDS_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceRules:
+    """`timeout_s` of an invocation; `waiting` synchronous ones at most; `grace_s` for a stop."""
+
+    timeout_s: float = 900.0
+    waiting: int = 100
+    grace_s: float = 25.0
+    events: AsyncRules = field(default_factory=AsyncRules)
+    poller: PollerRules = field(default_factory=PollerRules)
+
+
+class Service:
+    """Serves `listener`, and `queue` if there is one, while it is entered.
+
+    Leaving it waits for what runs, `rules.grace_s` seconds at most for everything. `on_state` gets
+    a sentence for every change of state, `on_line` every line that a process writes, `on_give_up`
+    is called when environments fail again and again: all of them in threads of ours.
+    """
+
+    def __init__(
+        self,
+        function: Function,
+        rules: ServiceRules,
+        listener: socket.socket,
+        queue: SqsQueue | None = None,
+        *,
+        on_line: Callable[[str], object],
+        on_state: Callable[[str], object],
+        on_failure: Callable[[FailedEvent], object],
+        on_give_up: Callable[[], object],
+    ) -> None:
+        self._rules, self._on_state = rules, on_state
+        self._host = LambdaHost(function, on_line=on_line, on_state=on_state, on_give_up=on_give_up)
+        self._events = AsyncInvocations(
+            self._host, rules.events, timeout_s=rules.timeout_s, on_failure=on_failure
+        )
+        self._api = InvokeApi(
+            listener,
+            self._host,
+            self._events,
+            timeout_s=rules.timeout_s,
+            limit=rules.waiting,
+            on_state=on_state,
+        )
+        self._poller = queue and SqsPoller(
+            self._host,
+            queue,
+            rules.poller,
+            concurrency=function.concurrency,
+            timeout_s=rules.timeout_s,
+            on_state=on_state,
+        )
+
+    def __enter__(self) -> Self:
+        self._host.__enter__()
+        self._events.start()
+        self._api.__enter__()
+        if self._poller:
+            self._poller.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        grace_s = self._rules.grace_s
+        until = time.monotonic() + grace_s
+        self._events.stop()
+        if self._poller:
+            self._poller.stop()
+        if not self._host.drain(grace_s - min(_SHUTDOWN_S, grace_s / 2)):
+            self._on_state("what runs did not end within the grace, and is killed")
+        self._host.close(max(until - time.monotonic() - _LAST_WORDS_S, 0))
+        # Their invocations are over: what is left is to say so.
+        if not self._events.close(max(until - time.monotonic(), _LAST_WORDS_S)):
+            self._on_state("events are lost: the on-failure destination is too slow")
+        self._api.wait_until_answered(_LAST_WORDS_S)
+        if self._poller and not self._poller.join(max(until - time.monotonic(), _LAST_WORDS_S)):
+            self._on_state("queue: a poll is still open, its messages come back in a minute")
+        self._api.__exit__(None, None, None)

@@ -1,0 +1,23 @@
+"""`python -m runtime start-lambda`: the invoke endpoint alone, as `sam local start-lambda` has it.
+
+https://docs.aws.amazon.com/serverless-application-model/latest/developerguide/using-sam-cli-local-start-lambda.html
+"""
+
+import argparse
+from dataclasses import replace
+
+from handler.settings import Settings
+from runtime import serve
+
+# The port of `sam local start-lambda`.
+PORT = 3001
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    serve.add_endpoint_arguments(parser)
+    parser.set_defaults(queue=None, port=PORT)
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """As `serve`, but no queue is polled, whatever QUEUE_URL says."""
+    return serve.run(args, replace(settings, queue_url=""))

@@ -1,0 +1,239 @@
+"""Extensions in an environment: real processes that speak the Extensions API."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.lambda_host.extensions import ExtensionRefusedError, Extensions
+from runtime.lambda_host.extensions_api import ExtensionsApi
+from runtime.lambda_host.failures import InvocationResult
+from runtime.lambda_host.function import Function
+from runtime.lambda_host.host import MAX_FAILURES, LambdaHost
+from tests.processes import is_running, wait_until
+
+pytestmark = pytest.mark.timeout(30)
+
+EXTENSION = Path(__file__).with_name("host_extension.py")
+StartHost = Callable[..., LambdaHost]
+
+
+class Diary:
+    """What the extension wrote."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lines(self, word: str) -> list[str]:
+        text = self.path.read_text() if self.path.exists() else ""
+        found = [line.partition(" ") for line in text.splitlines()]
+        return [rest for first, _, rest in found if first == word]
+
+
+@pytest.fixture
+def diary(tmp_path: Path) -> Diary:
+    return Diary(tmp_path / "diary")
+
+
+@pytest.fixture
+def states() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def start_host(diary: Diary, states: list[str]) -> Iterator[StartHost]:
+    with ExitStack() as stack:
+
+        def start(behaviour: str, **options: Any) -> LambdaHost:
+            given_up = options.pop("on_give_up", None)
+            function = Function(
+                handler="tests.runtime.host_handlers.acts",
+                environ=os.environ,
+                extensions=[[sys.executable, str(EXTENSION), str(diary.path), behaviour]],
+                **options,
+            )
+            host = LambdaHost(
+                function, on_line=lambda _: None, on_state=states.append, on_give_up=given_up
+            )
+            stack.enter_context(host)
+            return host
+
+        yield start
+
+
+def run(host: LambdaHost, **action: Any) -> InvocationResult:
+    return host.invoke(json.dumps(action).encode(), timeout_s=10)
+
+
+def test_extension_registers_and_is_told_of_the_end(start_host: StartHost, diary: Diary) -> None:
+    host = start_host("is plain")
+    assert run(host, do="ok").payload == b'"ok"'
+
+    before_ms = time.time() * 1000
+    host.close(5.0)
+
+    (registered,) = diary.lines("registered")
+    assert registered.startswith("200 ")
+    assert json.loads(registered[4:]) == {
+        "functionName": "lambda-comfyui",
+        "functionVersion": "$LATEST",
+        "handler": "tests.runtime.host_handlers.acts",
+    }
+    (told,) = diary.lines("told")
+    event = json.loads(told.removeprefix("200 "))
+    assert before_ms + 3_000 < event.pop("deadlineMs") <= before_ms + 6_000
+    assert event == {"eventType": "SHUTDOWN", "shutdownReason": "spindown"}
+    assert not is_running(int(diary.lines("started")[0]))
+
+
+def test_no_event_is_handed_out_before_every_extension_is_ready(
+    start_host: StartHost, diary: Diary, tmp_path: Path
+) -> None:
+    host = start_host("takes a while")
+
+    run(host, marks=str(tmp_path), name="first")
+
+    begun = float((tmp_path / "first.begin").read_text().split()[1])
+    assert begun >= float(diary.lines("ready")[0])
+
+
+def test_invoke_events_are_refused_as_on_managed_instances(
+    start_host: StartHost, diary: Diary
+) -> None:
+    host = start_host("wants INVOKE")
+
+    result = run(host)
+
+    status, _, body = diary.lines("registered")[0].partition(" ")
+    assert status == "403"
+    assert json.loads(body)["errorType"] == "Extension.InvalidEventType"
+    assert result.function_error == "Extension.Crash"
+
+
+def test_reported_init_error_is_what_callers_get(start_host: StartHost) -> None:
+    assert run(start_host("reports an init error")).function_error == "Extension.NoGpu"
+
+
+def test_init_is_given_up_when_an_extension_does_not_register(start_host: StartHost) -> None:
+    host = start_host("hangs before it registers", init_timeout_s=0.5)
+
+    assert run(host).function_error == "Sandbox.Timedout"
+
+
+def test_extension_that_dies_takes_the_environment_with_it_and_a_new_one_comes(
+    start_host: StartHost, diary: Diary, states: list[str], tmp_path: Path
+) -> None:
+    host = start_host("is plain")
+    results: list[InvocationResult] = []
+    running = threading.Thread(
+        target=lambda: results.append(run(host, marks=str(tmp_path), name="a", seconds=60))
+    )
+    running.start()
+    assert wait_until((tmp_path / "a.begin").exists)
+    ric = int((tmp_path / "a.begin").read_text().split()[0])
+
+    os.kill(int(diary.lines("started")[0]), signal.SIGKILL)
+    running.join()
+    after = run(host, do="ok")
+
+    assert results[0].function_error == "Extension.Crash"
+    assert "extension exited with signal: killed" in results[0].payload.decode()
+    assert not is_running(ric)
+    assert after.payload == b'"ok"'
+    assert len(diary.lines("started")) == 2
+    assert "environment crashed (1 in a row): Extension.Crash" in states
+
+
+def test_extension_that_does_not_stop_is_killed_after_the_grace(
+    start_host: StartHost, diary: Diary
+) -> None:
+    host = start_host("ignores SIGTERM")
+    run(host)
+
+    began = time.monotonic()
+    host.close(1.0)
+
+    assert 0.9 < time.monotonic() - began < 3
+    assert not is_running(int(diary.lines("started")[0]))
+
+
+def test_environments_that_fail_again_and_again_are_given_up(start_host: StartHost) -> None:
+    given_up = threading.Event()
+    host = start_host("wants INVOKE", on_give_up=given_up.set)
+
+    # Each event cuts the pause before the next attempt short.
+    failed = 0
+    while not given_up.is_set() and failed < 2 * MAX_FAILURES:
+        failed += run(host).function_error == "Extension.Crash"
+
+    assert given_up.wait(10)
+    assert run(host).function_error == "Runtime.Unavailable"
+
+
+@pytest.fixture
+def extensions() -> Extensions:
+    return Extensions(threading.Condition(), expected=1)
+
+
+def refusal(call: Callable[[], Any]) -> str:
+    with pytest.raises(ExtensionRefusedError) as refused:
+        call()
+    return refused.value.error_type
+
+
+def test_each_wrong_call_has_its_own_type(extensions: Extensions) -> None:
+    identifier = extensions.register("a", ["SHUTDOWN"], is_external=True)
+    stranger = "00000000-0000-0000-0000-000000000000"
+
+    refusals = {
+        refusal(lambda: extensions.register("", [], is_external=True)),
+        refusal(lambda: extensions.register("a", [], is_external=True)),
+        refusal(lambda: extensions.register("b", ["SHUTDOWN"], is_external=False)),
+        refusal(lambda: extensions.next_event(None)),
+        refusal(lambda: extensions.next_event("not a uuid")),
+        refusal(lambda: extensions.next_event(stranger)),
+        refusal(lambda: extensions.fail(identifier, None, is_init=True)),
+    }
+    for number in range(9):
+        extensions.register(f"internal {number}", [], is_external=False)
+    refusals.add(refusal(lambda: extensions.register("one more", [], is_external=False)))
+    extensions.close_registration()
+    refusals.add(refusal(lambda: extensions.register("late", [], is_external=True)))
+
+    assert refusals == {
+        "Extension.InvalidExtensionName",
+        "Extension.InvalidExtensionState",
+        "Extension.InvalidEventType",
+        "Extension.MissingExtensionIdentifier",
+        "Extension.InvalidExtensionIdentifier",
+        "Extension.UnknownExtensionIdentifier",
+        "Extension.MissingHeader",
+        "Extension.TooManyExtensions",
+        "Extension.RegistrationClosed",
+    }
+
+
+def test_body_that_is_no_registration_is_refused() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    function = Function(handler="a.b", environ={})
+    registry = Extensions(threading.Condition(), expected=1)
+    with ExtensionsApi(listener, registry, function):
+        connection = http.client.HTTPConnection(*listener.getsockname())
+        connection.request(
+            "POST", "/2020-01-01/extension/register", "[1", {"Lambda-Extension-Name": "a"}
+        )
+        answer = connection.getresponse()
+        body = json.loads(answer.read())
+        connection.close()
+
+    assert (answer.status, body["errorType"]) == (403, "InvalidRequestFormat")

@@ -1,0 +1,304 @@
+"""The invoke endpoint as its callers see it: boto3's own Lambda client."""
+
+import base64
+import http.client
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+
+from runtime.lambda_host.async_invocations import AsyncInvocations, AsyncRules
+from runtime.lambda_host.destination import FailedEvent
+from runtime.lambda_host.function import Function
+from runtime.lambda_host.host import LambdaHost
+from runtime.lambda_host.invoke_api import MAX_REQUEST_BYTES, InvokeApi
+from tests.processes import wait_until
+
+pytestmark = pytest.mark.timeout(30)
+
+NAME = "lambda-comfyui"
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def failed() -> list[FailedEvent]:
+    return []
+
+
+@pytest.fixture
+def start(failed: list[FailedEvent]) -> Iterator[Start]:
+    """Starts an endpoint and returns a boto3 client for it; what is given overrides defaults."""
+    with ExitStack() as stack:
+
+        def start(*, limit: int = 10, timeout_s: float = 10, **rules: Any) -> Any:
+            function = Function(handler="tests.runtime.host_handlers.acts", environ=os.environ)
+            host = stack.enter_context(LambdaHost(function, on_line=lambda _: None))
+            rules = {"first_retry_after_s": 0.1, **rules}
+            events = AsyncInvocations(
+                host, AsyncRules(**rules), timeout_s=timeout_s, on_failure=failed.append
+            )
+            events.start()
+            stack.callback(events.close, 5)
+            stack.callback(host.close, 1)
+            listener = socket.create_server(("127.0.0.1", 0))
+            api = InvokeApi(listener, host, events, timeout_s=timeout_s, limit=limit)
+            stack.enter_context(api)
+            client = client_for(listener.getsockname()[1])
+            stack.callback(client.close)
+            return client
+
+        yield start
+
+
+def client_for(port: int) -> Any:
+    return boto3.client(
+        "lambda",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="x",
+        aws_secret_access_key="x",
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+
+
+def invoke(client: Any, name: str = NAME, **options: Any) -> Any:
+    if isinstance(options.get("Payload"), dict):
+        options["Payload"] = json.dumps(options["Payload"])
+    return client.invoke(FunctionName=name, **options)
+
+
+def refusal(client: Any, **options: Any) -> tuple[str, int]:
+    with pytest.raises(ClientError) as refused:
+        invoke(client, **options)
+    response: Any = refused.value.response
+    return response["Error"]["Code"], response["ResponseMetadata"]["HTTPStatusCode"]
+
+
+def in_background(call: Callable[[], Any]) -> threading.Thread:
+    thread = threading.Thread(target=call)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        NAME,
+        "function",
+        f"{NAME}:live",
+        f"012345678912:function:{NAME}",
+        f"arn:aws:lambda:us-east-1:012345678912:function:{NAME}",
+    ],
+)
+def test_result_comes_back(start: Start, name: str) -> None:
+    answer = invoke(start(), name, Payload={"do": "é"})
+
+    assert answer["StatusCode"] == 200
+    assert answer["ExecutedVersion"] == "$LATEST"
+    assert json.load(answer["Payload"]) == "é"
+    assert "FunctionError" not in answer
+    assert len(answer["ResponseMetadata"]["RequestId"]) == 36
+
+
+def test_call_without_payload_is_an_empty_event(start: Start) -> None:
+    assert invoke(start())["Payload"].read() == b"null"
+
+
+@pytest.mark.parametrize(
+    ("do", "error_type"),
+    [
+        ("raise", "ValueError"),
+        ("die", "Runtime.ExitError"),
+        ("be large", "Function.ResponseSizeTooLarge"),
+    ],
+)
+def test_function_error_is_told_as_on_aws(start: Start, do: str, error_type: str) -> None:
+    answer = invoke(start(), Payload={"do": do})
+
+    assert answer["StatusCode"] == 200
+    assert answer["FunctionError"] == "Unhandled"
+    assert json.load(answer["Payload"])["errorType"] == error_type
+
+
+def test_timeout_is_a_function_error(start: Start) -> None:
+    answer = invoke(start(timeout_s=0.4), Payload={"seconds": 60})
+
+    assert answer["FunctionError"] == "Unhandled"
+    assert "Task timed out after 0.40 seconds" in json.load(answer["Payload"])["errorMessage"]
+
+
+def test_log_tail_is_what_the_handler_wrote(start: Start) -> None:
+    client = start()
+    invoke(client, Payload={"do": "talk", "name": "another"})
+
+    answer = invoke(client, Payload={"do": "talk", "name": "me"}, LogType="Tail")
+
+    assert base64.b64decode(answer["LogResult"]).decode() == "said by me"
+
+
+def test_client_context_reaches_the_handler(start: Start) -> None:
+    context = base64.b64encode(json.dumps({"custom": {"user": "é"}}).encode()).decode()
+
+    answer = invoke(start(), Payload={"do": "tell context"}, ClientContext=context)
+
+    assert json.load(answer["Payload"]) == {"client": {"user": "é"}, "arn": NAME}
+
+
+def test_dry_run_runs_nothing(start: Start, tmp_path: Path) -> None:
+    client = start()
+
+    answer = invoke(
+        client, InvocationType="DryRun", Payload={"marks": str(tmp_path), "name": "dry"}
+    )
+    invoke(client, Payload={"marks": str(tmp_path), "name": "wet"})
+
+    assert answer["StatusCode"] == 204
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["wet.begin", "wet.end"]
+
+
+def test_what_cannot_be_run_is_refused_by_its_aws_name(start: Start) -> None:
+    client = start()
+    too_large = b'"%s"' % (b"x" * (MAX_REQUEST_BYTES - 1))
+    too_large_event = b'"%s"' % (b"x" * 1024 * 1024)
+
+    refusals = [
+        refusal(client, Payload=b"{bad"),
+        refusal(client, Payload=too_large),
+        refusal(client, Payload=too_large_event, InvocationType="Event"),
+        refusal(client, name="another"),
+        refusal(client, InvocationType="Later"),
+        refusal(client, ClientContext="no base64"),
+    ]
+
+    assert refusals == [
+        ("InvalidRequestContentException", 400),
+        ("RequestTooLargeException", 413),
+        ("RequestTooLargeException", 413),
+        ("ResourceNotFoundException", 404),
+        ("InvalidParameterValueException", 400),
+        ("InvalidRequestContentException", 400),
+    ]
+    largest = b'"%s"' % (b"x" * (MAX_REQUEST_BYTES - 2))
+    # The handler cannot do anything with it, but it gets it.
+    assert invoke(client, Payload=largest)["FunctionError"] == "Unhandled"
+
+
+def test_body_of_unknown_length_is_refused(start: Start) -> None:
+    address = urlsplit(start().meta.endpoint_url).netloc
+    connection = http.client.HTTPConnection(address, timeout=5)
+    path = f"/2015-03-31/functions/{NAME}/invocations"
+    connection.request("POST", path, iter([b"{}"]), {"Transfer-Encoding": "chunked"})
+
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+
+    assert answer.status == 400
+
+
+def test_calls_wait_for_their_turn_and_one_too_many_is_refused(
+    start: Start, tmp_path: Path
+) -> None:
+    client = start(limit=1)
+    answers: list[Any] = []
+
+    def call(name: str) -> None:
+        action = {"marks": str(tmp_path), "name": name, "seconds": 0.7, "do": name}
+        answers.append(json.load(invoke(client, Payload=action)["Payload"]))
+
+    first = in_background(lambda: call("first"))
+    assert wait_until((tmp_path / "first.begin").exists)
+    second = in_background(lambda: call("second"))
+    time.sleep(0.3)  # nothing shows from outside that a call waits
+    refused = refusal(client, Payload={})
+    first.join()
+    second.join()
+
+    assert refused == ("TooManyRequestsException", 429)
+    assert answers == ["first", "second"]
+
+
+def test_event_is_accepted_at_once_and_run_later(
+    start: Start, failed: list[FailedEvent], tmp_path: Path
+) -> None:
+    action = {"marks": str(tmp_path), "name": "later", "seconds": 0.3}
+
+    answer = invoke(start(), InvocationType="Event", Payload=action)
+
+    assert answer["StatusCode"] == 202
+    assert answer["Payload"].read() == b""
+    assert not (tmp_path / "later.end").exists()
+    assert wait_until((tmp_path / "later.end").exists)
+    assert failed == []
+
+
+def test_event_that_fails_is_tried_again_and_then_given_up(
+    start: Start, failed: list[FailedEvent], tmp_path: Path
+) -> None:
+    action = {"marks": str(tmp_path), "name": "bad", "do": "raise"}
+
+    answer = invoke(start(), InvocationType="Event", Payload=action)
+
+    assert wait_until(lambda: bool(failed))
+    tries = [float(line.split()[1]) for line in (tmp_path / "bad.begin").read_text().splitlines()]
+    assert len(tries) == 3
+    # The second pause is the double of the first.
+    assert tries[1] - tries[0] > 0.09
+    assert tries[2] - tries[1] > 0.19
+    record = failed[0].record()
+    assert record["requestContext"] == {
+        "requestId": answer["ResponseMetadata"]["RequestId"],
+        "functionArn": f"arn:aws:lambda:us-east-1:012345678912:function:{NAME}:$LATEST",
+        "condition": "RetriesExhausted",
+        "approximateInvokeCount": 3,
+    }
+    assert record["requestPayload"] == action
+    assert record["responseContext"]["functionError"] == "Unhandled"
+    assert record["responsePayload"]["errorMessage"] == "told to"
+
+
+def test_event_that_is_too_old_is_given_up_without_another_try(
+    start: Start, failed: list[FailedEvent]
+) -> None:
+    client = start(max_age_s=0.05)
+
+    invoke(client, InvocationType="Event", Payload={"do": "raise"})
+
+    assert wait_until(lambda: bool(failed))
+    assert failed[0].condition == "EventAgeExceeded"
+
+
+def test_one_event_too_many_is_refused_and_the_others_are_not_lost_by_a_stop(
+    failed: list[FailedEvent], tmp_path: Path
+) -> None:
+    function = Function(handler="tests.runtime.host_handlers.acts", environ=os.environ)
+    rules = AsyncRules(limit=2)
+    with LambdaHost(function, on_line=lambda _: None) as host:
+        events = AsyncInvocations(host, rules, timeout_s=10, on_failure=failed.append)
+        events.start()
+        running = json.dumps({"marks": str(tmp_path), "name": "a", "seconds": 60}).encode()
+        accepted = [events.accept(running, "1")]
+        assert wait_until((tmp_path / "a.begin").exists)
+        accepted += [events.accept(b"{}", "2"), events.accept(b"{}", "3")]
+
+        events.stop()
+        host.close(0.1)
+        events.close(5)
+
+    assert accepted == [True, True, False]
+    # The first one was tried, and would have been tried again.
+    assert {(each.request_id, each.condition, each.tries) for each in failed} == {
+        ("1", "HostStopped", 1),
+        ("2", "HostStopped", 0),
+    }

@@ -1,0 +1,274 @@
+"""The commands `serve` and `start-lambda` as processes: what they say, and what they leave."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from moto.server import ThreadedMotoServer
+
+from handler.settings import PROJECT
+from runtime import cli
+from tests.processes import is_running, wait_until
+
+pytestmark = [
+    pytest.mark.timeout(40),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+EXTENSION = Path(__file__).with_name("host_extension.py")
+
+
+class Serving:
+    """A running command: its lines so far, and the port that it told."""
+
+    def __init__(self, folder: Path, environ: dict[str, str], *arguments: str) -> None:
+        self._said = folder / "said"
+        extension = [sys.executable, str(EXTENSION), str(folder / "diary"), "is plain"]
+        program = (
+            "import sys; from runtime import cli, serve\n"
+            "from runtime.lambda_host import sqs_queue; sqs_queue.LONG_POLL_S = 1\n"
+            "serve.HANDLER = 'tests.runtime.host_handlers.acts'\n"
+            f"serve.extension_commands = lambda: [{extension!r}]\n"
+            f"sys.exit(cli.main({list(arguments)!r}))"
+        )
+        with self._said.open("wb") as said:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program],
+                cwd=PROJECT,
+                env={**os.environ, **environ},
+                stdout=said,
+                stderr=said,
+            )
+        self._folder = folder
+
+    @property
+    def said(self) -> str:
+        return self._said.read_text()
+
+    def wait_until_said(self, pattern: str) -> str:
+        assert wait_until(lambda: bool(re.search(pattern, self.said))), self.said
+        found = re.search(pattern, self.said)
+        assert found
+        return found[found.re.groups]
+
+    def lambda_client(self) -> Any:
+        port = self.wait_until_said(r"listening on http://127\.0\.0\.1:(\d+)")
+        return boto3.client(
+            "lambda",
+            endpoint_url=f"http://127.0.0.1:{port}",
+            region_name="us-east-1",
+            aws_access_key_id="x",
+            aws_secret_access_key="x",
+            config=Config(retries={"total_max_attempts": 1}),
+        )
+
+    def extension_pid(self) -> int:
+        return int((self._folder / "diary").read_text().split()[1])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(15)
+
+
+Start = Callable[..., Serving]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def start(*arguments: str, **environ: str) -> Serving:
+            serving = Serving(tmp_path, environ, *arguments)
+            stack.callback(serving.process.wait)
+            stack.callback(serving.process.kill)
+            return serving
+
+        yield start
+
+
+@pytest.fixture
+def sqs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    client = boto3.client("sqs", region_name="us-east-1")
+    yield client
+    client.close()
+    server.stop()
+
+
+def act(folder: Path, name: str, **action: Any) -> str:
+    return json.dumps({"marks": str(folder), "name": name, **action})
+
+
+def pid_of(folder: Path, name: str) -> int:
+    return int((folder / f"{name}.begin").read_text().split()[0])
+
+
+def test_machine_works_off_a_queue_until_it_is_stopped(
+    start: Start, sqs: Any, tmp_path: Path
+) -> None:
+    url = sqs.create_queue(QueueName="jobs")["QueueUrl"]
+    serving = start("serve", "--port", "0", "--queue", url, "--concurrency", "2", "--grace", "10")
+    for name, seconds in (("a", 0), ("b", 1.5)):
+        sqs.send_message(QueueUrl=url, MessageBody=act(tmp_path, name, seconds=seconds))
+    assert wait_until(lambda: (tmp_path / "a.end").exists() and (tmp_path / "b.begin").exists())
+
+    status = serving.stop()
+
+    assert status == 0
+    assert (tmp_path / "b.end").exists()
+    counted = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
+    assert counted["ApproximateNumberOfMessages"] == "0"
+    assert counted["ApproximateNumberOfMessagesNotVisible"] == "0"
+    assert not any(is_running(pid_of(tmp_path, name)) for name in "ab")
+    assert not is_running(serving.extension_pid())
+    states = re.findall(r"^host: (.*)$", serving.said, re.MULTILINE)
+    assert [re.sub(r"took .*|http.*?,", "…", state) for state in states] == [
+        "listening on … function lambda-comfyui, 2 at a time",
+        "taking messages from arn:aws:sqs:us-east-1:123456789012:jobs",
+        "ready, init …",
+        "stopping, within 10 s",
+        "stopped",
+    ]
+
+
+def test_stop_does_not_wait_longer_than_the_grace(start: Start, sqs: Any, tmp_path: Path) -> None:
+    url = sqs.create_queue(QueueName="jobs")["QueueUrl"]
+    serving = start("serve", "--port", "0", "--queue", url, "--grace", "2")
+    sqs.send_message(QueueUrl=url, MessageBody=act(tmp_path, "endless", seconds=60))
+    assert wait_until((tmp_path / "endless.begin").exists)
+
+    began = time.monotonic()
+    status = serving.stop(signal.SIGINT)
+
+    assert time.monotonic() - began < 3
+    assert status == 0
+    assert not is_running(pid_of(tmp_path, "endless"))
+    back = sqs.receive_message(QueueUrl=url)["Messages"]
+    assert json.loads(back[0]["Body"])["name"] == "endless"
+
+
+def test_killed_command_leaves_no_process(start: Start, tmp_path: Path) -> None:
+    serving = start("serve", "--port", "0")
+    client = serving.lambda_client()
+    client.invoke(
+        FunctionName="function", InvocationType="Event", Payload=act(tmp_path, "a", seconds=60)
+    )
+    assert wait_until((tmp_path / "a.begin").exists)
+
+    serving.stop(signal.SIGKILL)
+    client.close()
+
+    pids = [pid_of(tmp_path, "a"), serving.extension_pid()]
+    assert wait_until(lambda: not any(is_running(pid) for pid in pids))
+
+
+def test_caller_is_answered_during_a_stop_and_the_next_one_refused(
+    start: Start, tmp_path: Path
+) -> None:
+    serving = start("start-lambda", "--port", "0", "--grace", "10")
+    client = serving.lambda_client()
+    answers: list[Any] = []
+
+    def call() -> None:
+        answer = client.invoke(
+            FunctionName="lambda-comfyui", Payload=act(tmp_path, "a", seconds=1.5, do="done")
+        )
+        answers.append(json.load(answer["Payload"]))
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    assert wait_until((tmp_path / "a.begin").exists)
+
+    serving.process.terminate()
+    serving.wait_until_said("host: stopping")
+    with pytest.raises(ClientError) as refused:
+        client.invoke(FunctionName="lambda-comfyui")
+    caller.join()
+    client.close()
+
+    assert serving.process.wait(10) == 0
+    assert answers == ["done"]
+    assert refused.value.response["Error"]["Code"] == "ServiceException"
+
+
+def test_events_that_a_stop_cuts_off_go_to_the_destination(
+    start: Start, sqs: Any, tmp_path: Path
+) -> None:
+    url = sqs.create_queue(QueueName="lost")["QueueUrl"]
+    serving = start("start-lambda", "--port", "0", "--grace", "1", "--on-failure", url)
+    client = serving.lambda_client()
+    for name in "ab":
+        client.invoke(
+            FunctionName="function", InvocationType="Event", Payload=act(tmp_path, name, seconds=60)
+        )
+    client.close()
+    assert wait_until((tmp_path / "a.begin").exists)
+
+    assert serving.stop() == 0
+
+    lost = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]
+    records = [json.loads(message["Body"]) for message in lost]
+    assert {record["requestPayload"]["name"] for record in records} == {"a", "b"}
+    assert {record["requestContext"]["condition"] for record in records} == {"HostStopped"}
+
+
+@pytest.mark.parametrize("command", ["serve", "start-lambda"])
+def test_port_that_is_taken_is_told(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        status = cli.main([command, "--port", str(port)])
+
+    assert status == 1
+    told = f"host: cannot listen on 127.0.0.1:{port}: Address already in use"
+    assert told in capfd.readouterr().err
+
+
+def test_queue_that_is_not_there_is_told(sqs: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    url = sqs.meta.endpoint_url + "/123456789012/nothing"
+
+    status = cli.main(["serve", "--port", "0", "--queue", url])
+
+    assert status == 1
+    told = capfd.readouterr().err
+    assert f"cannot use the queue {url}: get_queue_attributes: " in told
+
+
+def test_variables_stand_for_arguments_that_are_not_given(
+    start: Start, sqs: Any, tmp_path: Path
+) -> None:
+    url = sqs.create_queue(QueueName="jobs")["QueueUrl"]
+    serving = start("serve", SERVE_PORT="0", QUEUE_URL=url, SERVE_CONCURRENCY="3", SERVE_GRACE="3")
+
+    serving.wait_until_said("3 at a time\nhost: taking messages from .*:jobs")
+    serving.stop()
+
+    assert "stopping, within 3 s" in serving.said
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [("--port", "70000"), ("--concurrency", "0"), ("--grace", "nan"), ("--batch-size", "11")],
+)
+def test_argument_that_cannot_be_is_refused(argument: tuple[str, str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["serve", *argument])
