@@ -25,7 +25,9 @@ API = "/2020-01-01/extension"
 NAME = "lambda-comfyui"
 # Lambda kills everything 2 s after SHUTDOWN began; the runtime had 0.6 s of them before us.
 _END_WITHIN_S = 1.0
-_GONE_NOTED_AFTER_S = 0.2
+_GONE_NOTED_AFTER_S = 1.0
+_INIT_TYPE = "AWS_LAMBDA_INITIALIZATION_TYPE"
+_MANAGED_INSTANCES = "lambda-managed-instances"
 
 
 class ExtensionsApiError(RuntimeError):
@@ -107,9 +109,12 @@ class Environment:
 
         Managed Instances never replace a dead worker process of the runtime.
         """
-        if self._worker is None or self._worker.state in (State.DRAINING, State.STOPPED):
+        if self._worker is None or os.environ.get(_INIT_TYPE) != _MANAGED_INSTANCES:
             return
+        # At a shutdown the runtime ends just before we hear of it.
         time.sleep(_GONE_NOTED_AFTER_S)
+        if self._worker.state in (State.DRAINING, State.STOPPED):
+            return
         if not _is_alive(pid) and not _handlers_alive():
             self.end("Runtime.WorkerGone")
 

@@ -33,6 +33,8 @@ _PLACES = ("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR"
 def environment() -> Iterator[Path]:
     """No setting of the developer's shell reaches a test but where ComfyUI is installed."""
     folder = Path(tempfile.mkdtemp(prefix="lc-"))
+    # Readable also for the unprivileged user that AWS's emulator runs things as.
+    folder.chmod(0o755)
     nodes = folder / "nodes.yaml"
     nodes.write_text(f"tests:\n  custom_nodes: {CUSTOM_NODES}\n")
     before = dict(os.environ)
