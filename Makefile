@@ -7,8 +7,9 @@ EVENT ?= events/samples/direct_wan22_t2v.json
 
 .PHONY: run test lint format sam-validate clean
 
+# Silent: what `make run` writes to stdout is the response, and nothing else.
 run: $(VENV)/.installed
-	$(PY) -m runtime example --event $(EVENT)
+	@$(PY) -m runtime example --event $(EVENT)
 
 test: $(VENV)/.installed $(SAM_VENV)/.installed
 	$(PY) -m runtime install
@@ -40,12 +41,14 @@ clean:
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[tests]'
-	touch $@
+	@echo "setting up $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[tests]' >&2
+	@touch $@
 
 $(SAM_VENV)/.installed: infra/sam-requirements.txt
-	$(PYTHON) -m venv $(SAM_VENV)
-	echo '*' > $(SAM_VENV)/.gitignore
-	$(SAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
-	touch $@
+	@echo "setting up $(SAM_VENV)" >&2
+	@$(PYTHON) -m venv $(SAM_VENV)
+	@echo '*' > $(SAM_VENV)/.gitignore
+	@$(SAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< >&2
+	@touch $@
