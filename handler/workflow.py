@@ -78,9 +78,9 @@ def standins_used(workflow: dict[str, Any], standins: Path, models: Path) -> lis
 
     ComfyUI searches its own models folder before the folders of extra_model_paths.yaml.
     """
-    if not standins.is_dir():
+    named = set(model_names(workflow))
+    if not named or not standins.is_dir():
         return []
-    named = {value for node in workflow.values() for value in _strings(node["inputs"])}
     return sorted(
         path.name
         for path in standins.glob("*/*.safetensors")

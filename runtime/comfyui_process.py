@@ -93,8 +93,8 @@ class ComfyUIProcess:
                 return False
             if (status := self._child.wait(_PROBE_EVERY_S)) is not None:
                 raise ComfyUIStartError(self.explain(f"ComfyUI ended with {describe_exit(status)}"))
-            # The port first: a stranger that took it must not pass for ours.
-            if _listens(self.pid, self.port) and self._serves():
+            # The owner of the port, too: a stranger that took it must not pass for ours.
+            if _is_open(self.port) and _listens(self.pid, self.port) and self._serves():
                 return True
         raise ComfyUIStartError(self.explain(f"ComfyUI was not ready within {timeout_s:g} s"))
 
@@ -207,6 +207,12 @@ def _free_port(preferred: int) -> int:
             found: int = probe.getsockname()[1]
             return found
     raise ComfyUIStartError("no free TCP port on the loopback interface")
+
+
+def _is_open(port: int) -> bool:
+    """Whether anybody listens; much cheaper than to ask who."""
+    with socket.socket() as probe:
+        return port != 0 and probe.connect_ex((HOST, port)) == 0
 
 
 def _listens(pid: int, port: int) -> bool:
