@@ -120,8 +120,8 @@ def _prepare(db: sqlite3.Connection) -> None:
             db.execute("PRAGMA synchronous = NORMAL")
             db.executescript(_SCHEMA)
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > give_up:
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > give_up:
                 db.close()
                 raise
             time.sleep(0.01)

@@ -232,7 +232,9 @@ def test_off_lets_every_request_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert error_of(run(image(), request_id="off")) == error_of(run(image(), request_id="off"))
 
 
-@pytest.mark.parametrize("path", ["/proc/no/jobs.sqlite", "/dev/full", str(PROJECT)])
+@pytest.mark.parametrize(
+    "path", ["/proc/no/jobs.sqlite", "/dev/full", str(PROJECT), str(PROJECT / "LICENSE")]
+)
 def test_broken_file_costs_no_job(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOBS_DB", path)
 
