@@ -9,6 +9,8 @@ class Caller:
     """Who asked, and where the answer goes besides the reply. Empty means 'not given'."""
 
     request_id: str
+    # The request named its id; otherwise it is a new UUID.
+    is_id_given: bool = False
     webhook_url: str = field(default="", repr=False)
     webhook_secret: str = field(default="", repr=False)
     webhook_timeout_s: float | None = None

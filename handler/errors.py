@@ -8,6 +8,7 @@ JobError (events.errors)
 ├── Cancelled               somebody interrupted the job                      never retried
 ├── DeadlineExceeded        the invocation's time ran out                     only if it never ran
 ├── WorkerUnavailable       ComfyUI did not start, or died                    retried
+├── AlreadyRunning          another invocation runs the same request          retried
 ├── UploadFailed            the files are made, but S3 did not take them      retried
 ├── Misconfigured           the environment variables of this worker are wrong    retried
 └── InternalError           a defect of this project                          retried
@@ -44,6 +45,12 @@ class DeadlineExceeded(JobError):
 
 class WorkerUnavailable(JobError):
     """ComfyUI did not come up, or died under the job."""
+
+    retryable = True
+
+
+class AlreadyRunning(JobError):
+    """Another invocation has claimed the same request, and has not answered yet."""
 
     retryable = True
 

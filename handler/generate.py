@@ -14,8 +14,9 @@ from events.job import Job
 from handler import webhook
 from handler.artifacts import Collector
 from handler.clock import Deadline
-from handler.errors import InternalError, OutOfMemory
+from handler.errors import AlreadyRunning, InternalError, OutOfMemory
 from handler.execution import Execution, failure_in
+from handler.jobs import Claim, Jobs
 from handler.log import emit, logger
 from handler.outcome import Outcome
 from handler.runner import Runner
@@ -30,16 +31,22 @@ class Generator:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._jobs = Jobs(settings)
         self._runner = Runner(settings)
         self._storage = Storage(settings.s3_url_expires_s)
 
     def generate(self, event: Any, deadline: Deadline, source: str) -> dict[str, Any]:
         """Run the job that a request event describes; the documented response, always."""
         outcome = Outcome(caller_of(event))
+        claim = Claim()
         logger.append_keys(request_id=outcome.caller.request_id)
         try:
             emit("job.received", "job received", source=source)
-            self._run(event, outcome, deadline)
+            with outcome.timings.stage("preprocess_ms"):
+                job = parse_request(event, outcome.caller)
+                claim = self._jobs.claim(job, deadline)
+            if claim.stored is None:
+                self._run(job, outcome, deadline)
         except JobError as error:
             outcome.error = error
         except Exception as error:
@@ -47,19 +54,27 @@ class Generator:
             outcome.error = InternalError(f"unexpected {type(error).__name__}; the log says more")
         finally:
             self._runner.done()
-        response = outcome.response()
-        _log_end(response)
-        self._notify(response, outcome, deadline)
+        response = claim.stored or self._end(outcome, claim, deadline)
         logger.remove_keys(["request_id", "prompt_id"])
         return response
 
     def close(self) -> None:
         """Give up the connections; a worker that was started for this process alone stops."""
         self._runner.close()
+        self._jobs.close()
 
-    def _run(self, event: Any, outcome: Outcome, deadline: Deadline) -> None:
+    def _end(self, outcome: Outcome, claim: Claim, deadline: Deadline) -> dict[str, Any]:
+        response = outcome.response()
+        _log_end(response)
+        # The invocation that runs the job tells the webhook how it ended.
+        if not isinstance(outcome.error, AlreadyRunning):
+            self._notify(response, outcome, deadline)
+        # After the webhook: whoever is killed before it was called leaves the job to a repeat.
+        claim.end(response, outcome)
+        return response
+
+    def _run(self, job: Job, outcome: Outcome, deadline: Deadline) -> None:
         with outcome.timings.stage("preprocess_ms"):
-            job = parse_request(event, outcome.caller)
             outcome.return_base64 = job.return_base64
             workflow = fill_random_ints(job.workflow)
             self._warn_of_standins(workflow, outcome)
@@ -127,7 +142,10 @@ class Generator:
 
 def _log_end(response: dict[str, Any]) -> None:
     error = response.get("error")
-    if error:
+    if error and error["type"] == AlreadyRunning.__name__:
+        # No job has failed: it runs elsewhere.
+        emit("job.postponed", error["message"])
+    elif error:
         logger.error(
             response["message"] if response["status"] != "completed" else error["message"],
             extra={"event": "job.failed", "error": error, "timings": response["timings"]},

@@ -179,7 +179,7 @@ def test_events_of_other_sources_are_refused_by_key_never_by_value(
 
 @pytest.mark.parametrize(
     "request_id",
-    ["..", "../../x", "/etc/x", "\0", "a\r\nX: y", "\x1b[2J", "%2e%2e", "x" * 200, "é" * 200],
+    ["../..", "../../x", "/etc/x", "\0", "a\r\nX: y", "\x1b[2J", "%2e%2e", "y" * 200, "é" * 200],
 )
 def test_odd_request_id_comes_back_and_stays_inside_the_output_folder(request_id: str) -> None:
     response = answer(event(image(), request_id=request_id))

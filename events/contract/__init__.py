@@ -67,8 +67,10 @@ def caller_of(event: Any) -> Caller:
     """Who gets the answer, read leniently: an invalid request is answered, too."""
     given = _dict(_dict(unwrap(event)).get("input"))
     webhook = _dict(given.get("webhook"))
+    request_id = _usable_id(given.get("request_id"))
     return Caller(
-        request_id=_usable_id(given.get("request_id")) or str(uuid.uuid4()),
+        request_id=request_id or str(uuid.uuid4()),
+        is_id_given=bool(request_id),
         webhook_url=_text(webhook.get("url")),
         webhook_secret=_text(webhook.get("secret")),
         webhook_timeout_s=_usable_timeout(webhook.get("timeout")),

@@ -1,0 +1,295 @@
+"""Repeated requests: one run for each id, by real handlers over SQLite and moto's DynamoDB."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from events.contract import response_problems
+from handler import app
+from handler.jobs import MAX_DYNAMODB_BYTES, _small
+from handler.settings import PROJECT, Settings
+from tests import workflows
+from tests.conftest import Context, WebhookReceiver, run
+from tests.infra.template import properties
+from tests.processes import wait_until
+from tests.workflows import event, image, one
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+TABLE = "jobs"
+CANARY = "canary-4711"
+# A handler of its own: an event on stdin, the log and then the response on stdout.
+HANDLER = """
+import json, sys
+from handler import app
+from tests.conftest import Context
+event = json.load(sys.stdin)
+print(json.dumps(app.lambda_handler(event, Context(float(sys.argv[1])))))
+"""
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "own" / "jobs.sqlite"
+    monkeypatch.setenv("JOBS_DB", str(path))
+    return path
+
+
+@pytest.fixture
+def dynamodb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("JOBS_TABLE", TABLE)
+    client = boto3.client("dynamodb")
+    table = properties("JobsTable")
+    known = {name: table[name] for name in ("BillingMode", "AttributeDefinitions", "KeySchema")}
+    client.create_table(TableName=TABLE, **known)
+    yield client
+    client.delete_table(TableName=TABLE)
+    client.close()
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "dynamodb"])
+def store(request: pytest.FixtureRequest) -> Any:
+    return request.getfixturevalue(request.param)
+
+
+def start_handler(request: Any, *, seconds: float) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANDLER, str(seconds)],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    process.stdin.write(json.dumps(request))
+    process.stdin.close()
+    return process
+
+
+def response_of(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout
+    with process.stdout:
+        last = process.stdout.read().splitlines()[-1]
+    assert process.wait(10) == 0
+    response: dict[str, Any] = json.loads(last)
+    return response
+
+
+def error_of(response: dict[str, Any]) -> str:
+    assert response_problems(response) == []
+    return str(response.get("error", {}).get("type", ""))
+
+
+@pytest.mark.usefixtures("store")
+def test_repeat_gets_the_same_response_and_no_second_webhook(
+    webhook_receiver: WebhookReceiver,
+) -> None:
+    hook = {"url": webhook_receiver.url}
+    workflow = workflows.text("number __RANDOM_INT__")
+
+    first = run(workflow, request_id="twice", webhook=hook)
+    again = run(workflow, request_id="twice", webhook=hook)
+
+    assert error_of(first) == ""
+    assert again == json.loads(json.dumps(first))
+    assert len(webhook_receiver.calls) == 1
+
+
+@pytest.mark.usefixtures("store")
+def test_id_of_another_workflow_is_refused() -> None:
+    run(image(), request_id="mine")
+
+    response = run(image(), request_id="mine")
+
+    assert error_of(response) == "InvalidRequest"
+    assert "input.request_id" in response["message"]
+    assert "was used for another workflow" in response["message"]
+
+
+def test_other_options_are_another_request(sqlite: Path) -> None:
+    workflow = image()
+    run(workflow, request_id="mine")
+
+    response = run(workflow, request_id="mine", return_outputs_as_base64=True)
+
+    assert error_of(response) == "InvalidRequest"
+
+
+@pytest.mark.usefixtures("store")
+def test_two_handlers_that_race_for_one_id_run_it_once() -> None:
+    request = event(one("TestSleep", seconds=3.0, deaf=False), request_id="race")
+
+    responses = [response_of(p) for p in [start_handler(request, seconds=60) for _ in range(2)]]
+
+    (done,) = [response for response in responses if not error_of(response)]
+    (late,) = [response for response in responses if error_of(response)]
+    assert error_of(late) == "AlreadyRunning"
+    assert late["error"]["retryable"] is True
+    assert app.lambda_handler(request, Context(60)) == done
+
+
+def test_many_handlers_that_make_the_file_at_once_run_a_job_once(sqlite: Path) -> None:
+    request = event(one("TestSleep", seconds=3.0, deaf=False), request_id="crowd")
+
+    handlers = [start_handler(request, seconds=60) for _ in range(6)]
+
+    assert sorted(error_of(response_of(h)) for h in handlers) == ["", *["AlreadyRunning"] * 5]
+
+
+@pytest.mark.usefixtures("store")
+def test_claim_of_a_killed_handler_ends_with_its_invocation(
+    webhook_receiver: WebhookReceiver,
+) -> None:
+    hook = {"url": webhook_receiver.url}
+    request = event(one("TestSleep", seconds=0.5, deaf=False), request_id="killed", webhook=hook)
+    handler = start_handler(request, seconds=4)
+    assert handler.stdout
+    with handler.stdout:
+        assert any("job.queued" in line for line in handler.stdout)
+        handler.kill()
+    handler.wait(10)
+
+    assert error_of(app.lambda_handler(request, Context(60))) == "AlreadyRunning"
+    assert webhook_receiver.calls == []
+    assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "")
+    assert [body["status"] for body in webhook_receiver.bodies()] == ["completed"]
+
+
+@pytest.mark.usefixtures("store")
+def test_retryable_failure_can_be_repeated() -> None:
+    workflow = one("TestOutOfMemory")
+    first = run(workflow, request_id="again")
+
+    again = run(workflow, request_id="again")
+
+    assert error_of(first) == error_of(again) == "OutOfMemory"
+    assert first["timings"] != again["timings"]
+
+
+@pytest.mark.usefixtures("store")
+def test_failure_that_would_come_again_is_not_run_again() -> None:
+    workflow = one("TestRaise", message="the reason")
+
+    first = run(workflow, request_id="broken")
+
+    assert error_of(first) == "ExecutionFailed"
+    assert run(workflow, request_id="broken") == json.loads(json.dumps(first))
+
+
+@pytest.mark.usefixtures("sqlite")
+def test_id_of_a_request_that_was_refused_before_it_ran_is_free() -> None:
+    assert error_of(run(one("NoSuchNode"), request_id="mended")) == "WorkflowRejected"
+
+    assert error_of(run(image(), request_id="mended")) == ""
+
+
+@pytest.mark.usefixtures("sqlite")
+def test_batch_with_a_message_that_came_twice_runs_it_once(
+    webhook_receiver: WebhookReceiver,
+) -> None:
+    body = json.dumps(event(image(), request_id="1", webhook={"url": webhook_receiver.url}))
+    records = [{"messageId": n, "eventSource": "aws:sqs", "body": body} for n in "ab"]
+
+    assert app.lambda_handler({"Records": records}, Context(60)) == {"batchItemFailures": []}
+    assert len(webhook_receiver.calls) == 1
+
+
+def test_response_is_forgotten_after_its_time(
+    sqlite: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOBS_EXPIRE", "0")
+    workflow = image()
+    first = run(workflow, request_id="old")
+
+    assert wait_until(lambda: run(workflow, request_id="old")["timings"] != first["timings"])
+
+
+@pytest.mark.parametrize("request_id", ["", None])
+def test_requests_without_an_id_leave_no_trace(sqlite: Path, request_id: str | None) -> None:
+    assert error_of(run(image(), request_id=request_id)) == ""
+    assert not sqlite.exists()
+
+
+def test_off_lets_every_request_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBS_DB", "off")
+
+    assert error_of(run(image(), request_id="off")) == error_of(run(image(), request_id="off"))
+
+
+@pytest.mark.parametrize(
+    "path", ["/proc/no/jobs.sqlite", "/dev/full", str(PROJECT), str(PROJECT / "LICENSE")]
+)
+def test_broken_file_costs_no_job(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBS_DB", path)
+
+    assert error_of(run(image(), request_id="unclaimed")) == ""
+
+
+def test_table_that_is_missing_costs_no_job(dynamodb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOBS_TABLE", "no-such-table")
+
+    assert error_of(run(image(), request_id="unclaimed")) == ""
+
+
+def test_table_that_nobody_serves_costs_no_job(
+    dynamodb: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", "http://127.0.0.1:9")
+
+    assert error_of(run(image(), request_id="unclaimed")) == ""
+
+
+def test_no_secret_is_stored(sqlite: Path, webhook_receiver: WebhookReceiver) -> None:
+    hook = {"url": f"{webhook_receiver.url}?token={CANARY}", "secret": CANARY}
+
+    run(image(), request_id="secret", webhook=hook, s3={"secret_access_key": CANARY})
+
+    stored = b"".join(path.read_bytes() for path in sqlite.parent.iterdir())
+    assert b"COMPLETED" in stored
+    assert CANARY.encode() not in stored
+    assert {path.stat().st_mode & 0o077 for path in sqlite.parent.iterdir()} == {0}
+
+
+def test_large_response_is_stored_without_what_comfyui_reported(dynamodb: Any) -> None:
+    workflow = workflows.text("y" * 300_000)
+    first = run(workflow, request_id="large")
+
+    again = run(workflow, request_id="large")
+
+    assert error_of(again) == ""
+    assert again["output"][0]["filename"] == first["output"][0]["filename"]
+    assert list(again["comfyui_response"]) == ["execution_details"]
+    assert "too large" in again["warnings"][-1]
+
+
+def test_response_that_is_the_only_place_of_a_file_is_not_stored_without_it() -> None:
+    item = {"filename": "a.png", "base64": "x" * MAX_DYNAMODB_BYTES}
+    response = {"comfyui_response": {}, "output": [item]}
+
+    assert _small(response, MAX_DYNAMODB_BYTES) is None
+    item["url"] = "https://example.com/a.png"
+    kept = _small(response, MAX_DYNAMODB_BYTES)
+    assert kept is not None
+    assert kept["output"] == [{"filename": "a.png", "url": item["url"]}]
+
+
+def test_file_lies_beside_the_workers_socket() -> None:
+    settings = Settings.from_env(os.environ)
+
+    assert settings.jobs_file == settings.worker_dir / "jobs.sqlite"
