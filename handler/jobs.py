@@ -1,15 +1,15 @@
 """The claim that keeps a repeated request from spending GPU time twice, and its stored response.
 
-docs/decisions/0006-repeated-requests.md says what is kept, and why. Powertools' Idempotency has the
+docs/decisions/0007-repeated-requests.md says what is kept, and why. Powertools' Idempotency has the
 records; it is imported with the first request that has an id of its own, for it imports boto3.
 """
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from events.errors import InvalidRequest
 from events.job import Job
 from handler.clock import Deadline
 from handler.errors import AlreadyRunning, Cancelled
@@ -77,15 +77,14 @@ class Jobs:
     def claim(self, job: Job, deadline: Deadline) -> Claim:
         """Claim the job's id until the deadline, if the request gave one.
 
-        Raises InvalidRequest if another workflow had the id, AlreadyRunning if somebody else has
-        claimed it. A store that does not work costs the claim, never the job.
+        Raises AlreadyRunning if somebody else has claimed it. A store that does not work costs the
+        claim, never the job.
         """
         # A new UUID never comes twice.
         if not job.caller.is_id_given or not self._is_on:
             return Claim()
         from aws_lambda_powertools.utilities.idempotency.exceptions import (  # noqa: PLC0415
             IdempotencyItemAlreadyExistsError,
-            IdempotencyValidationError,
         )
 
         left_s = deadline.answer_left_s()
@@ -94,11 +93,6 @@ class Jobs:
         try:
             store = self._open()
             store.save_inprogress(data, int(expires_s * 1000))
-        except IdempotencyValidationError:
-            raise InvalidRequest(
-                "input.request_id: found one that was used for another workflow or other options,"
-                " expected a new one"
-            ) from None
         except IdempotencyItemAlreadyExistsError as error:
             return Claim(stored=_stored(error.old_data_record))
         except Exception as error:
@@ -113,7 +107,7 @@ class Jobs:
 
     @property
     def _is_on(self) -> bool:
-        return bool(self._settings.jobs_table or self._settings.jobs_file)
+        return bool(self._settings.jobs_table or self._settings.jobs_db)
 
     def _open(self) -> "BasePersistenceLayer":
         if self._store is None:
@@ -130,12 +124,11 @@ class Jobs:
         else:
             from handler.jobs_sqlite import SqliteLayer  # noqa: PLC0415
 
-            assert self._settings.jobs_file is not None
-            sqlite = SqliteLayer(self._settings.jobs_file)
+            assert self._settings.jobs_db is not None
+            sqlite = SqliteLayer(self._settings.jobs_db)
             store, self._close = sqlite, sqlite.close
         config = IdempotencyConfig(
-            event_key_jmespath="id",
-            payload_validation_jmespath="payload",
+            event_key_jmespath="[id, request]",
             expires_after_seconds=int(self._settings.jobs_expire_s),
             hash_function="sha256",
         )
@@ -156,9 +149,13 @@ def _dynamodb(table: str) -> "DynamoDBPersistenceLayer":
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """What is hashed. Keys, secrets and addresses are no part of it: they may change."""
-    options = [job.return_base64, job.return_temp]
-    return {"id": job.id, "payload": {"workflow": job.workflow, "options": options}}
+    """What makes two requests the same one: the id, and everything else that they say.
+
+    Only its hash is stored, so secrets may be part of it.
+    """
+    said = json.dumps([asdict(job.caller), job.workflow, asdict(job.s3), job.return_base64,
+                       job.return_temp], sort_keys=True)  # fmt: skip
+    return {"id": job.id, "request": sha256(said.encode()).hexdigest()}
 
 
 def _stored(record: Any) -> dict[str, Any]:

@@ -124,7 +124,7 @@ class Settings:
     deadline_margin_s: float = _var("DEADLINE_MARGIN", _seconds, 10.0)
 
     jobs_table: str = _var("JOBS_TABLE")
-    jobs_db: str = _var("JOBS_DB")
+    jobs_db: Path | None = _var("JOBS_DB", _path, None)
     jobs_expire_s: float = _var("JOBS_EXPIRE", _seconds, 86_400.0)
 
     @classmethod
@@ -161,13 +161,6 @@ class Settings:
             return self.worker_dir_given
         place = hashlib.sha256(str(self.comfyui_code).encode()).hexdigest()[:8]
         return Path(tempfile.gettempdir()) / f"lambda-comfyui-{os.getuid()}-{place}"
-
-    @property
-    def jobs_file(self) -> Path | None:
-        """The SQLite file with claims and responses; None where JOBS_DB is `off`."""
-        if self.jobs_db == "off":
-            return None
-        return _path(self.jobs_db) if self.jobs_db else self.worker_dir / "jobs.sqlite"
 
     @property
     def comfyui_data(self) -> Path:

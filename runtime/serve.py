@@ -10,7 +10,7 @@ import queue
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -79,6 +79,12 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         return _serve(args, settings, listener, sqs)
 
 
+def _with_job_store(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """A queue delivers more than once, so a host of one keeps what it has answered."""
+    default = {"JOBS_DB": str(settings.worker_dir / "jobs.sqlite")}
+    return {**(default if not settings.jobs_table else {}), **environ}
+
+
 def _serve(
     args: argparse.Namespace,
     settings: Settings,
@@ -88,7 +94,7 @@ def _serve(
     rules = _rules(args, settings)
     function = Function(
         handler=HANDLER,
-        environ=os.environ,
+        environ=_with_job_store(os.environ, settings),
         concurrency=args.concurrency or settings.serve_concurrency,
         extensions=extension_commands(),
         init_timeout_s=min(max(rules.timeout_s, _MIN_INIT_S), _MAX_INIT_S),

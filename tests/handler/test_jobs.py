@@ -1,7 +1,6 @@
 """Repeated requests: one run for each id, by real handlers over SQLite and moto's DynamoDB."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from moto.server import ThreadedMotoServer
 from events.contract import response_problems
 from handler import app
 from handler.jobs import MAX_DYNAMODB_BYTES, _small
-from handler.settings import PROJECT, Settings
+from handler.settings import PROJECT
 from tests import workflows
 from tests.conftest import Context, WebhookReceiver, run
 from tests.infra.template import properties
@@ -36,7 +35,7 @@ print(json.dumps(app.lambda_handler(event, Context(float(sys.argv[1])))))
 """
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "own" / "jobs.sqlite"
     monkeypatch.setenv("JOBS_DB", str(path))
@@ -112,23 +111,24 @@ def test_repeat_gets_the_same_response_and_no_second_webhook(
 
 
 @pytest.mark.usefixtures("store")
-def test_id_of_another_workflow_is_refused() -> None:
-    run(image(), request_id="mine")
-
-    response = run(image(), request_id="mine")
-
-    assert error_of(response) == "InvalidRequest"
-    assert "input.request_id" in response["message"]
-    assert "was used for another workflow" in response["message"]
-
-
-def test_other_options_are_another_request(sqlite: Path) -> None:
+def test_id_with_anything_else_in_the_request_is_another_job(
+    webhook_receiver: WebhookReceiver,
+) -> None:
     workflow = image()
-    run(workflow, request_id="mine")
+    given: list[dict[str, Any]] = [
+        {"workflow": workflow},
+        {"workflow": image()},
+        {"workflow": workflow, "return_outputs_as_base64": True},
+        {"workflow": workflow, "webhook": {"url": webhook_receiver.url}},
+    ]
 
-    response = run(workflow, request_id="mine", return_outputs_as_base64=True)
+    responses = [run(request_id="mine", **request) for request in given]
 
-    assert error_of(response) == "InvalidRequest"
+    assert [error_of(response) for response in responses] == [""] * 4
+    prompts = {
+        response["comfyui_response"]["execution_details"]["prompt_id"] for response in responses
+    }
+    assert len(prompts) == 4
 
 
 @pytest.mark.usefixtures("store")
@@ -226,8 +226,8 @@ def test_requests_without_an_id_leave_no_trace(sqlite: Path, request_id: str | N
     assert not sqlite.exists()
 
 
-def test_off_lets_every_request_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JOBS_DB", "off")
+def test_without_a_store_every_request_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JOBS_DB")
 
     assert error_of(run(image(), request_id="off")) == error_of(run(image(), request_id="off"))
 
@@ -287,9 +287,3 @@ def test_response_that_is_the_only_place_of_a_file_is_not_stored_without_it() ->
     kept = _small(response, MAX_DYNAMODB_BYTES)
     assert kept is not None
     assert kept["output"] == [{"filename": "a.png", "url": item["url"]}]
-
-
-def test_file_lies_beside_the_workers_socket() -> None:
-    settings = Settings.from_env(os.environ)
-
-    assert settings.jobs_file == settings.worker_dir / "jobs.sqlite"
