@@ -73,6 +73,8 @@ class Settings:
     models_dir: Path | None = _var("MODELS_DIR", _path, None)
     standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)
 
+    dead_letter_queue_url: str = _var("DEAD_LETTER_QUEUE_URL")
+
     worker_dir_given: Path | None = _var("WORKER_DIR", _path, None)
     worker_hooks: tuple[str, ...] = _var("WORKER_HOOKS", _names, ())
     pyworker_log: Path | None = _var("PYWORKER_LOG", _path, None)

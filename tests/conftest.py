@@ -25,7 +25,7 @@ from tests.processes import wait_until
 from tests.workflows import event
 
 CUSTOM_NODES = PROJECT / "tests" / "custom_nodes"
-_OURS = ("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEADLINE_", "POWERTOOLS_")
+_OURS = ("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEAD", "POWERTOOLS_")
 _PLACES = ("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR")
 
 

@@ -35,8 +35,8 @@ NOT_SETTINGS = {
     # Read by infra/fetch_models.py before anything of the handler starts.
     "MODELS_S3_URI",
 }
-# Of the handler's job store and its dead-letter queue, which come to Settings with them.
-NOT_SETTINGS_YET = {"DEAD_LETTER_QUEUE_URL", "JOBS_TABLE"}
+# Of the handler's job store, which comes to Settings with it.
+NOT_SETTINGS_YET = {"JOBS_TABLE"}
 # moto's CloudFormation does not know them. What they refer to stays in the test.
 UNKNOWN_TO_MOTO = {
     "AWS::CloudWatch::Alarm",
