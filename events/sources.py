@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from events import direct, sqs
+from events import direct, eventbridge, http, s3, sns, sqs, stepfunctions
 
 
 class Source(Protocol):
@@ -20,7 +20,8 @@ class Source(Protocol):
         ...
 
 
-SOURCES: tuple[Source, ...] = (sqs, direct)
+# No event is recognised by two of them but by `direct`, which takes what the others leave.
+SOURCES: tuple[Source, ...] = (sqs, sns, s3, eventbridge, http, stepfunctions, direct)
 
 
 def recognise(event: Any) -> Source:

@@ -4,9 +4,11 @@ Powertools' batch module is imported with the first batch: a cold start for othe
 Reply: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html (partial batch).
 """
 
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
+
+from events import dead_letters, sns
+from events.text import request_of
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.batch import BatchProcessor
@@ -31,30 +33,30 @@ def matches(event: Any) -> bool:
     )
 
 
-def process(event: dict[str, Any], handle: Handle) -> dict[str, Any]:
-    """Run every message of the batch; the reply lists those that go back to the queue."""
+def process(
+    event: dict[str, Any], handle: Handle, dead_letter_queue_url: str = ""
+) -> dict[str, Any]:
+    """Run every message of the batch; the reply lists those that go back to the queue.
+
+    With a dead-letter queue, messages that failed for good go there; else they are only answered.
+    """
 
     from aws_lambda_powertools.utilities.batch import process_partial_response  # noqa: PLC0415
 
     def run(record: "SQSRecord") -> dict[str, Any]:
-        response = handle(request_of(record.raw_event.get("body")))
+        response = handle(sns.unwrap(request_of(record.raw_event.get("body"))))
         error = response.get("error")
         if error and error["retryable"]:
             raise GoesBack(error["type"])
+        if error and dead_letter_queue_url:
+            # If that raises, the message goes back: it is never lost.
+            dead_letters.send(dead_letter_queue_url, record.raw_event, error)
         return response
 
     processor = _processor(str(event["Records"][0].get("eventSourceARN")))
     # Powertools reads nothing of the Lambda context unless the record handler asks for it.
     reply = process_partial_response(event, run, processor, context=None)
     return cast(dict[str, Any], reply)
-
-
-def request_of(body: Any) -> Any:
-    """The request in a message body; a body that is not JSON stays text and is refused as such."""
-    try:
-        return json.loads(body)
-    except (ValueError, TypeError, RecursionError):
-        return body
 
 
 def _processor(queue_arn: str) -> "BatchProcessor":

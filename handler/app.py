@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from events import sources
+from events import sources, sqs
 from events.contract import caller_of
 from handler.clock import Deadline
 from handler.errors import Misconfigured
@@ -17,20 +17,29 @@ _generators: dict[Settings, Generator] = {}
 def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     """Run every job that an event holds, and return the reply that its source expects.
 
-    A direct invocation gets the documented response, an SQS batch the partial batch response.
-    Nothing that an event can hold makes it raise. `context` is Lambda's; None means no deadline.
+    A direct invocation gets the documented response; docs/contract.md has the other replies.
+    Raises only where raising is the source's way to have an event repeated (S3, SNS, EventBridge),
+    or a waiting task told of it. `context` is Lambda's; None means no deadline.
     """
     source = sources.recognise(event)
+    settings, wrong = _settings()
 
     def handle(request: Any) -> dict[str, Any]:
-        try:
-            settings = Settings.from_env(os.environ)
-        except SettingsError as error:
-            return Outcome(caller_of(request), error=Misconfigured(str(error))).response()
+        if wrong:
+            return Outcome(caller_of(request), error=wrong).response()
         deadline = Deadline(context, settings.deadline_margin_s)
         return _generator(settings).generate(request, deadline, sources.name_of(source))
 
+    if source is sqs:
+        return sqs.process(event, handle, settings.dead_letter_queue_url)
     return source.process(event, handle)
+
+
+def _settings() -> tuple[Settings, Misconfigured | None]:
+    try:
+        return Settings.from_env(os.environ), None
+    except SettingsError as error:
+        return Settings(), Misconfigured(str(error))
 
 
 def _generator(settings: Settings) -> Generator:

@@ -112,6 +112,7 @@ class Settings:
     serve_timeout_s: float = _var("SERVE_TIMEOUT", _positive_seconds, 900.0)
     serve_waiting: int = _var("SERVE_WAITING", _count, 100)
     serve_grace_s: float = _var("SERVE_GRACE", _positive_seconds, 25.0)
+    dead_letter_queue_url: str = _var("DEAD_LETTER_QUEUE_URL")
 
     worker_dir_given: Path | None = _var("WORKER_DIR", _path, None)
     worker_hooks: tuple[str, ...] = _var("WORKER_HOOKS", _names, ())

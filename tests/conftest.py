@@ -26,7 +26,7 @@ from tests.workflows import event
 
 CUSTOM_NODES = PROJECT / "tests" / "custom_nodes"
 _OURS = (
-    *("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEADLINE_", "POWERTOOLS_"),
+    *("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEAD", "POWERTOOLS_"),
     "JOBS_",
 )
 _PLACES = ("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR")

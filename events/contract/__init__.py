@@ -81,8 +81,11 @@ def caller_of(event: Any) -> Caller:
 def parse_request(event: Any, caller: Caller) -> Job:
     """The job that a request event describes.
 
-    Raises InvalidRequest, which names up to five problems by path.
+    Raises InvalidRequest, which names up to five problems by path. A source gives one instead of
+    an event that it could not read.
     """
+    if isinstance(event, InvalidRequest):
+        raise event
     request = unwrap(event)
     _refuse_other_events(request)
     _refuse_editor_format(request)

@@ -6,11 +6,11 @@ from typing import Any
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from handler import app
 from tests import workflows
 from tests.conftest import Context, WebhookReceiver
+from tests.events.samples import sample
 from tests.workflows import event
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -33,7 +33,7 @@ class Queue:
 
     def deliver(self) -> list[str]:
         """Give all messages to the handler as one batch; the bodies that went back."""
-        messages = self._receive()
+        messages = self.take()
         reply = app.lambda_handler({"Records": [self._record(m) for m in messages]}, Context(100))
         back = {item["itemIdentifier"] for item in reply["batchItemFailures"]}
         for message in messages:
@@ -42,16 +42,20 @@ class Queue:
                 self._sqs.delete_message(QueueUrl=self.url, ReceiptHandle=receipt)
         return [message["Body"] for message in messages if message["MessageId"] in back]
 
-    def left(self) -> list[str]:
-        """The bodies that are still in the queue."""
-        return [message["Body"] for message in self._receive()]
-
-    def _receive(self) -> list[Any]:
+    def take(self) -> list[Any]:
+        """Whole messages, attributes and all."""
         answer = self._sqs.receive_message(
-            QueueUrl=self.url, MaxNumberOfMessages=10, AttributeNames=["All"]
+            QueueUrl=self.url,
+            MaxNumberOfMessages=10,
+            AttributeNames=["All"],
+            MessageAttributeNames=["All"],
         )
         found: list[Any] = answer.get("Messages", [])
         return found
+
+    def left(self) -> list[str]:
+        """The bodies that are still in the queue."""
+        return [message["Body"] for message in self.take()]
 
     def _record(self, message: Any) -> dict[str, Any]:
         # https://docs.aws.amazon.com/lambda/latest/dg/with-sqs.html
@@ -69,20 +73,10 @@ class Queue:
 
 
 @pytest.fixture
-def sqs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    client = boto3.client(
-        "sqs",
-        endpoint_url=f"http://{host}:{port}",
-        region_name="us-east-1",
-        aws_access_key_id="x",
-        aws_secret_access_key="x",
-    )
+def sqs(aws: str) -> Iterator[Any]:
+    client = boto3.session.Session().client("sqs")
     yield client
     client.close()
-    server.stop()
 
 
 def test_only_the_failed_retryable_message_goes_back(
@@ -128,3 +122,64 @@ def test_nothing_overtakes_a_failed_message_of_a_fifo_queue(sqs: Any) -> None:
     back = [json.loads(body)["input"]["request_id"] for body in queue.deliver()]
 
     assert back == ["2", "3"]
+
+
+@pytest.mark.parametrize("name", ["sqs_message", "sqs_sns_envelope"])
+def test_request_is_found_with_and_without_the_envelope_of_sns(
+    name: str, webhook_receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEBHOOK_URL", webhook_receiver.url)
+
+    assert app.lambda_handler(sample(name), Context(100)) == {"batchItemFailures": []}
+
+    (told,) = webhook_receiver.bodies()
+    assert told["id"] == {"sqs_message": "sqs-1", "sqs_sns_envelope": "sqs-sns-1"}[name]
+    assert told["status"] == "completed"
+
+
+def test_only_what_failed_for_good_goes_to_the_dead_letter_queue(
+    sqs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, dead = Queue(sqs, "with-dead"), Queue(sqs, "dead")
+    monkeypatch.setenv("DEAD_LETTER_QUEUE_URL", dead.url)
+    invalid = json.dumps(event({"1": {"x" * 50 + str(n): {} for n in range(9)}}))
+    queue.send(event(workflows.image()))
+    queue.send(event(workflows.one("TestOutOfMemory"), request_id="again"))
+    queue.send(invalid)
+    queue.send(event(workflows.one("TestRaise", message="\0 \ufffe " + "long " * 500)))
+
+    assert [json.loads(body)["input"]["request_id"] for body in queue.deliver()] == ["again"]
+
+    refused, raised = dead.take()
+    assert refused["Body"] == invalid
+    told = {name: value["StringValue"] for name, value in refused["MessageAttributes"].items()}
+    assert told["ErrorType"] == "InvalidRequest"
+    assert "input.workflow_json.1" in told["ErrorMessage"]
+    assert len(told["OriginalMessageId"]) == 36
+    assert len(raised["MessageAttributes"]["ErrorMessage"]["StringValue"]) == 1024
+    assert raised["MessageAttributes"]["ErrorType"]["StringValue"] == "ExecutionFailed"
+
+
+def test_dead_letters_of_a_fifo_queue_keep_their_group(
+    sqs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fifo = {"FifoQueue": "true", "ContentBasedDeduplication": "true"}
+    queue, dead = Queue(sqs, "with-dead.fifo", **fifo), Queue(sqs, "dead.fifo", **fifo)
+    monkeypatch.setenv("DEAD_LETTER_QUEUE_URL", dead.url)
+    queue.send(event({}), MessageGroupId="a")
+
+    assert queue.deliver() == []
+
+    (message,) = dead.take()
+    assert message["Attributes"]["MessageGroupId"] == "a"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/1/none", "nonsense"])
+def test_message_goes_back_if_the_dead_letter_queue_does_not_take_it(
+    sqs: Any, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    queue = Queue(sqs, f"no-dead-{len(url)}")
+    monkeypatch.setenv("DEAD_LETTER_QUEUE_URL", url)
+    queue.send("{not json")
+
+    assert queue.deliver() == ["{not json"]

@@ -35,8 +35,6 @@ NOT_SETTINGS = {
     # Read by infra/fetch_models.py before anything of the handler starts.
     "MODELS_S3_URI",
 }
-# Comes to Settings with what sends there.
-NOT_SETTINGS_YET = {"DEAD_LETTER_QUEUE_URL"}
 # moto's CloudFormation does not know them. What they refer to stays in the test.
 UNKNOWN_TO_MOTO = {
     "AWS::CloudWatch::Alarm",
@@ -65,7 +63,7 @@ ACCESS_POINTS = {
 def test_every_variable_is_a_setting_or_known_not_to_be_one() -> None:
     known = {item.metadata["env"] for item in fields(Settings)}
 
-    assert variables().keys() - known - NOT_SETTINGS - NOT_SETTINGS_YET == set()
+    assert variables().keys() - known - NOT_SETTINGS == set()
 
 
 def test_settings_take_the_values_of_the_template() -> None:

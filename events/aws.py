@@ -1,0 +1,26 @@
+"""Clients of AWS for the sources that need one; the ordinary credential chain and region.
+
+boto3 is imported with the first of them: most events need none, and it costs more than the rest.
+"""
+
+from typing import Any
+
+
+def client(service: str) -> Any:
+    """A client of its own: sources need one a minute at most, and no thread shares it."""
+    import boto3  # noqa: PLC0415 - see the module's first lines
+    from botocore.config import Config  # noqa: PLC0415
+
+    config = Config(
+        connect_timeout=5,
+        read_timeout=30,
+        retries={"mode": "standard", "total_max_attempts": 3},
+    )
+    return boto3.session.Session().client(service, config=config)
+
+
+def reason(error: Exception) -> str:
+    """What AWS said, as a name: the text of these errors can hold what was sent."""
+    response = getattr(error, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return str(code or type(error).__name__)

@@ -1,0 +1,177 @@
+"""`POST /generate/sync` through each front door: what comes in, and what goes back."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from events import http
+from events.contract import response_problems
+from handler import app
+from tests import workflows
+from tests.conftest import Context
+from tests.events.samples import NAMES, sample
+from tests.workflows import event
+
+DOORS = [name for name in NAMES if name.startswith("http_")]
+every_door = pytest.mark.parametrize("door", DOORS)
+
+
+def call(told: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+    """Status, headers in small letters, and the body of the answer."""
+    reply = app.lambda_handler(told, Context(100))
+    several = {name: values[0] for name, values in reply.get("multiValueHeaders", {}).items()}
+    headers = {k.lower(): v for k, v in {**several, **reply.get("headers", {})}.items()}
+    assert headers["content-type"] == "application/json"
+    assert reply["isBase64Encoded"] is False
+    return reply["statusCode"], headers, json.loads(reply["body"])
+
+
+def with_body(door: str, body: str | None, *, is_base64: bool = False) -> dict[str, Any]:
+    return {**sample(door), "body": body, "isBase64Encoded": is_base64}
+
+
+def moved(door: str, path: str, method: str = "POST") -> dict[str, Any]:
+    told: dict[str, Any] = sample(door)
+    if "rawPath" in told:
+        told["rawPath"] = path
+        told["requestContext"]["http"] |= {"method": method, "path": path}
+    else:
+        told |= {"path": path, "httpMethod": method}
+    return told
+
+
+@every_door
+def test_sample_is_run_and_answered(door: str) -> None:
+    status, _, response = call(sample(door))
+
+    assert status == 200
+    assert response_problems(response) == []
+    assert response["status"] == "completed"
+    assert response["id"].startswith("http-")
+
+
+@every_door
+@pytest.mark.parametrize(
+    ("body", "is_base64"),
+    [
+        (None, False),
+        ("", False),
+        ("{not json", False),
+        ("[" * 100_000, False),
+        ("{}", False),
+        ("not base64!", True),
+        ("é", True),
+        (base64.b64encode(b"\xff\xfe").decode(), True),
+    ],
+)
+def test_body_that_is_no_request_is_a_400_in_the_envelope(
+    door: str, body: str | None, is_base64: bool
+) -> None:
+    status, headers, response = call(with_body(door, body, is_base64=is_base64))
+
+    assert status == 400
+    assert "retry-after" not in headers
+    assert response_problems(response) == []
+    assert response["error"]["type"] == "InvalidRequest"
+
+
+@pytest.mark.parametrize(
+    ("workflow", "error", "expected"),
+    [
+        (workflows.one("NoSuchNode"), "WorkflowRejected", 422),
+        (workflows.one("TestRaise", message="no"), "ExecutionFailed", 422),
+        (workflows.one("TestOutOfMemory"), "OutOfMemory", 503),
+    ],
+)
+def test_status_tells_how_the_job_ended(workflow: Any, error: str, expected: int) -> None:
+    status, headers, response = call(with_body("http_alb", json.dumps(event(workflow))))
+
+    assert (status, response["error"]["type"]) == (expected, error)
+    assert ("retry-after" in headers) == (expected == 503)
+
+
+@pytest.mark.parametrize(
+    ("job", "error", "retryable", "expected"),
+    [
+        ("failed", "DeadlineExceeded", False, 504),
+        ("failed", "DeadlineExceeded", True, 504),
+        ("cancelled", "Cancelled", False, 409),
+        ("failed", "Misconfigured", True, 503),
+        ("completed", "UploadFailed", True, 200),
+    ],
+)
+def test_status_and_retry_after_of_rare_ends(
+    job: str, error: str, retryable: bool, expected: int
+) -> None:
+    told = {"type": error, "message": "m", "retryable": retryable}
+    response = {"status": job, "error": told, "output": []}
+
+    reply = http.process(sample("http_function_url"), lambda _: response)
+
+    assert reply["statusCode"] == expected
+    assert ("Retry-After" in reply["headers"]) == (retryable and expected >= 500)
+
+
+@pytest.mark.parametrize(
+    ("door", "path"),
+    [
+        ("http_api_gateway_v1", "/studio/generate/sync"),
+        ("http_api_gateway_v1", "/studio/v2/generate/sync"),
+        ("http_api_gateway_v2", "/generate/sync"),
+        ("http_api_gateway_v2", "/studio/generate/sync"),
+    ],
+)
+def test_stage_and_base_path_are_left_out(door: str, path: str) -> None:
+    told = {**moved(door, path), "body": "{}", "isBase64Encoded": False}
+
+    assert call(told)[0] == 400
+
+
+@every_door
+@pytest.mark.parametrize("path", ["/", "/generate", "/generate/sync/x", "/generate/syncx", "/é"])
+def test_other_path_is_a_404_that_names_the_route(door: str, path: str) -> None:
+    status, _, body = call(moved(door, path))
+
+    assert status == 404
+    assert body == {"message": "the only route is POST /generate/sync"}
+
+
+@pytest.mark.parametrize("door", ["http_alb", "http_function_url"])
+def test_nothing_is_left_out_where_there_is_no_stage(door: str) -> None:
+    assert call(moved(door, "/x/generate/sync"))[0] == 404
+
+
+@every_door
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS", "HEAD"])
+def test_other_method_is_a_405_that_names_the_right_one(door: str, method: str) -> None:
+    path = "/prod/generate/sync" if door == "http_api_gateway_v2" else "/generate/sync"
+
+    status, headers, body = call(moved(door, path, method))
+
+    assert status == 405
+    assert headers["allow"] == "POST"
+    assert "POST /generate/sync" in body["message"]
+
+
+@pytest.mark.parametrize("door", ["http_alb", "http_alb_multi_value"])
+def test_load_balancer_gets_its_status_description_and_its_kind_of_headers(door: str) -> None:
+    reply = app.lambda_handler(with_body(door, "{}"), Context(100))
+
+    assert reply["statusDescription"] == "400 Bad Request"
+    assert ("multiValueHeaders" in reply) == (door == "http_alb_multi_value")
+
+
+@every_door
+def test_reply_is_never_larger_than_its_way_takes(door: str) -> None:
+    limit = (1 if "alb" in door else 6) * 1024 * 1024
+    item = {"filename": "f", "base64": 'A"' * limit}
+    response = {"status": "completed", "comfyui_response": {"p": {}}, "output": [item]}
+
+    reply = http.process(sample(door), lambda _: response)
+
+    assert len(json.dumps(reply).encode()) <= limit
+    body = json.loads(reply["body"])
+    assert body["output"] == [{"filename": "f"}]
+    assert "too large" in body["warnings"][0]

@@ -1,0 +1,49 @@
+"""A topic's message is a job; Lambda repeats what may work later, and nothing else."""
+
+import json
+from typing import Any
+
+import pytest
+
+from events.asynchronous import TryAgain
+from events.contract import response_problems
+from handler import app
+from tests import workflows
+from tests.conftest import Context
+from tests.events.samples import sample
+from tests.workflows import event
+
+
+def notification(message: Any) -> dict[str, Any]:
+    told: dict[str, Any] = sample("sns_notification")
+    text = message if isinstance(message, str) else json.dumps(message)
+    told["Records"][0]["Sns"]["Message"] = text
+    return told
+
+
+def test_message_is_run_and_answered() -> None:
+    (response,) = app.lambda_handler(sample("sns_notification"), Context(100))["responses"]
+
+    assert response_problems(response) == []
+    assert (response["id"], response["status"]) == ("sns-1", "completed")
+
+
+@pytest.mark.parametrize("message", ["{not json", "[" * 100_000, event({})])
+def test_message_that_no_retry_helps_is_answered(message: Any) -> None:
+    (response,) = app.lambda_handler(notification(message), Context(100))["responses"]
+
+    assert response["error"]["type"] == "InvalidRequest"
+
+
+def test_retryable_failure_raises_so_that_lambda_repeats_the_event() -> None:
+    broken = event(workflows.one("TestOutOfMemory"))
+
+    with pytest.raises(TryAgain, match="OutOfMemory: "):
+        app.lambda_handler(notification(broken), Context(100))
+
+
+def test_wrong_setting_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMFYUI_PORT", "x")
+
+    with pytest.raises(TryAgain, match=r"Misconfigured: .*COMFYUI_PORT"):
+        app.lambda_handler(sample("sns_notification"), Context(100))

@@ -1,0 +1,39 @@
+"""Which module an event belongs to: one, whatever the order."""
+
+from typing import Any
+
+import pytest
+
+from events import sources
+from events.sources import SOURCES, name_of, recognise
+from tests.events.samples import NAMES, sample
+
+OWN = [source for source in SOURCES if name_of(source) != "direct"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sample_is_recognised_by_its_module_alone(name: str) -> None:
+    wanted = name.partition("_")[0]
+    event = sample(name)
+
+    assert name_of(recognise(event)) == wanted
+    assert [name_of(s) for s in OWN if s.matches(event)] == [wanted] * (wanted != "direct")
+
+
+def test_every_source_has_a_sample() -> None:
+    assert {name.partition("_")[0] for name in NAMES} == {name_of(s) for s in SOURCES}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_event_without_one_of_its_parts_is_recognised_without_an_exception(name: str) -> None:
+    event = sample(name)
+    others: tuple[Any, ...] = (None, 7, "text", [], [None], {}, {"x": []})
+    for part in event:
+        for other in others:
+            assert name_of(sources.recognise({**event, part: other}))
+
+
+def test_records_of_two_sources_are_of_none() -> None:
+    mixed = [sample(name)["Records"][0] for name in ("sqs_message", "sns_notification")]
+
+    assert name_of(recognise({"Records": mixed})) == "direct"
