@@ -5,7 +5,7 @@ Every way ends in the documented response; nothing is raised at the caller.
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from events.contract import caller_of, parse_request
@@ -118,7 +118,9 @@ class Generator:
                 outcome.collect(str(meta.get("display_node") or node_id), output)
         if (failure := failure_in(entry)) is not None:
             if isinstance(failure, OutOfMemory):
-                self._runner.free(worker)
+                # A ComfyUI that died of it has nothing left to free.
+                with suppress(OSError):
+                    self._runner.free(worker)
             raise failure
         outcome.warn_of_nothing()
 
