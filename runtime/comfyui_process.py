@@ -51,7 +51,7 @@ class ComfyUIProcess:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._on_line = on_line
         self._waits = is_prepared
-        program = ["--prepare"] if is_prepared else self._arguments()
+        program = ["--prepare"] if is_prepared else self._command()
         self._child = Child(
             [str(settings.comfyui_interpreter), "-u", str(_LAUNCH), *program],
             cwd=settings.comfyui_code,
@@ -65,7 +65,7 @@ class ComfyUIProcess:
         if self._waits:
             self._waits = False
             try:
-                self._child.write_line(json.dumps(self._arguments()))
+                self._child.write_line(json.dumps(self._command()))
             except (OSError, ValueError) as error:
                 raise ComfyUIStartError(self.explain("the prepared ComfyUI has ended")) from error
 
@@ -77,10 +77,10 @@ class ComfyUIProcess:
     def pid(self) -> int:
         return self._child.pid
 
-    def _arguments(self) -> list[str]:
+    def _command(self) -> list[str]:
         given = self._settings.comfyui_port
         self.port = given or _free_port(DEFAULT_PORT if given is None else 0)
-        return arguments(self._settings, self.port)
+        return ["main.py", *arguments(self._settings, self.port)]
 
     def wait_until_ready(self, timeout_s: float, is_cancelled: Callable[[], bool]) -> bool:
         """True once `/system_stats` and the WebSocket both answer; False when cancelled.

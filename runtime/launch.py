@@ -1,8 +1,8 @@
-"""Run by ComfyUI's own Python: becomes ComfyUI's main.py, at once or (`--prepare`) on a word.
+"""Run by ComfyUI's own Python: `launch.py main.py ARGUMENTS...` becomes ComfyUI at once.
 
-Prepared, it imports what takes long and waits for one line on stdin: the arguments of main.py as a
-JSON list. Nothing of ComfyUI itself is imported beforehand, so this does not depend on its version,
-and CUDA is never touched: a sleeping process holds no memory of the GPU.
+`launch.py --prepare` imports what takes long, and waits for one line on stdin: main.py and its
+arguments as a JSON list. Nothing of ComfyUI itself is imported beforehand, so this does not depend
+on its version, and CUDA is never touched: a sleeping process holds no memory of the GPU.
 """
 
 import contextlib
@@ -44,8 +44,8 @@ HEAVY = (
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if arguments == ["--prepare"]:
+    command = sys.argv[1:]
+    if command == ["--prepare"]:
         for name in HEAVY:
             # What is not installed here, ComfyUI does not need, or will say so itself.
             with contextlib.suppress(Exception):
@@ -55,20 +55,20 @@ def main() -> None:
             # The worker is gone, or went to a deeper sleep.
             return
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        arguments = json.loads(line)
-    threading.Thread(target=freeze_when_serving, args=(arguments,), daemon=True).start()
-    sys.argv = ["main.py", *arguments]
+        command = json.loads(line)
+    threading.Thread(target=freeze_when_serving, args=(command,), daemon=True).start()
+    sys.argv = command
     sys.path[0] = os.getcwd()
-    runpy.run_path("main.py", run_name="__main__")
+    runpy.run_path(command[0], run_name="__main__")
 
 
-def freeze_when_serving(arguments: list[str]) -> None:
+def freeze_when_serving(command: list[str]) -> None:
     """Take what the boot has made out of the garbage collector's sight, once the port is open.
 
     ComfyUI collects after a job that follows a pause, before its answer can be read: 0.3 s over a
     million objects that never become garbage.
     """
-    address = ("127.0.0.1", int(arguments[arguments.index("--port") + 1]))
+    address = ("127.0.0.1", int(command[command.index("--port") + 1]))
     while True:
         with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
             gc.freeze()
