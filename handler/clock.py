@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 _MARGIN_SHARE = 0.2
 _RETURN_S = 1.0
@@ -40,12 +40,6 @@ class Timings:
     def as_dict(self) -> dict[str, float]:
         total = (time.monotonic() - self._began) * 1000
         return {name: round(ms, 1) for name, ms in {**self._ms, "total_ms": total}.items()}
-
-
-class LambdaContext(Protocol):
-    """The part of Lambda's context object that is used."""
-
-    def get_remaining_time_in_millis(self) -> int: ...
 
 
 class Deadline:

@@ -31,7 +31,6 @@ class ReadyWorker:
     base_url: str
     folders: dict[str, Path]
     starts: int
-    cold_start_ms: float
 
 
 class Worker:
@@ -81,7 +80,6 @@ class Worker:
             base_url=answer["base_url"],
             folders={name: Path(path) for name, path in answer["folders"].items()},
             starts=answer["starts"],
-            cold_start_ms=answer["cold_start_ms"],
         )
 
     def done(self) -> None:
@@ -122,6 +120,20 @@ class Worker:
             self._socket.close()
         self._socket, self._unread, self._owes_answer = None, b"", False
 
+    def _renew(self) -> None:
+        """Another connection instead of one with an answer on its way; the lease never ends.
+
+        Without that a job that was too short for a cold start would end the start with itself.
+        """
+        old, self._socket = self._socket, _try_connect(self._settings.worker_dir / "worker.sock")
+        self._unread, self._owes_answer = b"", False
+        with contextlib.suppress(OSError):
+            if self._socket:
+                # Its answer says that the new lease counts.
+                self._ask("state", CONNECT_TIMEOUT_S)
+        if old:
+            old.close()
+
     def _ask(self, operation: str, timeout_s: float) -> dict[str, Any]:
         self._send(operation)
         return self._receive(timeout_s)
@@ -129,7 +141,7 @@ class Worker:
     def _send(self, operation: str, **details: Any) -> None:
         if self._owes_answer:
             # A job ended before it asked for its answer, which would be taken for the next one.
-            self._disconnect()
+            self._renew()
         if self._socket is None:
             self._socket = self._connect()
         self._socket.settimeout(CONNECT_TIMEOUT_S)
@@ -146,7 +158,7 @@ class Worker:
                 chunk = self._socket.recv(65536)
             except TimeoutError:
                 # The answer may still come and would be taken for the next one.
-                self._disconnect()
+                self._renew()
                 raise
             if not chunk:
                 self._disconnect()

@@ -86,7 +86,6 @@ class Environment:
         self.failure = ""
         self._api = api
         self._worker: Worker | None = None
-        self._parents: dict[int, int] = {}
 
     def follow(self, worker: Worker, init_budget_s: float) -> None:
         """Hold Init open, then wait for SHUTDOWN. Runs in a thread of its own."""

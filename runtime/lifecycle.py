@@ -68,7 +68,7 @@ class Worker:
             seen, is_cold = self._attempts, self.state is not State.READY
             self._wanted = True
             self._changed.notify_all()
-        if is_cold and model_names:
+        if is_cold and model_names and (self._prefetch is None or self._prefetch.join(0)):
             files = prefetch.find(model_names, self.settings.model_folders)
             self._prefetch = prefetch.Prefetch(files)
         over = (State.READY, State.FAILED, State.DRAINING, State.STOPPED)

@@ -13,7 +13,7 @@ import pytest
 
 from handler.settings import PROJECT
 from tests import workflows
-from tests.conftest import current_client, run
+from tests.conftest import ask_worker, current_client, run
 from tests.processes import is_running, wait_until
 
 # Two nodes that sleep, so that there is a second one whose messages come after a reconnect.
@@ -122,6 +122,23 @@ def test_wrong_environment_is_answered_by_name(monkeypatch: pytest.MonkeyPatch) 
     assert response["error"]["type"] == "Misconfigured"
     assert "COMFYUI_PORT 'http'" in response["message"]
     assert "S3_URL_EXPIRES 'soon'" in response["message"]
+
+
+@pytest.mark.slow
+def test_job_that_is_too_short_for_the_cold_start_leaves_the_start_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORKER_DIR", str(tmp_path))
+
+    short = run(workflows.image(), seconds=1.5)
+    workers = worker_pids(tmp_path)
+    next_one = run(workflows.image())
+
+    assert short["error"]["type"] == "DeadlineExceeded"
+    assert short["error"]["retryable"] is True
+    assert next_one["status"] == "completed"
+    assert ask_worker("state")["starts"] == 1
+    assert worker_pids(tmp_path) == workers
 
 
 def test_worker_that_was_killed_is_replaced(
