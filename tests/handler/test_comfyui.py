@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,8 @@ def test_job_that_is_too_short_for_the_cold_start_leaves_the_start_to_the_next(
 
     short = run(workflows.image(), seconds=1.5)
     workers = worker_pids(tmp_path)
+    assert wait_until(lambda: ask_worker("state")["state"] == "ready")
+    time.sleep(0.5)
     next_one = run(workflows.image())
 
     assert short["error"]["type"] == "DeadlineExceeded"
