@@ -3,6 +3,9 @@
 `launch.py --prepare` imports what takes long, and waits for one line on stdin: main.py and its
 arguments as a JSON list. Nothing of ComfyUI itself is imported beforehand, so this does not depend
 on its version, and CUDA is never touched: a sleeping process holds no memory of the GPU.
+
+What becomes ComfyUI boots without the garbage collector, and ends when its queue can run nothing
+any more: docs/decisions/0006-prepared-python.md and 0004-unresponsive-job.md say why.
 """
 
 import contextlib
@@ -43,7 +46,13 @@ HEAVY = (
 )
 
 
+# What `threading` calls the thread that runs the queue, after its function in ComfyUI's main.py.
+EXECUTOR = "(prompt_worker)"
+
+
 def main() -> None:
+    # A million objects are made that all stay: to look for garbage among them is a fifth of a boot.
+    gc.disable()
     command = sys.argv[1:]
     if command == ["--prepare"]:
         for name in HEAVY:
@@ -56,14 +65,15 @@ def main() -> None:
             return
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         command = json.loads(line)
-    threading.Thread(target=freeze_when_serving, args=(command,), daemon=True).start()
+    threading.excepthook = end_with_the_executor
+    threading.Thread(target=collect_when_serving, args=(command,), daemon=True).start()
     sys.argv = command
     sys.path[0] = os.getcwd()
     runpy.run_path(command[0], run_name="__main__")
 
 
-def freeze_when_serving(command: list[str]) -> None:
-    """Take what the boot has made out of the garbage collector's sight, once the port is open.
+def collect_when_serving(command: list[str]) -> None:
+    """Let the garbage collector begin once the port is open, but not with what the boot has made.
 
     ComfyUI collects after a job that follows a pause, before its answer can be read: 0.3 s over a
     million objects that never become garbage.
@@ -72,8 +82,21 @@ def freeze_when_serving(command: list[str]) -> None:
     while True:
         with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
             gc.freeze()
+            gc.enable()
             return
         time.sleep(0.01)
+
+
+def end_with_the_executor(raised: threading.ExceptHookArgs) -> None:
+    """End the process when the thread that runs the queue has ended: it would accept jobs for ever.
+
+    ComfyUI catches what is an Exception; a node that calls `sys.exit` raises something else.
+    """
+    threading.__excepthook__(raised)
+    if raised.thread and EXECUTOR in raised.thread.name:
+        # SystemExit is no failure to Python, so nothing was printed for it.
+        print(f"the thread that runs the queue has ended: {raised.exc_type.__name__}", flush=True)
+        os._exit(1)
 
 
 if __name__ == "__main__":

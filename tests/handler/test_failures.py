@@ -115,6 +115,17 @@ def test_comfyui_that_dies_mid_job_fails_it_as_retryable_and_is_restarted() -> N
     assert works()
 
 
+def test_node_that_ends_the_thread_of_the_queue_is_noticed_at_once() -> None:
+    assert works()
+    began = time.monotonic()
+
+    message = failed(run(workflows.one("TestExit")), "WorkerUnavailable", retryable=True)
+
+    assert time.monotonic() - began < 5
+    assert "the thread that runs the queue has ended: SystemExit" in message
+    assert works()
+
+
 def test_comfyui_that_died_between_two_jobs_is_not_noticed_by_the_caller() -> None:
     assert works()
     os.kill(comfyui_pid(), signal.SIGKILL)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from typing import Any, ClassVar
 
@@ -49,6 +50,13 @@ class TestAllocate(_Output):
 class TestKill(_Output):
     def run(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TestExit(_Output):
+    """What some scripts do that were made into nodes; it ends the thread that runs the queue."""
+
+    def run(self) -> None:
+        sys.exit("bye")
 
 
 class TestSleep(_Output):
@@ -149,6 +157,7 @@ NODE_CLASS_MAPPINGS = {
         TestOutOfMemory,
         TestAllocate,
         TestKill,
+        TestExit,
         TestSleep,
         TestBroadcast,
         TestOddProgress,
