@@ -44,9 +44,9 @@ class Generator:
             emit("job.received", "job received", source=source)
             with outcome.timings.stage("preprocess_ms"):
                 job = parse_request(event, outcome.caller)
-                claim = self._jobs.claim(job, deadline)
+                claim = self._jobs.claim(job)
             if claim.stored is None:
-                self._run(job, outcome, deadline)
+                self._run(job, claim, outcome, deadline)
         except JobError as error:
             outcome.error = error
         except Exception as error:
@@ -73,13 +73,13 @@ class Generator:
         claim.end(response, outcome)
         return response
 
-    def _run(self, job: Job, outcome: Outcome, deadline: Deadline) -> None:
+    def _run(self, job: Job, claim: Claim, outcome: Outcome, deadline: Deadline) -> None:
         with outcome.timings.stage("preprocess_ms"):
             outcome.return_base64 = job.return_base64
             workflow = fill_random_ints(job.workflow)
             self._warn_of_standins(workflow, outcome)
             is_ready = self._runner.begin(model_names(workflow))
-        with self._uploads(job, outcome, deadline) as uploads:
+        with self._uploads(job, claim, outcome, deadline) as uploads:
             worker = self._runner.wait_ready(is_ready, outcome.timings, deadline)
             if uploads:
                 uploads.check()
@@ -91,17 +91,24 @@ class Generator:
                 self._execute(run_anew(workflow, lost), worker, outcome, deadline)
 
     @contextmanager
-    def _uploads(self, job: Job, outcome: Outcome, deadline: Deadline) -> Iterator[Uploads | None]:
+    def _uploads(
+        self, job: Job, claim: Claim, outcome: Outcome, deadline: Deadline
+    ) -> Iterator[Uploads | None]:
         target = target_of(job.s3, self._settings)
         if target is None:
             yield None
             return
-        with self._storage.uploads(target, is_callers=job.s3.is_given) as uploads:
+        with self._storage.uploads(
+            target, is_callers=job.s3.is_given, request_hash=claim.request_hash
+        ) as uploads:
             try:
                 yield uploads
             finally:
                 with outcome.timings.stage("upload_ms"):
                     outcome.wait_for_uploads(deadline.answer_left_s())
+            if outcome.error is None:
+                artifacts = [artifact for artifact, _ in outcome.artifacts]
+                uploads.remove_leftovers(artifacts, self._settings.jobs_expire_s)
 
     def _execute(
         self, workflow: dict[str, Any], worker: ReadyWorker, outcome: Outcome, deadline: Deadline

@@ -5,31 +5,31 @@ records; it is imported with the first request that has an id of its own, for it
 """
 
 import json
-from collections.abc import Callable
+import time
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from events.heartbeat import Heartbeat
 from events.job import Job
-from handler.clock import Deadline
 from handler.errors import AlreadyRunning, Cancelled
 from handler.log import emit, logger
 from handler.outcome import Outcome
 from handler.settings import Settings
 
 if TYPE_CHECKING:
-    from aws_lambda_powertools.utilities.idempotency import (
-        BasePersistenceLayer,
-        DynamoDBPersistenceLayer,
-    )
+    from handler.jobs_dynamodb import DynamoDBLayer
+    from handler.jobs_sqlite import SqliteLayer
+
+    Store = DynamoDBLayer | SqliteLayer
 
 # An item has 400 KB at most, and its other attributes need a little:
 # https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Constraints.html
 MAX_DYNAMODB_BYTES = 390_000
-# Without a deadline a claim must end some time: what an invocation may take at most.
-_LONGEST_S = 5_400.0
-# The handler stops working this long before Lambda ends the invocation, see handler/clock.py.
-_GRACE_S = 1.0
+# A claim that nobody renews ends as soon: its holder was killed. Less than a message stays hidden
+# that such a holder leaves behind, so that its next delivery finds the job free.
+LEASE_S = 15.0
+_RENEWALS_IN_A_LEASE = 3
 _LEFT_OUT = (
     "this request was answered before; what ComfyUI reported is left out of the stored response,"
     " because it was too large"
@@ -38,9 +38,10 @@ _LEFT_OUT = (
 
 @dataclass(frozen=True, slots=True)
 class _Claimed:
-    store: "BasePersistenceLayer"
+    store: "Store"
     data: dict[str, Any]
     max_bytes: int | None
+    heartbeat: Heartbeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +51,16 @@ class Claim:
     stored: dict[str, Any] | None = None
     _claimed: _Claimed | None = None
 
+    @property
+    def request_hash(self) -> str:
+        """What tells the claimed request from all others; empty without a claim."""
+        return str(self._claimed.data["request"]) if self._claimed else ""
+
     def end(self, response: dict[str, Any], outcome: Outcome) -> None:
         """Store the response, or give the claim up so that the same request can run again."""
         if self._claimed is None:
             return
+        self._claimed.heartbeat.stop()
         store, data = self._claimed.store, self._claimed.data
         kept = _small(response, self._claimed.max_bytes) if _is_final(outcome) else None
         try:
@@ -71,11 +78,10 @@ class Jobs:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._store: BasePersistenceLayer | None = None
-        self._close: Callable[[], None] = lambda: None
+        self._store: Store | None = None
 
-    def claim(self, job: Job, deadline: Deadline) -> Claim:
-        """Claim the job's id until the deadline, if the request gave one.
+    def claim(self, job: Job) -> Claim:
+        """Claim the job's id until the claim's end, if the request gave one.
 
         Raises AlreadyRunning if somebody else has claimed it. A store that does not work costs the
         claim, never the job.
@@ -87,46 +93,47 @@ class Jobs:
             IdempotencyItemAlreadyExistsError,
         )
 
-        left_s = deadline.answer_left_s()
-        expires_s = _LONGEST_S if left_s is None else max(left_s, 0.0) + _GRACE_S
         data = _identity(job)
         try:
             store = self._open()
-            store.save_inprogress(data, int(expires_s * 1000))
+            store.save_inprogress(data, int(LEASE_S * 1000))
         except IdempotencyItemAlreadyExistsError as error:
             return Claim(stored=_stored(error.old_data_record))
         except Exception as error:
             _warn("the store of jobs does not work, the job runs without a claim", error)
             return Claim()
+        heartbeat = Heartbeat(LEASE_S / _RENEWALS_IN_A_LEASE, lambda: _renew(store, data))
+        heartbeat.start()
         max_bytes = MAX_DYNAMODB_BYTES if self._settings.jobs_table else None
-        return Claim(_claimed=_Claimed(store, data, max_bytes))
+        return Claim(_claimed=_Claimed(store, data, max_bytes, heartbeat))
 
     def close(self) -> None:
-        self._close()
+        if self._store:
+            self._store.close()
         self._store = None
 
     @property
     def _is_on(self) -> bool:
         return bool(self._settings.jobs_table or self._settings.jobs_db)
 
-    def _open(self) -> "BasePersistenceLayer":
+    def _open(self) -> "Store":
         if self._store is None:
             self._store = self._connect()
         return self._store
 
-    def _connect(self) -> "BasePersistenceLayer":
+    def _connect(self) -> "Store":
         from aws_lambda_powertools.utilities.idempotency import IdempotencyConfig  # noqa: PLC0415
 
-        store: BasePersistenceLayer
+        store: Store
         if self._settings.jobs_table:
-            dynamodb = _dynamodb(self._settings.jobs_table)
-            store, self._close = dynamodb, dynamodb.client.close
+            from handler.jobs_dynamodb import DynamoDBLayer  # noqa: PLC0415
+
+            store = DynamoDBLayer(self._settings.jobs_table)
         else:
             from handler.jobs_sqlite import SqliteLayer  # noqa: PLC0415
 
             assert self._settings.jobs_db is not None
-            sqlite = SqliteLayer(self._settings.jobs_db)
-            store, self._close = sqlite, sqlite.close
+            store = SqliteLayer(self._settings.jobs_db)
         config = IdempotencyConfig(
             event_key_jmespath="[id, request]",
             expires_after_seconds=int(self._settings.jobs_expire_s),
@@ -136,16 +143,13 @@ class Jobs:
         return store
 
 
-def _dynamodb(table: str) -> "DynamoDBPersistenceLayer":
-    from aws_lambda_powertools.utilities.idempotency import (  # noqa: PLC0415
-        DynamoDBPersistenceLayer,
-    )
-    from botocore.config import Config  # noqa: PLC0415
-
-    # A table that does not answer holds a job up for some seconds, not for the default minutes.
-    retries = {"mode": "standard", "total_max_attempts": 2}
-    config = Config(connect_timeout=2, read_timeout=3, retries=retries)
-    return DynamoDBPersistenceLayer(table, boto_config=config)
+def _renew(store: "Store", data: dict[str, Any]) -> bool:
+    try:
+        store.renew(data, int((time.time() + LEASE_S) * 1000))
+    except Exception as error:
+        # Two more renewals may fail before the claim is anybody else's.
+        _warn("the claim was not renewed", error)
+    return True
 
 
 def _identity(job: Job) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from aws_lambda_powertools.utilities.idempotency import BasePersistenceLayer
 from aws_lambda_powertools.utilities.idempotency.exceptions import (
@@ -39,6 +40,7 @@ ON CONFLICT (id) DO UPDATE SET
 WHERE jobs.status = 'INPROGRESS' AND jobs.in_progress_expiration < ?
 """
 _GET = f"SELECT {_COLUMNS} FROM jobs WHERE id = ?"
+_RENEW = "UPDATE jobs SET in_progress_expiration = ? WHERE id = ?"
 _UPDATE = "UPDATE jobs SET status = ?, expiration = ?, data = ? WHERE id = ?"
 
 
@@ -56,6 +58,10 @@ class SqliteLayer(BasePersistenceLayer):
             path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
         )
         _prepare(self._db)
+
+    def renew(self, data: dict[str, Any], until_ms: int) -> None:
+        """Let the claim of `data` end at `until_ms` (Unix time)."""
+        self._db.execute(_RENEW, (until_ms, self._get_hashed_idempotency_key(data)))
 
     def close(self) -> None:
         self._db.close()

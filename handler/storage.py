@@ -5,7 +5,7 @@ boto3 is imported when the first bucket is used: it costs more than the rest of 
 
 import mimetypes
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from events.errors import InvalidRequest
 from events.job import S3Override
 from handler.artifacts import Artifact
 from handler.errors import Misconfigured
+from handler.leftovers import METADATA, remove_leftovers
 from handler.log import emit, logger
 from handler.settings import Settings
 
@@ -75,17 +76,27 @@ class Storage:
         self._clients: dict[S3Target, Any] = {}
 
     @contextmanager
-    def uploads(self, target: S3Target, *, is_callers: bool) -> Iterator["Uploads"]:
+    def uploads(
+        self, target: S3Target, *, is_callers: bool, request_hash: str
+    ) -> Iterator["Uploads"]:
         """The uploads of one job. What has not begun at the end is given up.
 
-        `is_callers` says whether the request named the target, or the environment alone.
+        `is_callers` says whether the request named the target, or the environment alone;
+        `request_hash` is that of the claim, empty if the job has none.
         """
         # Threads of its own: a store that hangs holds up nobody else's files.
         pool = ThreadPoolExecutor(PARALLEL_UPLOADS, thread_name_prefix="upload")
         try:
             # At once: boto3 takes its time, and ComfyUI is busy anyway.
             client = pool.submit(self._client, target)
-            yield Uploads(pool, client, target, self._url_expires_s, is_callers=is_callers)
+            yield Uploads(
+                pool,
+                client,
+                target,
+                self._url_expires_s,
+                is_callers=is_callers,
+                request_hash=request_hash,
+            )
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -109,9 +120,11 @@ class Uploads:
         url_expires_s: int,
         *,
         is_callers: bool,
+        request_hash: str,
     ) -> None:
         self._pool, self._client, self._bucket = pool, client, target.bucket_name
         self._url_expires_s, self._is_callers = url_expires_s, is_callers
+        self._request_hash = request_hash
 
     def check(self) -> None:
         """Refuse settings that cannot work before the GPU spends its time on the job.
@@ -128,6 +141,21 @@ class Uploads:
         """Begin to upload one artifact. The future never raises."""
         return self._pool.submit(self._upload, artifact)
 
+    def remove_leftovers(self, artifacts: Iterable[Artifact], max_age_s: float) -> None:
+        """Remove what a killed attempt left beside these artifacts, as far as the keys allow it."""
+        keys = {artifact.key for artifact in artifacts}
+        if not self._request_hash or not keys:
+            return
+        s3 = self._client.result()
+        try:
+            remove_leftovers(s3, self._bucket, keys, self._request_hash, max_age_s)
+        except Exception as error:
+            # Nothing is lost by it: the response names the files of this attempt.
+            logger.info(
+                "not looked for files of an earlier attempt",
+                extra={"event": "artifact.kept", "reason": _reason(error)},
+            )
+
     def _upload(self, artifact: Artifact) -> Stored:
         if artifact.problem:
             return Stored(upload_error=artifact.problem)
@@ -136,7 +164,10 @@ class Uploads:
             s3 = self._client.result()
             kind = mimetypes.guess_type(artifact.filename)[0] or "application/octet-stream"
             path = str(artifact.local_path)
-            s3.upload_file(path, self._bucket, artifact.key, ExtraArgs={"ContentType": kind})
+            extra: dict[str, Any] = {"ContentType": kind}
+            if self._request_hash:
+                extra["Metadata"] = {METADATA: self._request_hash}
+            s3.upload_file(path, self._bucket, artifact.key, ExtraArgs=extra)
             url = self._sign(s3, artifact.key)
         except Exception as error:
             reason = _reason(error)

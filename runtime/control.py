@@ -1,13 +1,20 @@
 """The worker's socket: who holds it, what may be asked, and who still needs the worker.
 
-One JSON object a line, `{"op": ...}`. `wake` begins a job (`models`: names of files to read while
-ComfyUI starts); it is answered at once, and once more, unless that said `ready`, when ComfyUI is
-ready or its start has failed. `done` ends the job and has no answer. `state` tells how things are,
-`restart` replaces a ComfyUI that hangs.
+One JSON object a line, `{"op": ...}`:
+
+- `wake` begins a job (`models`: names of files to read while ComfyUI starts). It is answered at
+  once, and once more, unless that said `ready`, when ComfyUI is ready or its start has failed.
+- `done` ends the job and has no answer.
+- `state` tells how things are.
+- `sleep` lets an idle worker sleep now (`depth`: `free`, `stop` or `exit`, see runtime/states.py),
+  and is answered when it does; while a job runs, with an error.
+- `drain` takes nothing new, and ends the worker when the jobs that run are done.
+- `restart` replaces a ComfyUI that hangs.
 """
 
 import fcntl
 import json
+import math
 import os
 import socket
 import socketserver
@@ -21,9 +28,10 @@ from typing import Any, TextIO
 from handler.settings import Settings
 from runtime.hooks import Hooks, PyWorkerLines, StateMetrics, load_hooks
 from runtime.lifecycle import Worker
-from runtime.states import State
+from runtime.states import DEPTHS, State
 
 SOCKET_NAME = "worker.sock"
+OPERATIONS = ("wake", "done", "state", "sleep", "drain", "restart")
 _FIRST_LEASE_WITHIN_S = 30.0
 # sockaddr_un: 108 bytes with the closing NUL, see unix(7).
 _MAX_SOCKET_PATH = 107
@@ -112,32 +120,47 @@ class _Connection(socketserver.StreamRequestHandler):
             self.server.on_gone(pid)
 
     def _answers(self, line: bytes) -> Iterator[dict[str, Any]]:
-        worker = self.server.worker
         try:
             asked = json.loads(line)
             operation, models = asked["op"], [str(name) for name in asked.get("models", ())]
+            depth = DEPTHS[asked.get("depth", "stop")]
         except (ValueError, KeyError, TypeError, AttributeError):
-            yield {"error": 'expected {"op": "wake" | "done" | "state" | "restart"}'}
+            operations, depths = " | ".join(OPERATIONS), " | ".join(DEPTHS)
+            yield {"error": f'expected {{"op": {operations}, "depth": {depths}}}'}
             return
+        worker = self.server.worker
         match operation:
             case "wake":
-                self._end_job()
-                self._has_job = True
-                worker.begin_job()
-                first = worker.describe()
-                yield first
-                if first["state"] != State.READY:
-                    worker.wake(models)
-                    yield worker.describe()
+                yield from self._wake(models)
+                return
             case "done":
                 self._end_job()
+                return
+            case "state":
+                pass
+            case "sleep":
+                if not worker.sleep(depth):
+                    yield {"error": "a job runs: the worker sleeps only when it is idle"}
+                    return
+            case "drain":
+                worker.stop(grace_s=math.inf)
             case "restart":
                 worker.restart()
-                yield worker.describe()
-            case "state":
-                yield worker.describe()
             case _:
                 yield {"error": f"unknown op {operation!r}"}
+                return
+        yield worker.describe()
+
+    def _wake(self, models: list[str]) -> Iterator[dict[str, Any]]:
+        worker = self.server.worker
+        self._end_job()
+        self._has_job = True
+        worker.begin_job()
+        first = worker.describe()
+        yield first
+        if first["state"] != State.READY:
+            worker.wake(models)
+            yield worker.describe()
 
     def _end_job(self) -> None:
         if self._has_job:

@@ -4,6 +4,7 @@ How handlers ask for it is runtime/control.py; what its states are, runtime/stat
 """
 
 import contextlib
+import math
 import queue
 import sys
 import threading
@@ -15,7 +16,7 @@ from handler.settings import Settings
 from runtime import prefetch
 from runtime.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
 from runtime.hooks import Change, Hooks, StateLines, tell
-from runtime.states import State, check_move
+from runtime.states import Depth, State, check_move
 
 MAX_FAILED_STARTS = 5
 _MAX_BACKOFF_S = 8.0
@@ -40,9 +41,10 @@ class Worker:
         self._process: ComfyUIProcess | None = None
         self._prepared: ComfyUIProcess | None = None
         self._prefetch: prefetch.Prefetch | None = None
-        self._wanted, self._stopping, self._stop_at = True, False, 0.0
+        self._wanted, self._stopping, self._stop_at = True, False, math.inf
         self._attempts = self._failed_starts = self._early_deaths = 0
         self._jobs, self._idle_since = 0, time.monotonic()
+        self._told, self._is_freed = Depth.AWAKE, False
 
     def supervise(self) -> None:
         """Run until `stop`: start ComfyUI when it is wanted, and serve until it dies or sleeps."""
@@ -66,7 +68,7 @@ class Worker:
         """
         with self._changed:
             seen, is_cold = self._attempts, self.state is not State.READY
-            self._wanted = True
+            self._wanted, self._told = True, Depth.AWAKE
             self._changed.notify_all()
         if is_cold and model_names and (self._prefetch is None or self._prefetch.join(0)):
             files = prefetch.find(model_names, self.settings.model_folders)
@@ -79,6 +81,7 @@ class Worker:
         """Count a job: as long as there is one, the worker does not sleep."""
         with self._changed:
             self._jobs += 1
+            self._told = Depth.AWAKE
 
     def end_job(self) -> None:
         """End a job; when none is left, the time to sleep begins to count."""
@@ -87,18 +90,39 @@ class Worker:
             self._idle_since = time.monotonic()
             self._changed.notify_all()
 
-    def restart(self) -> None:
-        """Kill ComfyUI now; another one is started."""
+    def sleep(self, depth: Depth) -> bool:
+        """Sleep now, as after the idle time of that depth; blocks until it is so.
+
+        False, and nothing happens, while a job runs.
+        """
         with self._changed:
-            if self.state is State.READY and self._process:
+            if self._jobs:
+                return False
+            self._told = depth
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._told is not depth or self._sleeps(depth))
+            return True
+
+    def restart(self) -> None:
+        """Kill ComfyUI now; another one is started. Returns when the death is noted."""
+        with self._changed:
+            process, starts = self._process, self.starts
+            if self.state is State.READY and process:
                 log("ComfyUI does not give up its job: restarting it")
-                self._process.stop(grace_s=0.0)
+                process.stop(grace_s=0.0)
+                self._changed.wait_for(
+                    lambda: self.state is not State.READY or self.starts != starts
+                )
 
     def stop(self, grace_s: float = 0.0) -> None:
-        """Take nothing new. ComfyUI may finish its jobs for `grace_s` seconds, then it ends."""
+        """Take nothing new. ComfyUI may finish its jobs for `grace_s` seconds, then it ends.
+
+        Of several calls the one that leaves the least time counts.
+        """
         with self._changed:
+            self._stop_at = min(self._stop_at, time.monotonic() + grace_s)
             if not self._stopping:
-                self._stopping, self._stop_at = True, time.monotonic() + grace_s
+                self._stopping = True
                 self._move(State.DRAINING)
 
     def wait_settled(self, timeout_s: float) -> State:
@@ -111,7 +135,7 @@ class Worker:
         """What a handler needs to know: state, and where ComfyUI and its files are."""
         data = self.settings.comfyui_data
         with self._changed:
-            process = self._process
+            process, prepared = self._process, self._living_prepared()
             return {
                 "state": self.state.value,
                 "starts": self.starts,
@@ -120,7 +144,7 @@ class Worker:
                 "failure": self.last_failure,
                 "base_url": process.base_url if process else "",
                 "comfyui_pid": process.pid if process else None,
-                "prepared_pid": self._prepared.pid if self._prepared else None,
+                "prepared_pid": prepared.pid if prepared else None,
                 "prefetched_bytes": self._prefetch.read_bytes if self._prefetch else 0,
                 "folders": {
                     "output": str(data / "output"),
@@ -131,8 +155,11 @@ class Worker:
 
     def _wait_until_wanted(self) -> bool:
         with self._changed:
-            while not self._changed.wait_for(self._may_go_on, self._until_deepest_sleep_s()):
-                self._end_prepared("asleep for long")
+            while not self._may_go_on():
+                if self._depth() is Depth.EXIT and self._prepared:
+                    self._end_prepared(self._why_asleep())
+                    self._changed.notify_all()
+                self._changed.wait(self._until_deepest_sleep_s())
             if (in_a_row := self._failed_starts + self._early_deaths) > 1:
                 pause = min(2.0 ** (in_a_row - 2), _MAX_BACKOFF_S)
                 self._changed.wait_for(lambda: self._stopping, timeout=pause)
@@ -168,12 +195,15 @@ class Worker:
         return True
 
     def _take_prepared(self) -> ComfyUIProcess | None:
-        prepared, self._prepared = self._prepared, None
-        return prepared if prepared and prepared.wait(0) is None else None
+        prepared, self._prepared = self._living_prepared(), None
+        return prepared
+
+    def _living_prepared(self) -> ComfyUIProcess | None:
+        return self._prepared if self._prepared and self._prepared.wait(0) is None else None
 
     def _serve(self) -> None:
         """Until ComfyUI dies, falls asleep, or has to end."""
-        process, ready_at, is_freed = self._process, time.monotonic(), False
+        process, ready_at = self._process, time.monotonic()
         assert process is not None
         while True:
             status = process.wait(_WATCH_EVERY_S)
@@ -185,35 +215,64 @@ class Worker:
                     self._early_deaths = self._early_deaths + 1 if is_early else 0
                     self._note_death(process, status)
                     return
-                idle_s = 0.0 if self._jobs else time.monotonic() - self._idle_since
-                if not self._stopping and _is_reached(self._stops_after_s(), idle_s):
+                depth = self._depth()
+                if not self._stopping and depth >= Depth.STOP:
                     self._wanted = False
-                    self._move(State.INACTIVE, f"idle for {idle_s:.0f} s")
+                    self._move(State.INACTIVE, self._why_asleep())
                     break
-            if is_freed is not _is_reached(self.settings.idle_free_after_s, idle_s):
-                is_freed = not is_freed
-                if is_freed:
-                    log(f"idle for {idle_s:.0f} s: models are unloaded")
-                    process.free()
+            if self._is_freed is not (depth is Depth.FREE):
+                self._free(process, depth is Depth.FREE)
         self._fall_asleep()
+
+    def _free(self, process: ComfyUIProcess, is_asleep: bool) -> None:
+        if is_asleep:
+            log(f"{self._why_asleep()}: models are unloaded")
+            process.free()
+        with self._changed:
+            self._is_freed = is_asleep
+            self._changed.notify_all()
 
     def _fall_asleep(self) -> None:
         self._end_processes()
-        if self._stops_after_s() != self.settings.idle_exit_after_s:
+        if self._depth() < Depth.EXIT:
             with contextlib.suppress(ComfyUIStartError):
                 self._prepared = ComfyUIProcess(self.settings, self._log_comfyui, is_prepared=True)
 
-    def _stops_after_s(self) -> float | None:
-        """Idle seconds until ComfyUI ends; the prepared process stays unless all ends then."""
-        given = (self.settings.idle_stop_after_s, self.settings.idle_exit_after_s)
-        return min((limit for limit in given if limit), default=None)
+    def _depth(self) -> Depth:
+        """How deep the worker is to sleep: after its idle time, or because it was told to."""
+        given = self.settings
+        limits = {
+            Depth.FREE: given.idle_free_after_s,
+            Depth.STOP: given.idle_stop_after_s,
+            Depth.EXIT: given.idle_exit_after_s,
+        }
+        idle_s = self._idle_s()
+        due = [depth for depth, limit in limits.items() if limit and limit <= idle_s]
+        return max([self._told, *due])
+
+    def _sleeps(self, depth: Depth) -> bool:
+        """Whether it sleeps as deep as that, or cannot."""
+        match self.state:
+            case State.STARTING:
+                return False
+            case State.READY:
+                return depth is Depth.FREE and self._is_freed
+            case _:
+                is_gone = self._process is None
+                return is_gone and (depth < Depth.EXIT or self._prepared is None)
+
+    def _idle_s(self) -> float:
+        return 0.0 if self._jobs else time.monotonic() - self._idle_since
+
+    def _why_asleep(self) -> str:
+        return "told to sleep" if self._told else f"idle for {self._idle_s():.0f} s"
 
     def _until_deepest_sleep_s(self) -> float | None:
         """Seconds until the prepared process may not stay; None for never."""
         limit = self.settings.idle_exit_after_s
-        if not limit or self._prepared is None:
+        if not limit or self._prepared is None or self._jobs:
             return None
-        return max(self._idle_since + limit - time.monotonic(), 0.0)
+        return max(limit - self._idle_s(), 0.0)
 
     def _note_failed_start(self, reason: str) -> None:
         with self._changed:
@@ -235,13 +294,15 @@ class Worker:
 
     def _end_processes(self) -> None:
         with self._changed:
-            process, self._process = self._process, None
-            reading, self._prefetch = self._prefetch, None
+            process, reading = self._process, self._prefetch
         if reading:
             reading.stop()
         if process:
             process.stop()
         self._end_prepared("")
+        with self._changed:
+            self._process = self._prefetch = None
+            self._changed.notify_all()
 
     def _end_prepared(self, reason: str) -> None:
         prepared, self._prepared = self._prepared, None
@@ -270,7 +331,3 @@ def log(line: str) -> None:
     """One plain line on stderr: the platform's log in a container, the terminal elsewhere."""
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
-
-
-def _is_reached(limit_s: float | None, idle_s: float) -> bool:
-    return limit_s is not None and 0 < limit_s <= idle_s

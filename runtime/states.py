@@ -4,7 +4,7 @@ starting ─▶ ready ⇄ inactive          starting ─▶ inactive: the start 
 any ─▶ draining ─▶ stopped            starting ─▶ failed: too many starts in a row did
 """
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 
 class State(StrEnum):
@@ -26,6 +26,19 @@ MOVES: dict[State, frozenset[State]] = {
     State.DRAINING: frozenset({State.STOPPED}),
     State.STOPPED: frozenset(),
 }
+
+
+class Depth(IntEnum):
+    """How deep an idle worker sleeps; each includes the ones before it."""
+
+    AWAKE = 0
+    FREE = 1  # the models are out of the GPU's memory
+    STOP = 2  # ComfyUI is gone, a prepared Python stays
+    EXIT = 3  # nothing stays
+
+
+# By the names that people say, as in IDLE_FREE_AFTER.
+DEPTHS = {depth.name.lower(): depth for depth in (Depth.FREE, Depth.STOP, Depth.EXIT)}
 
 
 class IllegalMove(RuntimeError):

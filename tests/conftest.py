@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -109,6 +110,7 @@ class WebhookReceiver:
     url: str = ""
     calls: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
+    delay_s: float = 0.0
 
     def bodies(self) -> list[Any]:
         return [json.loads(body) for _, body in self.calls]
@@ -122,6 +124,7 @@ def serve_webhook() -> Iterator[WebhookReceiver]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             receiver.calls.append((dict(self.headers.items()), body))
+            time.sleep(receiver.delay_s)
             self.send_response(receiver.answers.pop(0) if receiver.answers else 200)
             self.end_headers()
 

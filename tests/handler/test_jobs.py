@@ -1,8 +1,11 @@
 """Repeated requests: one run for each id, by real handlers over SQLite and moto's DynamoDB."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,10 @@ from events.contract import response_problems
 from handler import app
 from handler.jobs import MAX_DYNAMODB_BYTES, _small
 from handler.settings import PROJECT
+from runtime.local_s3 import LocalS3
 from tests import workflows
-from tests.conftest import Context, WebhookReceiver, run
+from tests.conftest import Context, WebhookReceiver, ask_worker, run
+from tests.handler.test_storage import s3_fields
 from tests.infra.template import properties
 from tests.processes import wait_until
 from tests.workflows import event, image, one
@@ -28,8 +33,9 @@ CANARY = "canary-4711"
 # A handler of its own: an event on stdin, the log and then the response on stdout.
 HANDLER = """
 import json, sys
-from handler import app
+from handler import app, jobs
 from tests.conftest import Context
+jobs.LEASE_S = 1.0
 event = json.load(sys.stdin)
 print(json.dumps(app.lambda_handler(event, Context(float(sys.argv[1])))))
 """
@@ -153,22 +159,70 @@ def test_many_handlers_that_make_the_file_at_once_run_a_job_once(sqlite: Path) -
 
 
 @pytest.mark.usefixtures("store")
-def test_claim_of_a_killed_handler_ends_with_its_invocation(
-    webhook_receiver: WebhookReceiver,
-) -> None:
+def test_claim_of_a_killed_handler_ends_soon(webhook_receiver: WebhookReceiver) -> None:
     hook = {"url": webhook_receiver.url}
     request = event(one("TestSleep", seconds=0.5, deaf=False), request_id="killed", webhook=hook)
-    handler = start_handler(request, seconds=4)
-    assert handler.stdout
-    with handler.stdout:
-        assert any("job.queued" in line for line in handler.stdout)
-        handler.kill()
-    handler.wait(10)
+    handler = start_handler(request, seconds=600)
+    kill_at(handler, "job.queued")
 
     assert error_of(app.lambda_handler(request, Context(60))) == "AlreadyRunning"
     assert webhook_receiver.calls == []
-    assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "")
+    assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "", 3)
     assert [body["status"] for body in webhook_receiver.bodies()] == ["completed"]
+
+
+@pytest.mark.usefixtures("store")
+def test_job_that_outlives_its_first_claim_keeps_it() -> None:
+    request = event(one("TestSleep", seconds=3.0, deaf=False), request_id="long")
+    handler = start_handler(request, seconds=60)
+
+    time.sleep(2.5)  # more than two claims of this handler last
+
+    assert error_of(app.lambda_handler(request, Context(60))) == "AlreadyRunning"
+    assert error_of(response_of(handler)) == ""
+
+
+def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(
+    s3: LocalS3, webhook_receiver: WebhookReceiver
+) -> None:
+    fields = s3_fields(s3)
+    hook = {"url": webhook_receiver.url}
+    other = run(image(), request_id="once", s3=fields)["output"][0]
+    # The webhook is called after the upload and before the response is stored.
+    webhook_receiver.delay_s = 5.0
+    request = event(image(), request_id="once", s3=fields, webhook=hook)
+    kill_at(start_handler(request, seconds=600), "artifact.stored")
+    # Without its cache ComfyUI makes the file again, under another number.
+    os.kill(ask_worker("state")["comfyui_pid"], signal.SIGKILL)
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3.endpoint_url,
+        aws_access_key_id=s3.access_key_id,
+        aws_secret_access_key=s3.secret_access_key,
+        region_name="us-east-1",
+    )
+
+    def keys() -> set[str]:
+        found = client.list_objects_v2(Bucket=s3.bucket_name, Prefix="once/")["Contents"]
+        return {item["Key"] for item in found}
+
+    left = keys()
+    webhook_receiver.delay_s = 0.0
+    assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "")
+    response = app.lambda_handler(request, Context(60))
+
+    assert len(left) == 2
+    assert keys() == {f"once/{item['filename']}" for item in (other, response["output"][0])}
+    assert keys() != left
+    client.close()
+
+
+def kill_at(handler: subprocess.Popen[str], event_name: str) -> None:
+    assert handler.stdout
+    with handler.stdout:
+        assert any(event_name in line for line in handler.stdout)
+        handler.kill()
+    handler.wait(10)
 
 
 @pytest.mark.usefixtures("store")

@@ -1,17 +1,21 @@
 """How a worker falls asleep, in three depths, and how it wakes; hooks; what is read beforehand."""
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from handler.settings import PROJECT
 from runtime import prefetch
 from runtime.hooks import Change, HookError, Hooks, PyWorkerLines, load_hooks, tell
 from runtime.states import MOVES, IllegalMove, State, check_move
 from tests.processes import is_running, wait_until
-from tests.runtime.test_worker import StartWorker, ask, read_answer, start_worker
+from tests.runtime.test_worker import RunningWorker, StartWorker, ask, read_answer, start_worker
 
 __all__ = ["start_worker"]
 
@@ -90,6 +94,95 @@ def test_killed_prepared_process_costs_time_but_no_job(start_worker: StartWorker
     time.sleep(0.2)
 
     assert worker.ask("wake")["state"] == "ready"
+
+
+@pytest.mark.slow
+def test_worker_sleeps_as_deep_as_it_is_told(start_worker: StartWorker) -> None:
+    worker = start_worker()
+    awake = worker.ask("wake")
+
+    freed = worker.ask("sleep", depth="free")
+    stopped = worker.ask("sleep", depth="stop")
+    was_running = is_running(awake["comfyui_pid"])
+    gone = worker.ask("sleep", depth="exit")
+
+    assert (freed["state"], freed["comfyui_pid"]) == ("ready", awake["comfyui_pid"])
+    assert (stopped["state"], stopped["comfyui_pid"]) == ("inactive", None)
+    assert not was_running
+    assert wait_until(lambda: worker.ask("state")["prepared_pid"] is None)
+    assert gone["state"] == "inactive"
+    assert worker.ask("wake")["state"] == "ready"
+
+
+def test_worker_with_a_job_refuses_to_sleep(start_worker: StartWorker) -> None:
+    worker = start_worker()
+    with worker.connect() as busy:
+        ask(busy, "wake")
+
+        assert "a job runs" in worker.ask("sleep")["error"]
+        assert worker.ask("state")["state"] == "ready"
+
+
+def test_depth_that_nobody_knows_is_refused(start_worker: StartWorker) -> None:
+    answer = start_worker().ask("sleep", depth="coma")
+
+    assert "free | stop | exit" in answer["error"]
+
+
+def test_drained_worker_takes_nothing_new_and_ends_with_its_last_job(
+    start_worker: StartWorker,
+) -> None:
+    worker = start_worker()
+    busy = worker.connect()
+    pid = ask(busy, "wake")["comfyui_pid"]
+
+    assert worker.ask("drain")["state"] == "draining"
+    assert worker.ask("wake")["state"] == "draining"
+    time.sleep(0.5)
+    assert is_running(pid)
+    busy.sendall(b'{"op": "done"}\n')
+
+    assert worker.process.wait(5) == 0
+    assert not is_running(pid)
+    busy.close()
+
+
+def test_termination_cuts_a_drain_short(start_worker: StartWorker) -> None:
+    worker = start_worker()
+    busy = worker.connect()
+    ask(busy, "wake")
+    worker.ask("drain")
+
+    worker.process.terminate()
+
+    assert worker.process.wait(2) == 0
+    busy.close()
+
+
+def run_ask(worker: RunningWorker, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "runtime", "ask", *arguments],
+        cwd=PROJECT,
+        env=os.environ | {"WORKER_DIR": str(worker.folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_worker_is_asked_from_the_command_line(start_worker: StartWorker) -> None:
+    worker = start_worker()
+
+    woken = run_ask(worker, "wake")
+    asleep = run_ask(worker, "sleep", "--depth", "exit")
+    worker.process.terminate()
+    worker.process.wait(5)
+    nobody = run_ask(worker, "state")
+
+    assert (woken.returncode, json.loads(woken.stdout)["state"]) == (0, "ready")
+    assert (asleep.returncode, json.loads(asleep.stdout)["state"]) == (0, "inactive")
+    assert (nobody.returncode, nobody.stdout) == (1, "")
+    assert "no worker answers at" in nobody.stderr
 
 
 def test_every_move_is_in_the_table() -> None:

@@ -37,14 +37,14 @@ class RunningWorker:
         connection.connect(str(self.socket))
         return connection
 
-    def ask(self, operation: str) -> dict[str, Any]:
+    def ask(self, operation: str, **details: str) -> dict[str, Any]:
         with self.connect() as connection:
-            return ask(connection, operation)
+            return ask(connection, operation, **details)
 
 
-def ask(connection: socket.socket, operation: str) -> dict[str, Any]:
+def ask(connection: socket.socket, operation: str, **details: str) -> dict[str, Any]:
     """The answer to one question; of `wake`, the one that comes when the worker has settled."""
-    connection.sendall(json.dumps({"op": operation}).encode() + b"\n")
+    connection.sendall(json.dumps({"op": operation, **details}).encode() + b"\n")
     return read_answer(connection, operation)
 
 

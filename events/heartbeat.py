@@ -1,0 +1,34 @@
+"""Says again and again that something goes on, for as long as it does."""
+
+import threading
+from collections.abc import Callable
+
+
+class Heartbeat:
+    """Calls `beat` every `every_s` seconds in a thread of its own, from `start` to `stop`.
+
+    It ends by itself when `beat` returns False. `beat` must not raise.
+    """
+
+    def __init__(self, every_s: float, beat: Callable[[], bool]) -> None:
+        self._every_s, self._beat = every_s, beat
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when no beat is under way any more."""
+        self._is_over.set()
+        self._thread.join()
+
+    def __enter__(self) -> None:
+        self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        while not self._is_over.wait(self._every_s) and self._beat():
+            pass

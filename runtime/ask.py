@@ -1,0 +1,56 @@
+"""`python -m runtime ask OPERATION`: a question to this machine's worker, its answer as JSON.
+
+What may be asked, and what is answered, is in runtime/control.py.
+"""
+
+import argparse
+import json
+import socket
+import sys
+from typing import Any, TextIO
+
+from handler.settings import Settings
+from runtime.control import SOCKET_NAME
+from runtime.states import DEPTHS, State
+
+OPERATIONS = ("state", "wake", "sleep", "drain", "restart")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("operation", choices=OPERATIONS)
+    parser.add_argument(
+        "--depth",
+        choices=tuple(DEPTHS),
+        default="stop",
+        help="of `sleep`: unload the models, stop ComfyUI, or keep nothing (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:
+    """0: done, the answer is on stdout; 1: refused, or no worker runs."""
+    path = settings.worker_dir / SOCKET_NAME
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(path))
+            answer = _ask(connection, args.operation, args.depth)
+        except OSError as error:
+            print(f"no worker answers at {path}: {error.strerror or error}", file=sys.stderr)
+            return 1
+    print(json.dumps(answer, indent=2))
+    return 1 if "error" in answer else 0
+
+
+def _ask(connection: socket.socket, operation: str, depth: str) -> dict[str, Any]:
+    connection.sendall(json.dumps({"op": operation, "depth": depth}).encode() + b"\n")
+    with connection.makefile() as lines:
+        answer = _next(lines)
+        if operation == "wake" and answer["state"] != State.READY:
+            answer = _next(lines)
+    return answer
+
+
+def _next(lines: TextIO) -> dict[str, Any]:
+    if not (line := lines.readline()):
+        raise ConnectionResetError("it ended before it answered")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
