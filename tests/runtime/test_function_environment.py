@@ -107,6 +107,11 @@ def test_overrides_reach_the_parameters(template: str) -> None:
     assert found.environ["STAGE"] == "a=b c"
 
 
+@pytest.mark.parametrize("arguments", [("F", "-t", "x", "-n", "y"), ("-t", "x", "F", "-n", "y")])
+def test_function_may_stand_anywhere(arguments: tuple[str, ...]) -> None:
+    assert parsed(*arguments).function == "F"
+
+
 def test_file_applies_without_a_template(tmp_path: Path) -> None:
     file = env_vars(tmp_path, Parameters={"A": 1}, F={"B": 2}, G={"B": 3})
 
