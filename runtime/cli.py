@@ -34,6 +34,10 @@ def main(arguments: Sequence[str]) -> int:
             module.add_arguments(command)
     args = parser.parse_args(arguments)
     try:
+        if "env_vars" in args:
+            from runtime import function_environment  # noqa: PLC0415 - as the commands, see above
+
+            function_environment.take(args)
         settings = Settings.from_env(os.environ)
     except SettingsError as error:
         print(error, file=sys.stderr)

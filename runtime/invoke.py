@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from handler.settings import PROJECT, Settings
+from runtime import function_environment
 from runtime.child import Child
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import Function
@@ -38,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--timeout",
         type=seconds,
-        default=DEFAULT_TIMEOUT_S,
         metavar="SECONDS",
-        help="the function's timeout (default: %(default)g)",
+        help=f"the function's timeout (default: the template's, or {DEFAULT_TIMEOUT_S:g})",
     )
+    function_environment.add_arguments(parser)
     add_verbose(parser)
 
 
@@ -61,7 +62,10 @@ def _run(args: argparse.Namespace) -> int:
         print(f"invoke: {error}", file=sys.stderr)
         return 1
     with invoked(
-        event, environ=os.environ, timeout_s=args.timeout, is_verbose=args.verbose
+        event,
+        environ=os.environ,
+        timeout_s=args.timeout or DEFAULT_TIMEOUT_S,
+        is_verbose=args.verbose,
     ) as result:
         print_response(result)
     return 0 if outcome_of(result)[1] else 1

@@ -7,7 +7,7 @@ import argparse
 from dataclasses import replace
 
 from handler.settings import Settings
-from runtime import serve
+from runtime import function_environment, serve
 
 # The port of `sam local start-lambda`.
 PORT = 3001
@@ -15,6 +15,7 @@ PORT = 3001
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_endpoint_arguments(parser)
+    function_environment.add_arguments(parser)
     parser.set_defaults(queue=None, port=PORT)
 
 

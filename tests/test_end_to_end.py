@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import av
@@ -38,6 +39,32 @@ def frames_of(film: bytes) -> tuple[str, int, int, int]:
         stream = container.streams.video[0]
         pictures = list(container.decode(stream))
         return stream.codec_context.name, stream.width, stream.height, len(pictures)
+
+
+def test_template_of_the_project_gives_variables_to_the_handler_and_to_comfyui(
+    tmp_path: Path,
+) -> None:
+    text = (PROJECT / "template.yaml").read_text()
+    # Places of its own: /tmp/worker may be somebody else's.
+    for place in ("comfyui", "worker"):
+        text = text.replace(f"_DIR: /tmp/{place}", f"_DIR: {tmp_path}/{place}")
+    template = tmp_path / "template.yaml"
+    template.write_text(text)
+    shell = dict.fromkeys(("WORKER_DIR", "COMFYUI_DATA_DIR"), "")
+
+    done = invoke(event(workflows.image()), "-t", str(template), **shell)
+
+    response = json.loads(done.stdout)
+    assert done.returncode == 0, done.stderr
+    assert response["status"] == "completed"
+    assert response["timings"]["cold_start_ms"] > 0
+    (item,) = response["output"]
+    assert item["local_path"].startswith(f"{tmp_path}/comfyui/output/")
+    assert (tmp_path / "worker" / "worker.lock").exists()
+    left_out, *progress = done.stderr.splitlines()
+    assert "left out" in left_out
+    assert "S3_BUCKET_NAME, JOBS_TABLE, DEAD_LETTER_QUEUE_URL" in left_out
+    assert all(line.startswith("[") for line in progress), done.stderr
 
 
 @pytest.mark.slow

@@ -231,6 +231,29 @@ def test_events_that_a_stop_cuts_off_go_to_the_destination(
     assert {record["requestContext"]["condition"] for record in records} == {"HostStopped"}
 
 
+def test_endpoint_serves_the_function_of_a_template_with_its_variables_and_its_timeout(
+    start: Start, tmp_path: Path
+) -> None:
+    template, env_vars = tmp_path / "template.yaml", tmp_path / "env.json"
+    template.write_text(
+        "Resources: {Mine: {Type: AWS::Serverless::Function, Properties: {Timeout: 2,"
+        " Environment: {Variables: {SERVE_GRACE: 3, SERVE_CONCURRENCY: 2}}}}}"
+    )
+    env_vars.write_text('{"Mine": {"SERVE_GRACE": 4}}')
+    serving = start(
+        *("start-lambda", "--port", "0", "-t", str(template), "--env-vars", str(env_vars))
+    )
+    client = serving.lambda_client()
+
+    answer = client.invoke(FunctionName="Mine", Payload=act(tmp_path, "a", seconds=60))
+    client.close()
+    serving.stop()
+
+    assert "Task timed out after 2.00 seconds" in answer["Payload"].read().decode()
+    assert "function Mine, 2 at a time" in serving.said
+    assert "stopping, within 4 s" in serving.said
+
+
 @pytest.mark.parametrize("command", ["serve", "start-lambda"])
 def test_port_that_is_taken_is_told(command: str, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -1,0 +1,89 @@
+"""CloudFormation's intrinsic functions, as far as a template answers them by itself.
+
+https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/intrinsic-function-reference.html
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+# What `!Ref AWS::NoValue` stands for: as if nothing had been written there.
+NO_VALUE: Final = object()
+
+
+class UnresolvableError(ValueError):
+    """Only a deployed stack knows the value: a resource, or a parameter that nobody gave."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intrinsics:
+    """`parameters` are those with a value, pseudo parameters too; the rest is the template's."""
+
+    parameters: Mapping[str, str]
+    conditions: Mapping[str, Any]
+    mappings: Mapping[str, Any]
+
+    def resolve(self, value: Any) -> Any:
+        """The value of a function, or `value` itself if it is none. Raises UnresolvableError."""
+        if not isinstance(value, dict) or len(value) != 1:
+            return value
+        ((name, argument),) = value.items()
+        match name, argument:
+            case "Ref", str(parameter):
+                return self._parameter(parameter)
+            case "Fn::Sub", str(text):
+                return self._sub(text, {})
+            case "Fn::Sub", [str(text), dict(own)]:
+                return self._sub(text, own)
+            case "Fn::If", [str(condition), then, otherwise]:
+                return self.resolve(then if self._holds({"Condition": condition}) else otherwise)
+            case "Fn::FindInMap", [_, _, _]:
+                return self._find(argument)
+        if name == "Ref" or name.startswith("Fn::"):
+            raise UnresolvableError(name)
+        return value
+
+    def _parameter(self, name: str) -> Any:
+        if name == "AWS::NoValue":
+            return NO_VALUE
+        if name not in self.parameters:
+            raise UnresolvableError(name)
+        return self.parameters[name]
+
+    def _sub(self, text: str, own: Mapping[str, Any]) -> str:
+        def value_of(found: "re.Match[str]") -> str:
+            name = found[1].strip()
+            if name.startswith("!"):
+                return f"${{{name[1:]}}}"
+            return self._text(own.get(name, {"Ref": name}))
+
+        return re.sub(r"\$\{([^}]*)\}", value_of, text)
+
+    def _find(self, keys: list[Any]) -> Any:
+        found: Any = self.mappings
+        for key in map(self._text, keys):
+            if not isinstance(found, dict) or key not in found:
+                raise UnresolvableError(key)
+            found = found[key]
+        return found
+
+    def _holds(self, condition: Any) -> bool:
+        match condition:
+            case {"Condition": str(name)} if name in self.conditions:
+                return self._holds(self.conditions[name])
+            case {"Fn::Equals": [left, right]}:
+                return self._text(left) == self._text(right)
+            case {"Fn::Not": [one]}:
+                return not self._holds(one)
+            case {"Fn::And": [*all_of]}:
+                return all(map(self._holds, all_of))
+            case {"Fn::Or": [*any_of]}:
+                return any(map(self._holds, any_of))
+        raise UnresolvableError("a condition")
+
+    def _text(self, value: Any) -> str:
+        resolved = self.resolve(value)
+        if not isinstance(resolved, str):
+            raise UnresolvableError("a text")
+        return resolved
