@@ -6,12 +6,12 @@ The token is as good as a password for the task: nothing here logs it, nor what 
 
 import json
 import logging
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from events import aws
+from events.heartbeat import Heartbeat
 from events.smaller import smaller
 
 Handle = Callable[[Any], dict[str, Any]]
@@ -45,7 +45,7 @@ def process(event: dict[str, Any], handle: Handle) -> dict[str, Any]:
     token = _token(event)
     client = aws.client("stepfunctions")
     try:
-        with _heartbeat(client, token):
+        with Heartbeat(HEARTBEAT_S, partial(_beat, client, token)):
             response = handle(_request_in(event))
         _tell(client, token, response)
     finally:
@@ -66,28 +66,15 @@ def _request_in(event: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in event.items() if name not in TOKEN_NAMES}
 
 
-@contextmanager
-def _heartbeat(client: Any, token: str) -> Iterator[None]:
-    """Tell Step Functions every HEARTBEAT_S that the job goes on."""
-    is_over = threading.Event()
-
-    def beat() -> None:
-        while not is_over.wait(HEARTBEAT_S):
-            try:
-                client.send_task_heartbeat(taskToken=token)
-            except Exception as error:
-                code = aws.reason(error)
-                _log.warning("the heartbeat was not taken", extra={"reason": code})
-                if code in _OVER:
-                    return
-
-    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-    thread.start()
+def _beat(client: Any, token: str) -> bool:
+    """Tell Step Functions that the job goes on; False when nobody waits for it any more."""
     try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
+        client.send_task_heartbeat(taskToken=token)
+    except Exception as error:
+        code = aws.reason(error)
+        _log.warning("the heartbeat was not taken", extra={"reason": code})
+        return code not in _OVER
+    return True
 
 
 def _tell(client: Any, token: str, response: dict[str, Any]) -> None:

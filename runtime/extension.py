@@ -92,16 +92,18 @@ class Environment:
         self._worker = worker
         state = worker.wait_settled(init_budget_s)
         log(f"extension: Init ends with the worker {state}")
+        left_s = self.wait_for_shutdown() - _END_WITHIN_S
+        worker.stop(grace_s=min(max(left_s, 0.0), worker.settings.shutdown_grace_s))
+
+    def wait_for_shutdown(self) -> float:
+        """Ask for the only event there is; the seconds until everything is killed."""
         try:
             event = self._api.next_event()
         except (OSError, HTTPException, ValueError) as error:
             log(f"extension: the Extensions API is gone: {type(error).__name__}")
-            worker.stop()
-            return
-        left_s = event.get("deadlineMs", 0) / 1000 - time.time() - _END_WITHIN_S
-        reason = event.get("shutdownReason", "")
-        log(f"extension: SHUTDOWN ({reason})")
-        worker.stop(grace_s=min(max(left_s, 0.0), worker.settings.shutdown_grace_s))
+            return 0.0
+        log(f"extension: SHUTDOWN ({event.get('shutdownReason', '')})")
+        return float(event.get("deadlineMs", 0)) / 1000 - time.time()
 
     def handler_gone(self, pid: int) -> None:
         """A handler process closed its connection. If it died and was the last, nobody serves.
@@ -140,8 +142,10 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     try:
         with owned_worker(settings, on_gone=environment.handler_gone) as worker:
             if worker is None:
-                log("extension: another process owns ComfyUI already")
-                return 1
+                # A worker in another terminal, say: the handlers find it as they would find ours.
+                log("extension: another process owns ComfyUI: it is used, and left as it is")
+                environment.wait_for_shutdown()
+                return 0
             signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=worker.stop).start())
             follower = threading.Thread(
                 target=environment.follow, args=(worker, settings.init_budget_s), daemon=True

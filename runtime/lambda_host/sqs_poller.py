@@ -1,14 +1,18 @@
 """Takes messages from a queue, runs them, deletes what is done: an event source mapping.
 
 A message is hidden for a minute at a time, again and again while its job runs: one that a machine
-takes to its grave is back a minute later. What is not done goes back with a growing delay.
+takes to its grave is back a minute later. What crashed or ran out of time goes back with a growing
+delay. What the function itself gives back stays hidden for as long as the function has said to SQS,
+or else for what is left of the minute, as it would on Lambda.
 """
 
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from events.heartbeat import Heartbeat
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.host import LambdaHost, is_unavailable
 from runtime.lambda_host.sqs_event import event_of, failed_messages
@@ -21,11 +25,14 @@ _MAX_BACK_OFF_S = 900.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollerRules:
-    """`batch_size` messages an event. A failed one is hidden for `back_off_s`, then the double."""
+    """`batch_size` messages an event. One that crashed is hidden for `back_off_s`, then the double.
+
+    By then the claim of a killed handler has ended: see LEASE_S in handler/jobs.py.
+    """
 
     batch_size: int = 1
     visibility_s: int = 60
-    back_off_s: float = 10.0
+    back_off_s: float = 20.0
 
 
 class SqsPoller:
@@ -91,7 +98,7 @@ class SqsPoller:
         if self._stopping.is_set():
             self._queue.hide(messages, [0.0] * len(messages))
             return True
-        with _Heartbeat(self._queue, messages, self._rules.visibility_s, self._on_state):
+        with Heartbeat(self._rules.visibility_s / 3, partial(self._keep_hidden, messages)):
             event = event_of(messages, self._queue.arn)
             result = self._host.invoke(event, timeout_s=self._timeout_s)
         failed = failed_messages(messages, result)
@@ -101,47 +108,24 @@ class SqsPoller:
             self._give_back(failed, result)
         return len(failed) < len(messages)
 
+    def _keep_hidden(self, messages: Sequence[Message]) -> bool:
+        try:
+            self._queue.hide(messages, [float(self._rules.visibility_s)] * len(messages))
+        except QueueError as error:
+            # Two more beats may fail before the message is anybody else's.
+            self._on_state(f"queue: heartbeat: {error}")
+        return True
+
     def _give_back(self, failed: Sequence[Message], result: InvocationResult) -> None:
         if failed and result.function_error and not is_unavailable(result):
             self._on_state(f"queue: {len(failed)} messages go back: {result.function_error}")
-        # On a stop they are not to blame, and another machine may be free.
-        self._queue.hide(
-            failed,
-            [0.0 if self._stopping.is_set() else self._back_off_s(each) for each in failed],
-        )
+        if self._stopping.is_set():
+            # They are not to blame, and another machine may be free.
+            self._queue.hide(failed, [0.0] * len(failed))
+        elif result.function_error:
+            self._queue.hide(failed, [self._back_off_s(each) for each in failed])
 
     def _back_off_s(self, message: Message) -> float:
         # The exponent stays small: a queue without a redrive policy counts without end.
         doubled = self._rules.back_off_s * 2.0 ** min(message.receive_count - 1, 10)
         return min(doubled, _MAX_BACK_OFF_S)
-
-
-class _Heartbeat:
-    """Keeps messages hidden while it is entered."""
-
-    def __init__(
-        self,
-        queue: SqsQueue,
-        messages: Sequence[Message],
-        visibility_s: int,
-        on_state: Callable[[str], object],
-    ) -> None:
-        self._queue, self._messages, self._visibility_s = queue, messages, visibility_s
-        self._on_state = on_state
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _beat(self) -> None:
-        while not self._over.wait(self._visibility_s / 3):
-            try:
-                self._queue.hide(self._messages, [float(self._visibility_s)] * len(self._messages))
-            except QueueError as error:
-                # Two more beats may fail before the message is anybody else's.
-                self._on_state(f"queue: heartbeat: {error}")
