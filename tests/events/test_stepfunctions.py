@@ -1,7 +1,6 @@
 """A waiting task of a real state machine (moto's interpreter) is told how its job ended."""
 
 import json
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -169,19 +168,3 @@ def test_output_is_never_larger_than_step_functions_take(execution: Execution) -
     assert len(json.dumps(output)) <= stepfunctions.MAX_OUTPUT_BYTES
     assert output["output"][0]["local_path"] == response["output"][0]["local_path"]
     assert "too large" in output["warnings"][-1]
-
-
-def test_heartbeat_ends_with_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    beats: list[float] = []
-
-    class Client:
-        def send_task_heartbeat(self, taskToken: str) -> None:
-            beats.append(time.monotonic())
-
-    monkeypatch.setattr(stepfunctions, "HEARTBEAT_S", 0.01)
-    with stepfunctions._heartbeat(Client(), "token"):
-        assert wait_until(lambda: len(beats) >= 3)
-    count = len(beats)
-    time.sleep(0.05)
-
-    assert len(beats) == count
