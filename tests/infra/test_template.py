@@ -186,7 +186,7 @@ def _statements() -> Iterator[dict[str, Any]]:
 def test_role_names_its_actions_and_its_resources() -> None:
     statements = list(_statements())
 
-    assert len(statements) == 11
+    assert len(statements) == 12
     for statement in statements:
         assert "*" not in json.dumps(statement["Action"])
         assert statement["Resource"] != "*"
@@ -201,6 +201,18 @@ def test_wildcard_of_a_mount_is_bound_to_the_access_point() -> None:
         (condition,) = statement["Condition"]["StringEquals"].items()
         assert condition[0].endswith(":AccessPointArn")
         assert condition[1] == {"Ref": "ModelsAccessPointArn"}
+
+
+def test_role_may_remove_what_a_killed_attempt_left_in_the_results() -> None:
+    allowed = {
+        json.dumps(statement["Resource"]): statement["Action"]
+        for statement in _statements()
+        if "Results" in json.dumps(statement["Resource"])
+    }
+
+    objects, bucket = {"Fn::Sub": "${Results.Arn}/*"}, {"Fn::GetAtt": ["Results", "Arn"]}
+    assert "s3:DeleteObject" in allowed[json.dumps(objects)]
+    assert allowed[json.dumps(bucket)] == "s3:ListBucket"
 
 
 def test_bucket_is_private_encrypted_and_tls_only() -> None:
