@@ -1,19 +1,23 @@
 """Messages that hold another source's event instead of a request: as S3, SNS and others send it."""
 
 import json
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any
 
+import boto3
 import pytest
 
 from handler import app
+from handler.settings import PROJECT
 from tests import workflows
 from tests.conftest import Context, WebhookReceiver
 from tests.events.samples import sample
 from tests.events.test_s3 import BUCKET, KEY, Bucket, bucket
 from tests.events.test_sqs import Queue, sqs
 from tests.events.test_stepfunctions import Execution, execution
+from tests.processes import wait_until
 from tests.test_hostile_events import log
 from tests.workflows import event
 
@@ -203,6 +207,31 @@ def test_task_that_waits_behind_a_queue_is_told_and_its_message_is_done_with(
     assert queue.deliver() == []
     assert task.end()["status"] == status
     assert dead.left() == []
+
+
+def test_documented_state_machine_gets_the_response(sqs: Any, queue: Queue) -> None:
+    guide = (PROJECT / "docs" / "deploy-aws.md").read_text()
+    (snippet,) = re.findall(r"```json\n(.*?)```", guide, re.DOTALL)
+    machines = boto3.session.Session().client("stepfunctions")
+    machine = machines.create_state_machine(
+        name=str(uuid.uuid4()),
+        definition=snippet.replace("JOBS_QUEUE_URL", queue.url),
+        roleArn="arn:aws:iam::123456789012:role/states",
+    )["stateMachineArn"]
+    request = json.dumps(event(workflows.image(), request_id="from the guide"))
+
+    task = machines.start_execution(stateMachineArn=machine, input=request)["executionArn"]
+    assert wait_until(lambda: bool(queue.waiting()))
+    assert queue.deliver() == []
+
+    assert wait_until(lambda: _status(machines, task) == "SUCCEEDED")
+    output = json.loads(machines.describe_execution(executionArn=task)["output"])
+    assert (output["id"], output["status"]) == ("from the guide", "completed")
+    machines.close()
+
+
+def _status(machines: Any, task: str) -> Any:
+    return machines.describe_execution(executionArn=task)["status"]
 
 
 def test_task_that_cannot_be_told_keeps_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
