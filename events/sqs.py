@@ -4,6 +4,7 @@ Powertools' batch module is imported with the first batch: a cold start for othe
 Reply: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html (partial batch).
 """
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 
 Handle = Callable[[Any], dict[str, Any]]
+
+# A child of the handler's logger: its lines have the same form.
+_log = logging.getLogger("lambda-comfyui.sqs")
 
 
 def matches(event: Any) -> bool:
@@ -39,22 +43,32 @@ def process(
 
     from aws_lambda_powertools.utilities.batch import process_partial_response  # noqa: PLC0415
 
-    # Whatever it raises sends the message back to its queue: none is lost.
     def run(record: "SQSRecord") -> None:
-        body = record.raw_event.get("body")
-        if stepfunctions.matches(task := request_of(body)):
-            # The state machine is told of every end, and decides about retries itself.
-            stepfunctions.process(task, handle)
-            return
-        responses = asynchronous.run(messages.requests_in(body), handle)["responses"]
-        failures = [response["error"] for response in responses if response.get("error")]
-        if failures and dead_letter_queue_url:
-            dead_letters.send(dead_letter_queue_url, record.raw_event, failures[0])
+        try:
+            _run(record.raw_event, handle, dead_letter_queue_url)
+        except Exception as error:
+            # Powertools sends the message back, so that none is lost, and does not say why.
+            reason = f"{type(error).__name__}: {error}"
+            told = {"message_id": record.message_id, "reason": reason}
+            _log.warning("the message goes back to its queue", extra=told)
+            raise
 
     processor = _processor(str(event["Records"][0].get("eventSourceARN")))
     # Powertools reads nothing of the Lambda context unless the record handler asks for it.
     reply = process_partial_response(event, run, processor, context=None)
     return cast(dict[str, Any], reply)
+
+
+def _run(record: dict[str, Any], handle: Handle, dead_letter_queue_url: str) -> None:
+    body = record.get("body")
+    if stepfunctions.matches(task := request_of(body)):
+        # The state machine is told of every end, and decides about retries itself.
+        stepfunctions.process(task, handle)
+        return
+    responses = asynchronous.run(messages.requests_in(body), handle)["responses"]
+    failures = [response["error"] for response in responses if response.get("error")]
+    if failures and dead_letter_queue_url:
+        dead_letters.send(dead_letter_queue_url, record, failures[0])
 
 
 def _processor(queue_arn: str) -> "BatchProcessor":

@@ -147,7 +147,11 @@ def test_message_with_one_request_that_failed_for_good_is_a_dead_letter(
 
 @pytest.mark.parametrize("body", ["sqs_s3_notification", "sqs_eventbridge_s3"])
 def test_object_that_cannot_be_read_sends_its_message_back_and_no_other(
-    queue: Queue, dead: Queue, told: Callable[[], dict[str, str]], body: str
+    queue: Queue,
+    dead: Queue,
+    told: Callable[[], dict[str, str]],
+    log: Callable[[], str],
+    body: str,
 ) -> None:
     # The bucket does not exist, which somebody may mend.
     unreadable = sample(body)["Records"][0]["body"]
@@ -155,6 +159,7 @@ def test_object_that_cannot_be_read_sends_its_message_back_and_no_other(
     queue.send(event(workflows.image(), request_id="other"))
 
     assert queue.deliver() == [unreadable]
+    assert f"TryAgain: s3://{BUCKET}/{KEY} cannot be read: NoSuchBucket" in log()
     assert told() == {"other": "completed"}
     assert dead.left() == []
 
