@@ -10,7 +10,10 @@ Handle = Callable[[Any], dict[str, Any]]
 
 
 class TryAgain(Exception):
-    """Lambda repeats the event, and gives it to the on-failure destination in the end."""
+    """Lambda repeats the event, and gives it to the on-failure destination in the end.
+
+    Of a batch of SQS, the message that holds the request goes back to its queue instead.
+    """
 
 
 def run(requests: Iterable[Any], handle: Handle) -> dict[str, Any]:

@@ -6,6 +6,7 @@ asynchronous.
 """
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from events import asynchronous
@@ -25,16 +26,21 @@ def matches(event: Any) -> bool:
 
 def process(event: dict[str, Any], handle: asynchronous.Handle) -> dict[str, Any]:
     """Run the request in the detail, or the one in the object that it tells of."""
+    return asynchronous.run(requests(event), handle)
+
+
+def requests(event: dict[str, Any]) -> Iterable[Any]:
+    """The request in the detail or in the object; TryAgain is raised if that cannot be read."""
     from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent  # noqa: PLC0415
 
     told = EventBridgeEvent(event)
     if told.source != "aws.s3":
-        return asynchronous.run([told.detail], handle)
+        return [told.detail]
     created = _created(told.detail) if told.detail_type == "Object Created" else None
     if created is None:
         _log.info("no new object: ignored", extra={"detail_type": told.detail_type})
-        return asynchronous.run([], handle)
-    return asynchronous.run(requests_in([created]), handle)
+        return []
+    return requests_in([created])
 
 
 def _created(detail: dict[str, Any]) -> S3Object | None:

@@ -5,6 +5,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_GetObject.html
 
 import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,24 +41,31 @@ class S3Object:
         return f"{self.bucket}/{hashlib.sha256(full.encode('utf-8', 'replace')).hexdigest()}"
 
 
-def requests_in(objects: list[S3Object]) -> list[Any]:
-    """The request in each object whose key ends with .json; the others are left alone."""
+def requests_in(objects: list[S3Object]) -> Iterator[Any]:
+    """The request in each object whose key ends with .json; the others are left alone.
+
+    Raises TryAgain, after the requests of those that can be read, if another try may read the rest.
+    """
     wanted = [item for item in objects if item.key.lower().endswith(".json")]
     for item in objects:
         if item not in wanted:
             _log.info("the key does not end with .json: ignored", extra={"key": item.key})
     if not wanted:
-        return []
+        return
     client = aws.client("s3")
     try:
-        return [_request_in(client, item) for item in wanted]
+        # All before the first job, which may take an hour.
+        found = [_request_in(client, item) for item in wanted]
     finally:
         client.close()
+    yield from (request for request in found if not isinstance(request, TryAgain))
+    if again := [str(item) for item in found if isinstance(item, TryAgain)]:
+        raise TryAgain("; ".join(again))
 
 
 def _request_in(client: Any, item: S3Object) -> Any:
     text = _read(client, item)
-    if isinstance(text, InvalidRequest):
+    if isinstance(text, InvalidRequest | TryAgain):
         return text
     found = request_of(text)
     if _is_workflow(found):
@@ -70,10 +78,10 @@ def _request_in(client: Any, item: S3Object) -> Any:
     return {**request, "input": {**given, "request_id": given.get("request_id") or item.request_id}}
 
 
-def _read(client: Any, item: S3Object) -> bytes | InvalidRequest:
+def _read(client: Any, item: S3Object) -> bytes | InvalidRequest | TryAgain:
     """The object; an InvalidRequest if no other try can read it.
 
-    Raises TryAgain if one may, such as after somebody mended the role.
+    A TryAgain if one may, such as after somebody mended the role.
     """
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
@@ -92,9 +100,9 @@ def _read(client: Any, item: S3Object) -> bytes | InvalidRequest:
         code = aws.reason(error)
         if code in _GONE:
             return InvalidRequest(f"{place}: the object is not there any more ({code})")
-        raise TryAgain(f"{place} cannot be read: {code}") from None
+        return TryAgain(f"{place} cannot be read: {code}")
     except BotoCoreError as error:
-        raise TryAgain(f"{place} cannot be read: {aws.reason(error)}") from None
+        return TryAgain(f"{place} cannot be read: {aws.reason(error)}")
     return content
 
 

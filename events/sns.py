@@ -1,12 +1,12 @@
-"""A message of an SNS topic that invokes the function: its text is one request.
+"""A message of an SNS topic that invokes the function: a request, or an event that holds some.
 
 https://docs.aws.amazon.com/lambda/latest/dg/with-sns.html; the invocation is asynchronous.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
-from events import asynchronous
-from events.text import request_of
+from events import asynchronous, messages
 
 
 def matches(event: Any) -> bool:
@@ -25,23 +25,13 @@ def matches(event: Any) -> bool:
 
 
 def process(event: dict[str, Any], handle: asynchronous.Handle) -> dict[str, Any]:
-    """Run the request in every message."""
+    """Run the requests in every message."""
+    return asynchronous.run(requests(event), handle)
+
+
+def requests(event: dict[str, Any]) -> Iterator[Any]:
+    """The requests in every message; an invocation has one."""
     from aws_lambda_powertools.utilities.data_classes import SNSEvent  # noqa: PLC0415
 
-    requests = (request_of(record.sns.message) for record in SNSEvent(event).records)
-    return asynchronous.run(requests, handle)
-
-
-def unwrap(body: Any) -> Any:
-    """The request in SNS's envelope, which a queue without raw delivery gets; else the body.
-
-    https://docs.aws.amazon.com/sns/latest/dg/sns-message-and-json-formats.html
-    """
-    if (
-        isinstance(body, dict)
-        and body.get("Type") == "Notification"
-        and isinstance(body.get("Message"), str)
-        and "TopicArn" in body
-    ):
-        return request_of(body["Message"])
-    return body
+    for record in SNSEvent(event).records:
+        yield from messages.requests_in(record.sns.message)

@@ -1,13 +1,14 @@
-"""An SQS batch: every message body is one request; only messages worth a retry go back.
+"""An SQS batch: a body is a request, or another source's event; what is worth a retry goes back.
 
 Powertools' batch module is imported with the first batch: a cold start for others is faster.
 Reply: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html (partial batch).
 """
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from events import dead_letters, sns
+from events import asynchronous, dead_letters, messages, stepfunctions
 from events.text import request_of
 
 if TYPE_CHECKING:
@@ -16,9 +17,8 @@ if TYPE_CHECKING:
 
 Handle = Callable[[Any], dict[str, Any]]
 
-
-class GoesBack(Exception):
-    """The message stays in its queue: the job may work later."""
+# A child of the handler's logger: its lines have the same form.
+_log = logging.getLogger("lambda-comfyui.sqs")
 
 
 def matches(event: Any) -> bool:
@@ -43,20 +43,32 @@ def process(
 
     from aws_lambda_powertools.utilities.batch import process_partial_response  # noqa: PLC0415
 
-    def run(record: "SQSRecord") -> dict[str, Any]:
-        response = handle(sns.unwrap(request_of(record.raw_event.get("body"))))
-        error = response.get("error")
-        if error and error["retryable"]:
-            raise GoesBack(error["type"])
-        if error and dead_letter_queue_url:
-            # If that raises, the message goes back: it is never lost.
-            dead_letters.send(dead_letter_queue_url, record.raw_event, error)
-        return response
+    def run(record: "SQSRecord") -> None:
+        try:
+            _run(record.raw_event, handle, dead_letter_queue_url)
+        except Exception as error:
+            # Powertools sends the message back, so that none is lost, and does not say why.
+            reason = f"{type(error).__name__}: {error}"
+            told = {"message_id": record.message_id, "reason": reason}
+            _log.warning("the message goes back to its queue", extra=told)
+            raise
 
     processor = _processor(str(event["Records"][0].get("eventSourceARN")))
     # Powertools reads nothing of the Lambda context unless the record handler asks for it.
     reply = process_partial_response(event, run, processor, context=None)
     return cast(dict[str, Any], reply)
+
+
+def _run(record: dict[str, Any], handle: Handle, dead_letter_queue_url: str) -> None:
+    body = record.get("body")
+    if stepfunctions.matches(task := request_of(body)):
+        # The state machine is told of every end, and decides about retries itself.
+        stepfunctions.process(task, handle)
+        return
+    responses = asynchronous.run(messages.requests_in(body), handle)["responses"]
+    failures = [response["error"] for response in responses if response.get("error")]
+    if failures and dead_letter_queue_url:
+        dead_letters.send(dead_letter_queue_url, record, failures[0])
 
 
 def _processor(queue_arn: str) -> "BatchProcessor":

@@ -26,6 +26,7 @@ from handler.log import logger
 from handler.settings import Settings
 from tests import workflows
 from tests.conftest import Context, ask_worker, current_client, run
+from tests.events.samples import sample
 from tests.processes import wait_until
 from tests.workflows import event, image, node, one
 
@@ -161,6 +162,11 @@ def test_any_batch_of_bad_bodies_is_taken_from_the_queue(bodies: list[dict[str, 
         ({"Records": [{"EventSource": "aws:sns", "Sns": {"Message": CANARY}}]}, "Records"),
         ({"Records": [{"eventSource": "aws:s3", "s3": {"x": CANARY}}]}, "Records"),
         ({"Records": []}, "Records"),
+        ({"Records": [{"eventSource": "aws:kinesis", "kinesis": {"data": CANARY}}]}, "Records"),
+        ({"Records": [{"eventSource": "aws:dynamodb", "dynamodb": {"Keys": CANARY}}]}, "Records"),
+        ({"Records": [sample("sqs_message")["Records"][0], {"eventSource": CANARY}]}, "Records"),
+        ({"awslogs": {"data": CANARY}}, "the keys awslogs"),
+        ({"invocationId": CANARY, "records": [{"data": CANARY}]}, "invocationId, records"),
         ({"version": "2.0", "routeKey": "POST /", "body": CANARY}, "version, routeKey, body"),
         ({"source": "aws.events", "detail-type": "x", "detail": {"x": CANARY}}, "detail-type"),
         ({"payload": {"payload": event({"1": CANARY})}, "auth_data": CANARY}, "payload"),

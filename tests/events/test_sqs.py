@@ -53,6 +53,12 @@ class Queue:
         found: list[Any] = answer.get("Messages", [])
         return found
 
+    def waiting(self) -> int:
+        """How many messages could be taken now."""
+        name = "ApproximateNumberOfMessages"
+        answer = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=[name])
+        return int(answer["Attributes"][name])
+
     def left(self) -> list[str]:
         """The bodies that are still in the queue."""
         return [message["Body"] for message in self.take()]

@@ -14,9 +14,12 @@ from typing import Any
 import boto3
 import pytest
 from moto import mock_aws
+from moto.cloudformation.parsing import get_model_map
 
+from events import messages
 from handler.settings import PROJECT, Settings
 from tests.infra.template import parameter, properties, template, variables
+from tests.workflows import image
 
 MAX_VISIBILITY_S = 43_200
 MAX_INIT_S = 900
@@ -35,6 +38,22 @@ NOT_SETTINGS = {
     # Read by infra/fetch_models.py before anything of the handler starts.
     "MODELS_S3_URI",
 }
+# Settings that a function on AWS needs not: a new one belongs here or into the template.
+NOT_IN_TEMPLATE = {
+    # The image has them.
+    *("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR"),
+    # The role has them, the store is AWS.
+    *("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "S3_ENDPOINT_URL"),
+    # Lambda does what `python -m runtime serve` does elsewhere.
+    *("QUEUE_URL", "QUEUE_BATCH_SIZE", "ON_FAILURE_URL", "EVENT_RETRIES", "EVENT_MAX_AGE"),
+    *("SERVE_ADDRESS", "SERVE_PORT", "SERVE_CONCURRENCY", "SERVE_TIMEOUT", "SERVE_WAITING"),
+    *("SERVE_GRACE", "JOBS_DB", "PYWORKER_LOG", "SHUTDOWN_GRACE"),
+    # Lambda takes the whole instance down.
+    *("IDLE_FREE_AFTER", "IDLE_STOP_AFTER", "IDLE_EXIT_AFTER"),
+    # The default is right.
+    *("S3_URL_EXPIRES", "WEBHOOK_TIMEOUT", "COMFYUI_PORT", "WORKER_HOOKS", "DEADLINE_MARGIN"),
+    "JOBS_EXPIRE",
+}
 # moto's CloudFormation does not know them. What they refer to stays in the test.
 UNKNOWN_TO_MOTO = {
     "AWS::CloudWatch::Alarm",
@@ -44,6 +63,7 @@ UNKNOWN_TO_MOTO = {
     "AWS::Lambda::Url",
     "AWS::Logs::MetricFilter",
     "AWS::S3::BucketPolicy",
+    "AWS::SQS::QueuePolicy",
 }
 UNKNOWN_OUTPUTS = {"CapacityProviderArn", "FunctionUrl"}
 MANAGED_INSTANCE_PROPERTIES = {
@@ -53,6 +73,7 @@ MANAGED_INSTANCE_PROPERTIES = {
     "PublishToLatestPublished",
 }
 STORAGE_CONDITIONS = {"s3": "CopiesModels", "efs": "MountsEfs", "s3files": "MountsS3Files"}
+INBOX_CONDITIONS = {"bucket": "HasInbox"}
 ACCESS_POINTS = {
     "efs": "arn:aws:elasticfilesystem:us-east-1:123456789012:access-point/fsap-0123456789abcdef0",
     "s3files": "arn:aws:s3files:us-east-1:123456789012:file-system/fs-0123456789abcdef0"
@@ -60,10 +81,11 @@ ACCESS_POINTS = {
 }
 
 
-def test_every_variable_is_a_setting_or_known_not_to_be_one() -> None:
+def test_template_and_settings_know_the_same_variables() -> None:
     known = {item.metadata["env"] for item in fields(Settings)}
 
-    assert variables().keys() - known - NOT_SETTINGS == set()
+    assert variables().keys() - NOT_SETTINGS == known - NOT_IN_TEMPLATE
+    assert known >= NOT_IN_TEMPLATE
 
 
 def test_settings_take_the_values_of_the_template() -> None:
@@ -186,7 +208,7 @@ def _statements() -> Iterator[dict[str, Any]]:
 def test_role_names_its_actions_and_its_resources() -> None:
     statements = list(_statements())
 
-    assert len(statements) == 11
+    assert len(statements) == 13
     for statement in statements:
         assert "*" not in json.dumps(statement["Action"])
         assert statement["Resource"] != "*"
@@ -203,14 +225,72 @@ def test_wildcard_of_a_mount_is_bound_to_the_access_point() -> None:
         assert condition[1] == {"Ref": "ModelsAccessPointArn"}
 
 
-def test_bucket_is_private_encrypted_and_tls_only() -> None:
-    bucket = properties("Results")
-    (statement,) = properties("ResultsPolicy")["PolicyDocument"]["Statement"]
+def test_role_may_remove_what_a_killed_attempt_left_in_the_results() -> None:
+    allowed = {
+        json.dumps(statement["Resource"]): statement["Action"]
+        for statement in _statements()
+        if "Results" in json.dumps(statement["Resource"])
+    }
+
+    objects, bucket = {"Fn::Sub": "${Results.Arn}/*"}, {"Fn::GetAtt": ["Results", "Arn"]}
+    assert "s3:DeleteObject" in allowed[json.dumps(objects)]
+    assert allowed[json.dumps(bucket)] == "s3:ListBucket"
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"), [("Results", "ResultsPolicy"), ("InboxBucket", "InboxPolicy")]
+)
+def test_bucket_is_private_encrypted_tls_only_and_empties_itself(name: str, policy: str) -> None:
+    bucket = properties(name)
+    (statement,) = properties(policy)["PolicyDocument"]["Statement"]
+    (rule,) = bucket["LifecycleConfiguration"]["Rules"]
 
     assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
     assert "BucketEncryption" in bucket
     assert statement["Effect"] == "Deny"
     assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    assert properties(policy)["Bucket"] == {"Ref": name}
+    assert rule["Status"] == "Enabled"
+    assert "ExpirationInDays" in rule
+
+
+def test_queues_of_jobs_take_messages_over_tls_and_from_the_inbox_alone() -> None:
+    policy = properties("JobsPolicy")
+    tls, (condition, inbox, otherwise) = (
+        statement.get("Fn::If", statement) for statement in policy["PolicyDocument"]["Statement"]
+    )
+
+    assert policy["Queues"] == [{"Ref": "Jobs"}, {"Ref": "DeadJobs"}]
+    assert (tls["Effect"], tls["Principal"]) == ("Deny", "*")
+    assert tls["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    assert (condition, otherwise) == ("HasInbox", {"Ref": "AWS::NoValue"})
+    assert (inbox["Effect"], inbox["Action"]) == ("Allow", "sqs:SendMessage")
+    assert inbox["Principal"] == {"Service": "events.amazonaws.com"}
+    assert inbox["Condition"] == {
+        "ArnEquals": {"aws:SourceArn": {"Fn::GetAtt": ["InboxRule", "Arn"]}}
+    }
+
+
+def test_event_that_the_queue_does_not_take_is_a_dead_job() -> None:
+    (target,) = properties("InboxRule")["Targets"]
+
+    assert target["DeadLetterConfig"] == {"Arn": {"Fn::GetAtt": ["DeadJobs", "Arn"]}}
+
+
+def test_workflow_in_the_inbox_lives_longer_than_any_message_about_it() -> None:
+    (rule,) = properties("InboxBucket")["LifecycleConfiguration"]["Rules"]
+    waits_s = sum(properties(name)["MessageRetentionPeriod"] for name in ("Jobs", "DeadJobs"))
+
+    assert rule["ExpirationInDays"] * 86_400 > waits_s
+    assert rule["NoncurrentVersionExpiration"]["NoncurrentDays"] * 86_400 > waits_s
+
+
+def test_inbox_is_there_only_if_it_is_wanted() -> None:
+    parts = ("InboxBucket", "InboxPolicy", "InboxRule")
+
+    assert parameter("Inbox")["Default"] == "none"
+    assert all(template()["Resources"][name]["Condition"] == "HasInbox" for name in parts)
+    assert template()["Outputs"]["InboxBucket"]["Condition"] == "HasInbox"
 
 
 def test_function_url_asks_for_credentials_and_names_the_alias() -> None:
@@ -250,21 +330,30 @@ def test_interface_shows_every_parameter_once() -> None:
     assert sorted(shown) == sorted(template()["Parameters"])
 
 
-def _for_moto(storage: str) -> str:
+def test_nothing_is_kept_from_moto_that_it_knows() -> None:
+    types = {resource["Type"] for resource in template()["Resources"].values()}
+
+    assert types - get_model_map().keys() == UNKNOWN_TO_MOTO
+
+
+def _for_moto(parameters: dict[str, str]) -> str:
     """The template without what moto's CloudFormation does not know."""
     reduced = deepcopy(template())
     # It leaves a hole where AWS::NoValue takes an element out of a list.
     role = reduced["Resources"]["FunctionRole"]["Properties"]
     branches = [policy.get("Fn::If", [None, policy]) for policy in role["Policies"]]
-    role["Policies"] = [
-        branch[1] for branch in branches if branch[0] in (None, STORAGE_CONDITIONS.get(storage))
-    ]
+    true = {
+        None,
+        STORAGE_CONDITIONS.get(parameters.get("ModelStorage", "image")),
+        INBOX_CONDITIONS.get(parameters.get("Inbox", "none")),
+    }
+    role["Policies"] = [branch[1] for branch in branches if branch[0] in true]
     del reduced["Transform"]
     for name, resource in list(reduced["Resources"].items()):
         if resource["Type"] in UNKNOWN_TO_MOTO:
             del reduced["Resources"][name]
-    for name in MANAGED_INSTANCE_PROPERTIES:
-        del reduced["Resources"]["ComfyUI"]["Properties"][name]
+    # It names a resource that is left out; the others moto takes, and forgets.
+    del reduced["Resources"]["ComfyUI"]["Properties"]["CapacityProviderConfig"]
     for name in UNKNOWN_OUTPUTS:
         del reduced["Outputs"][name]
     return json.dumps(reduced)
@@ -281,7 +370,7 @@ def _deploy(**parameters: str) -> dict[str, str]:
     cloudformation = boto3.client("cloudformation", region_name="us-east-1")
     cloudformation.create_stack(
         StackName="comfy",
-        TemplateBody=_for_moto(parameters.get("ModelStorage", "image")),
+        TemplateBody=_for_moto(parameters),
         Capabilities=["CAPABILITY_IAM"],
         Parameters=[{"ParameterKey": k, "ParameterValue": v} for k, v in given.items()],
     )
@@ -346,16 +435,94 @@ def test_storage_decides_permissions_and_variables(storage: str) -> None:
     )
 
     (function,) = boto3.client("lambda", "us-east-1").list_functions()["Functions"]
-    role = function["Role"].rpartition("/")[2]
-    policies = boto3.client("iam", "us-east-1").list_role_policies(RoleName=role)["PolicyNames"]
     added = {"s3": ["copy-models"], "efs": ["mount-efs"], "s3files": ["mount-s3-files"]}
-    assert sorted(policies) == sorted(
+    assert _policies_of_the_role() == sorted(
         ["jobs", "logs", "queues", "results", "task-tokens", *added.get(storage, [])]
     )
     environment = function["Environment"]["Variables"]
     folder = {"image": None, "s3": "/tmp/models"}.get(storage, "/mnt/models")
     assert environment.get("MODELS_DIR") == folder
     assert environment.get("MODELS_S3_URI") == ("s3://weights/models/" if storage == "s3" else None)
+
+
+def _policies_of_the_role() -> list[str]:
+    (function,) = boto3.client("lambda", "us-east-1").list_functions()["Functions"]
+    role = function["Role"].rpartition("/")[2]
+    found = boto3.client("iam", "us-east-1").list_role_policies(RoleName=role)["PolicyNames"]
+    return sorted(found)
+
+
+@pytest.mark.usefixtures("aws")
+def test_workflow_that_is_dropped_into_the_inbox_becomes_a_job_in_the_queue() -> None:
+    outputs = _deploy(Inbox="bucket")
+    bucket = outputs["InboxBucket"]
+    s3, sqs = boto3.client("s3", "us-east-1"), boto3.client("sqs", "us-east-1")
+    # moto's CloudFormation leaves out these two properties of a bucket, and its mapping would look
+    # for Docker.
+    s3.put_bucket_versioning(
+        Bucket=bucket, VersioningConfiguration=properties("InboxBucket")["VersioningConfiguration"]
+    )
+    s3.put_bucket_notification_configuration(
+        Bucket=bucket, NotificationConfiguration={"EventBridgeConfiguration": {}}
+    )
+    functions = boto3.client("lambda", "us-east-1")
+    (mapping,) = functions.list_event_source_mappings()["EventSourceMappings"]
+    functions.update_event_source_mapping(UUID=mapping["UUID"], Enabled=False)
+
+    workflow = image()
+    s3.put_object(Bucket=bucket, Key="a cat.png", Body=b"x")
+    s3.put_object(Bucket=bucket, Key="a cat & 1+1.json", Body=json.dumps(workflow))
+    s3.put_object(Bucket=outputs["ResultsBucket"], Key="result.json", Body=b"{}")
+
+    (message,) = sqs.receive_message(QueueUrl=outputs["JobsQueueUrl"], MaxNumberOfMessages=10)[
+        "Messages"
+    ]
+    (request,) = messages.requests_in(message["Body"])
+    assert request["input"]["workflow_json"] == workflow
+    assert request["input"]["request_id"].startswith(f"{bucket}/a cat & 1+1.json/")
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize(("inbox", "added"), [("none", []), ("bucket", ["inbox"])])
+def test_function_may_read_the_inbox_if_there_is_one(inbox: str, added: list[str]) -> None:
+    _deploy(Inbox=inbox)
+
+    assert _policies_of_the_role() == sorted(
+        ["jobs", "logs", "queues", "results", "task-tokens", *added]
+    )
+
+
+def test_function_may_do_nothing_else_with_the_inbox() -> None:
+    (statement,) = (s for s in _statements() if "InboxBucket" in json.dumps(s))
+
+    assert statement["Action"] == ["s3:GetObject", "s3:GetObjectVersion"]
+    assert statement["Resource"] == {"Fn::Sub": "${InboxBucket.Arn}/*"}
+
+
+@pytest.mark.usefixtures("aws")
+def test_rule_of_the_inbox_has_the_queue_as_its_target() -> None:
+    outputs = _deploy(Inbox="bucket")
+    queue = boto3.client("sqs", "us-east-1").get_queue_attributes(
+        QueueUrl=outputs["JobsQueueUrl"], AttributeNames=["QueueArn"]
+    )
+
+    events = boto3.client("events", "us-east-1")
+    (rule,) = events.list_rules()["Rules"]
+    (target,) = events.list_targets_by_rule(Rule=rule["Name"])["Targets"]
+
+    assert target["Arn"] == queue["Attributes"]["QueueArn"]
+    assert json.loads(rule["EventPattern"])["detail"] == {
+        "bucket": {"name": [outputs["InboxBucket"]]},
+        "object": {"key": [{"suffix": ".json"}]},
+    }
+
+
+@pytest.mark.usefixtures("aws")
+def test_stack_without_an_inbox_has_no_rule() -> None:
+    outputs = _deploy()
+
+    assert "InboxBucket" not in outputs
+    assert boto3.client("events", "us-east-1").list_rules()["Rules"] == []
 
 
 def test_mount_is_where_the_handler_looks() -> None:
