@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -60,15 +60,18 @@ def own_environment() -> Iterator[Settings]:
 
 
 @contextmanager
-def running_comfyui(settings: Settings) -> Iterator[ReadyWorker]:
-    """A worker as an extension would start it, with its ComfyUI ready; both end with the block."""
+def running_comfyui(settings: Settings, models: Sequence[str] = ()) -> Iterator[ReadyWorker]:
+    """A worker as an extension would start it, with its ComfyUI ready; both end with the block.
+
+    The files of `models` are read while it boots.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "runtime", "worker"], cwd=PROJECT, stderr=subprocess.DEVNULL
     )
     worker = Worker(settings)
     try:
         wait_for((settings.worker_dir / SOCKET_NAME).exists)
-        worker.begin_wake(())
+        worker.begin_wake(models)
         yield worker.wait_ready(None)
     finally:
         worker.close()

@@ -3,7 +3,7 @@
 https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 Handle = Callable[[Any], dict[str, Any]]
@@ -13,7 +13,12 @@ class TryAgain(Exception):
     """Lambda repeats the event, and gives it to the on-failure destination in the end.
 
     Of a batch of SQS, the message that holds the request goes back to its queue instead.
+    `error_types` are those of the jobs that failed.
     """
+
+    def __init__(self, message: str, error_types: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.error_types = error_types
 
 
 def run(requests: Iterable[Any], handle: Handle) -> dict[str, Any]:
@@ -24,8 +29,7 @@ def run(requests: Iterable[Any], handle: Handle) -> dict[str, Any]:
     """
     responses = [handle(request) for request in requests]
     failures = [response["error"] for response in responses if response.get("error")]
-    if again := [
-        f"{error['type']}: {error['message']}" for error in failures if error["retryable"]
-    ]:
-        raise TryAgain("; ".join(again))
+    if again := [error for error in failures if error["retryable"]]:
+        said = "; ".join(f"{error['type']}: {error['message']}" for error in again)
+        raise TryAgain(said, [error["type"] for error in again])
     return {"responses": responses}

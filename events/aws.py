@@ -6,8 +6,11 @@ boto3 is imported with the first of them: most events need none, and it costs mo
 from typing import Any
 
 
-def client(service: str) -> Any:
-    """A client of its own: sources need one a minute at most, and no thread shares it."""
+def client(service: str, region: str | None = None) -> Any:
+    """A client of its own: sources need one a minute at most, and no thread shares it.
+
+    `region` is the environment's unless it is given.
+    """
     import boto3  # noqa: PLC0415 - see the module's first lines
     from botocore.config import Config  # noqa: PLC0415
 
@@ -16,7 +19,7 @@ def client(service: str) -> Any:
         read_timeout=30,
         retries={"mode": "standard", "total_max_attempts": 3},
     )
-    return boto3.session.Session().client(service, config=config)
+    return boto3.session.Session().client(service, region, config=config)
 
 
 def reason(error: Exception) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from events import asynchronous
+from events.identity import identified
 from events.s3_objects import S3Object, requests_in
 
 # A child of the handler's logger: its lines have the same form.
@@ -35,7 +36,7 @@ def requests(event: dict[str, Any]) -> Iterable[Any]:
 
     told = EventBridgeEvent(event)
     if told.source != "aws.s3":
-        return [told.detail]
+        return [identified(told.detail, told.get_id)]
     created = _created(told.detail) if told.detail_type == "Object Created" else None
     if created is None:
         _log.info("no new object: ignored", extra={"detail_type": told.detail_type})

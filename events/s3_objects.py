@@ -11,8 +11,9 @@ from typing import Any
 
 from events import aws
 from events.asynchronous import TryAgain
-from events.contract import MAX_ID_LENGTH, unwrap
+from events.contract import MAX_ID_LENGTH
 from events.errors import InvalidRequest
+from events.identity import identified
 from events.text import request_of
 
 MAX_BYTES = 10 * 1024 * 1024
@@ -70,12 +71,11 @@ def _request_in(client: Any, item: S3Object) -> Any:
     found = request_of(text)
     if _is_workflow(found):
         found = {"input": {"workflow_json": found}}
-    request = unwrap(found)
+    request = identified(found, item.request_id)
     if not isinstance(request, dict) or not isinstance(request.get("input"), dict):
         place = f"s3://{item.bucket}/{item.key}"
         return InvalidRequest(f"{place}: expected a request, or a workflow in API format, as JSON")
-    given = request["input"]
-    return {**request, "input": {**given, "request_id": given.get("request_id") or item.request_id}}
+    return request
 
 
 def _read(client: Any, item: S3Object) -> bytes | InvalidRequest | TryAgain:

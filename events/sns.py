@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from events import asynchronous, messages
+from events.identity import identified
 
 
 def matches(event: Any) -> bool:
@@ -34,4 +35,5 @@ def requests(event: dict[str, Any]) -> Iterator[Any]:
     from aws_lambda_powertools.utilities.data_classes import SNSEvent  # noqa: PLC0415
 
     for record in SNSEvent(event).records:
-        yield from messages.requests_in(record.sns.message)
+        for request in messages.requests_in(record.sns.message):
+            yield identified(request, record.sns.message_id)

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from events import asynchronous, dead_letters, messages, stepfunctions
+from events import asynchronous, dead_letters, messages, stepfunctions, visibility
+from events.identity import identified
 from events.text import request_of
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def process(
             reason = f"{type(error).__name__}: {error}"
             told = {"message_id": record.message_id, "reason": reason}
             _log.warning("the message goes back to its queue", extra=told)
+            visibility.postpone(record.raw_event, getattr(error, "error_types", ()))
             raise
 
     processor = _processor(str(event["Records"][0].get("eventSourceARN")))
@@ -65,7 +67,8 @@ def _run(record: dict[str, Any], handle: Handle, dead_letter_queue_url: str) -> 
         # The state machine is told of every end, and decides about retries itself.
         stepfunctions.process(task, handle)
         return
-    responses = asynchronous.run(messages.requests_in(body), handle)["responses"]
+    requests = (identified(each, record["messageId"]) for each in messages.requests_in(body))
+    responses = asynchronous.run(requests, handle)["responses"]
     failures = [response["error"] for response in responses if response.get("error")]
     if failures and dead_letter_queue_url:
         dead_letters.send(dead_letter_queue_url, record, failures[0])

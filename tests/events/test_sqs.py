@@ -1,16 +1,20 @@
 """Messages of a real queue (moto's server): answered ones are deleted, retryable ones go back."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import requests
 
+from events import visibility
 from handler import app
 from tests import workflows
-from tests.conftest import Context, WebhookReceiver
+from tests.conftest import Context, WebhookReceiver, ask_worker
 from tests.events.samples import sample
+from tests.processes import wait_until
 from tests.workflows import event
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -59,6 +63,12 @@ class Queue:
         answer = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=[name])
         return int(answer["Attributes"][name])
 
+    def hidden(self) -> int:
+        """How many messages are in the queue but cannot be taken now."""
+        name = "ApproximateNumberOfMessagesNotVisible"
+        answer = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=[name])
+        return int(answer["Attributes"][name])
+
     def left(self) -> list[str]:
         """The bodies that are still in the queue."""
         return [message["Body"] for message in self.take()]
@@ -101,7 +111,7 @@ def test_only_the_failed_retryable_message_goes_back(
     back = queue.deliver()
 
     assert [json.loads(body) for body in back] == [broken]
-    assert queue.left() == back
+    assert (queue.waiting(), queue.hidden()) == (0, 1)
     told = {body["id"]: body["status"] for body in webhook_receiver.bodies()}
     assert told == {
         "good": "completed",
@@ -110,6 +120,58 @@ def test_only_the_failed_retryable_message_goes_back(
         "broken": "failed",
         "last": "completed",
     }
+
+
+@pytest.mark.parametrize(
+    ("receive_count", "error_types", "seconds"),
+    [
+        (1, ["WorkerUnavailable"], 10),
+        (3, ["WorkerUnavailable", "OutOfMemory"], 40),
+        (1, ["AlreadyRunning"], 60),
+        (2, ["OutOfMemory", "AlreadyRunning"], 120),
+        (1000, [], 900),
+    ],
+)
+def test_message_that_goes_back_waits_longer_each_time(
+    receive_count: int, error_types: list[str], seconds: int
+) -> None:
+    assert visibility.back_off_s(receive_count, error_types) == seconds
+
+
+def test_message_that_goes_back_comes_again_before_the_queue_s_own_time(
+    sqs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visibility, "BACK_OFF_S", 1)
+    queue = Queue(sqs, "slow", VisibilityTimeout="5400")
+    queue.send(event(workflows.one("TestOutOfMemory")))
+
+    assert len(queue.deliver()) == 1
+    assert queue.waiting() == 0
+    assert wait_until(lambda: queue.waiting() == 1, 5)
+
+
+def test_message_without_an_id_is_known_by_its_own(sqs: Any, tmp_path: Path) -> None:
+    queue = Queue(sqs, "twice")
+    request = event(workflows.image())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JOBS_DB", str(tmp_path / "jobs.sqlite"))
+        queue.send(request)
+        (message,) = queue.take()
+        record = {"Records": [queue._record(message)]}
+        starts = [count_prompts(lambda: app.lambda_handler(record, Context(100))) for _ in "12"]
+
+    assert starts == [1, 0]
+
+
+def count_prompts(action: Callable[[], Any]) -> int:
+    """How many prompts ComfyUI ran meanwhile."""
+
+    def history() -> set[str]:
+        return set(requests.get(f"{ask_worker('wake')['base_url']}/history", timeout=5).json())
+
+    before = history()
+    action()
+    return len(history() - before)
 
 
 def test_batch_in_which_everything_fails_is_still_a_partial_response(sqs: Any) -> None:

@@ -1,0 +1,104 @@
+"""What reading model files while ComfyUI boots is worth, with 4 GB of them cold on the disk.
+
+`python -m benchmarks.prefetch`: a worker starts, and its first job loads two diffusion models of
+2 GB each, which were dropped from the page cache just before. With prefetch the handler tells the
+worker the names of the files, as it does for every cold job; without, it does not. They take turns.
+Both last from the start of the worker's process to the end of the job.
+
+How to read it: the slower the disk, the more is gained, up to what the disk needs for 4 GB or the
+boot takes, whichever is less. `--folder` puts the files on another disk; the first line tells how
+fast it is.
+"""
+
+import argparse
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.place import own_environment, running_comfyui
+from benchmarks.raw_client import RawClient
+from benchmarks.report import print_table
+from handler.settings import Settings
+from handler.workflow import model_names
+
+_WRITER = Path(__file__).with_name("large_models.py")
+_CHUNK_BYTES = 8 * 1024 * 1024
+
+
+def workflow() -> dict[str, Any]:
+    """Load both models; nothing is sampled."""
+    nodes: dict[str, Any] = {}
+    for number, noise in enumerate(("high", "low")):
+        loader = {"unet_name": f"large_{noise}.safetensors", "weight_dtype": "default"}
+        nodes[f"{number}1"] = {"class_type": "UNETLoader", "inputs": loader}
+        shown = {"source": [f"{number}1", 0]}
+        nodes[f"{number}2"] = {"class_type": "PreviewAny", "inputs": shown}
+    return nodes
+
+
+def write_models(folder: Path) -> list[Path]:
+    settings = Settings.from_env(os.environ)
+    subprocess.run(
+        [settings.comfyui_interpreter, _WRITER, settings.comfyui_code, folder],
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def drop_from_cache(files: list[Path]) -> None:
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_all(files: list[Path]) -> float:
+    """Seconds to read the files from the cold disk."""
+    drop_from_cache(files)
+    buffer = bytearray(_CHUNK_BYTES)
+    began = time.perf_counter()
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    return time.perf_counter() - began
+
+
+def cold_job(files: list[Path], folder: Path, *, is_prefetching: bool) -> float:
+    """Milliseconds from the start of the worker to the end of the job."""
+    with own_environment():
+        os.environ["MODELS_DIR"] = str(folder)
+        settings = Settings.from_env(os.environ)
+        drop_from_cache(files)
+        began = time.perf_counter()
+        models = model_names(workflow()) if is_prefetching else ()
+        with running_comfyui(settings, models) as worker:
+            client = RawClient(worker.base_url)
+            client.run(workflow())
+            ms = (time.perf_counter() - began) * 1000
+            client.close()
+    return ms
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prefetch")
+    parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--folder", help="where the 4 GB are written (default: the temp folder)")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="lc-bench-", dir=args.folder) as name:
+        folder = Path(name)
+        files = write_models(folder)
+        size_gb = sum(path.stat().st_size for path in files) / 1e9
+        print(f"{size_gb:.1f} GB, {size_gb / read_all(files):.1f} GB/s from the cold disk")
+        sides: dict[str, list[float]] = {"without prefetch": [], "with prefetch": []}
+        for _ in range(args.rounds):
+            for side, times in sides.items():
+                times.append(cold_job(files, folder, is_prefetching=side == "with prefetch"))
+        print_table(sides, {"with prefetch": 1.0})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Says to SQS when a message that goes back may come again.
+
+Lambda leaves it hidden for what is left of the queue's visibility timeout, which AWS wants to be
+six times the function's: a job whose worker died would wait for an hour and a half.
+https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html (backoff strategy)
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from events import aws
+
+BACK_OFF_S = 10
+# The other invocation has minutes to go, and each delivery counts towards the dead-letter queue.
+RUNNING_BACK_OFF_S = 60
+MAX_BACK_OFF_S = 900
+_log = logging.getLogger("lambda-comfyui.sqs")
+
+
+def back_off_s(receive_count: int, error_types: Sequence[str]) -> int:
+    """Seconds until the next try of a message that was received so often; each the double."""
+    base = RUNNING_BACK_OFF_S if "AlreadyRunning" in error_types else BACK_OFF_S
+    # The exponent stays small: a queue without a redrive policy counts without end.
+    doubled: int = base * 2 ** min(max(receive_count - 1, 0), 10)
+    return min(doubled, MAX_BACK_OFF_S)
+
+
+def postpone(record: dict[str, Any], error_types: Sequence[str]) -> None:
+    """Hide the message of an SQS record for its back-off. Never raises: it would come back later.
+
+    Needs sqs:GetQueueUrl and sqs:ChangeMessageVisibility:
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
+    """
+    try:
+        _, _, _, region, account, name = record["eventSourceARN"].split(":")
+        count = int(record["attributes"]["ApproximateReceiveCount"])
+        receipt = record["receiptHandle"]
+        client = aws.client("sqs", region)
+        try:
+            url = client.get_queue_url(QueueName=name, QueueOwnerAWSAccountId=account)["QueueUrl"]
+            client.change_message_visibility(
+                QueueUrl=url,
+                ReceiptHandle=receipt,
+                VisibilityTimeout=back_off_s(count, error_types),
+            )
+        finally:
+            client.close()
+    except Exception as error:
+        _log.info("the message's back-off was not set", extra={"reason": aws.reason(error)})
