@@ -6,6 +6,8 @@ https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html (ba
 """
 
 import logging
+import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,11 +21,14 @@ _log = logging.getLogger("lambda-comfyui.sqs")
 
 
 def back_off_s(receive_count: int, error_types: Sequence[str]) -> int:
-    """Seconds until the next try of a message that was received so often; each the double."""
+    """Seconds until the next try of a message that was received so often; each the double.
+
+    Up to half of it is left off by chance: what was killed by one job must not meet it each time.
+    """
     base = RUNNING_BACK_OFF_S if "AlreadyRunning" in error_types else BACK_OFF_S
     # The exponent stays small: a queue without a redrive policy counts without end.
-    doubled: int = base * 2 ** min(max(receive_count - 1, 0), 10)
-    return min(doubled, MAX_BACK_OFF_S)
+    doubled = min(base * 2.0 ** min(max(receive_count - 1, 0), 10), MAX_BACK_OFF_S)
+    return math.ceil(doubled * random.uniform(0.5, 1))
 
 
 def postpone(record: dict[str, Any], error_types: Sequence[str]) -> None:

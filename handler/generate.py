@@ -65,12 +65,13 @@ class Generator:
 
     def _end(self, outcome: Outcome, claim: Claim, deadline: Deadline) -> dict[str, Any]:
         response = outcome.response()
-        _log_end(response)
         # The invocation that runs the job tells the webhook how it ended.
         if not isinstance(outcome.error, AlreadyRunning):
             self._notify(response, outcome, deadline)
         # After the webhook: whoever is killed before it was called leaves the job to a repeat.
         claim.end(response, outcome)
+        # Last of all: a job whose end was logged does not run again.
+        _log_end(response)
         return response
 
     def _run(self, job: Job, claim: Claim, outcome: Outcome, deadline: Deadline) -> None:

@@ -72,6 +72,14 @@ class Runner:
         began = time.monotonic()
         try:
             worker = self._submit(workflow, worker, execution, timings, deadline)
+            try:
+                return self._follow(worker, execution, deadline)
+            except WorkerUnavailable:
+                if execution.began:
+                    raise
+            # It waited behind the job that ComfyUI died of. Once only: a job that kills ComfyUI
+            # in its first moment looks the same.
+            worker = self._submit(workflow, worker, execution, timings, deadline)
             return self._follow(worker, execution, deadline)
         finally:
             ran_ms = (time.monotonic() - began) * 1000

@@ -1,5 +1,6 @@
 """What tests ask about processes and conditions: is it running, has it come true by now."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,22 @@ def is_running(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def processes_with(variable: str, word: str = "") -> list[int]:
+    """The processes with this `NAME=value` in their environment and the word in their command."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                environ = (entry / "environ").read_bytes().split(b"\0")
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            is_ours = variable.encode() in environ and word.encode() in command
+            if is_ours and is_running(int(entry.name)):
+                found.append(int(entry.name))
+    return found
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:

@@ -15,7 +15,7 @@ import pytest
 from handler.settings import PROJECT
 from tests import workflows
 from tests.conftest import ask_worker, current_client, run
-from tests.processes import is_running, wait_until
+from tests.processes import is_running, processes_with, wait_until
 
 # Two nodes that sleep, so that there is a second one whose messages come after a reconnect.
 SLEEPER: dict[str, Any] = {
@@ -159,15 +159,4 @@ def test_worker_that_was_killed_is_replaced(
 
 def worker_pids(folder: Path) -> list[int]:
     """The processes whose environment names this folder, the tests' own apart."""
-    wanted = f"WORKER_DIR={folder}".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                environ = (entry / "environ").read_bytes().split(b"\0")
-                is_worker = b"worker" in (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if wanted in environ and is_worker:
-                found.append(int(entry.name))
-    return found
+    return processes_with(f"WORKER_DIR={folder}", "worker")

@@ -1,7 +1,10 @@
 """What goes wrong in a real ComfyUI comes back as the documented envelope, with cause and fix."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -10,8 +13,17 @@ import pytest
 import requests
 
 from events.contract import response_problems
+from handler.settings import PROJECT
 from tests import workflows
 from tests.conftest import ask_worker, current_client, run
+from tests.workflows import event
+
+# A second handler process: an event on stdin, the log and then the response on stdout.
+OTHER_HANDLER = """
+import json, sys
+from handler.app import lambda_handler
+print(json.dumps(lambda_handler(json.load(sys.stdin), None)))
+"""
 
 
 def failed(response: dict[str, Any], type_: str, *, retryable: bool) -> str:
@@ -115,13 +127,39 @@ def test_comfyui_that_dies_mid_job_fails_it_as_retryable_and_is_restarted() -> N
     assert works()
 
 
+def test_job_that_waits_behind_the_one_that_kills_comfyui_is_run_all_the_same() -> None:
+    assert works()
+    starts = ask_worker("state")["starts"]
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER_HANDLER],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdin
+    assert other.stdout
+    with other, other.stdin, other.stdout:
+        other.stdin.write(json.dumps(event(workflows.one("TestSleep", seconds=60.0, deaf=True))))
+        other.stdin.close()
+        assert any("node.started" in line for line in other.stdout)
+        threading.Timer(1.0, os.kill, [comfyui_pid(), signal.SIGKILL]).start()
+
+        waiting = run(workflows.image())
+        killed = json.loads(other.stdout.read().splitlines()[-1])
+
+    assert waiting["status"] == "completed"
+    failed(killed, "WorkerUnavailable", retryable=True)
+    assert ask_worker("state")["starts"] == starts + 1
+
+
 def test_node_that_ends_the_thread_of_the_queue_is_noticed_at_once() -> None:
     assert works()
     began = time.monotonic()
 
     message = failed(run(workflows.one("TestExit")), "WorkerUnavailable", retryable=True)
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert "the thread that runs the queue has ended: SystemExit" in message
     assert works()
 

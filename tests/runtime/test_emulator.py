@@ -23,7 +23,7 @@ import requests
 
 from handler.settings import PROJECT
 from tests import workflows
-from tests.processes import is_running, wait_until
+from tests.processes import is_running, processes_with, wait_until
 from tests.workflows import event
 
 MAY_MOUNT = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
@@ -76,18 +76,7 @@ class Emulator:
 
     def processes(self, word: str) -> list[int]:
         """The process ids below this emulator whose command line has the word."""
-        wanted = f"WORKER_DIR={self.folder}/worker".encode()
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    environ = (entry / "environ").read_bytes().split(b"\0")
-                    command = (entry / "cmdline").read_bytes()
-                except OSError:
-                    continue
-                if wanted in environ and word.encode() in command and is_running(int(entry.name)):
-                    found.append(int(entry.name))
-        return found
+        return processes_with(f"WORKER_DIR={self.folder}/worker", word)
 
 
 @contextmanager
