@@ -4,14 +4,19 @@ The emulator looks for extensions in /opt/extensions and wants to be root, so it
 namespace of its own, in which /opt and /var are temporary: nothing of the machine is touched.
 """
 
+import contextlib
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +27,7 @@ import pytest
 import requests
 
 from handler.settings import PROJECT
+from runtime.states import MOVES, State
 from tests import workflows
 from tests.processes import is_running, processes_with, wait_until
 from tests.workflows import event
@@ -172,6 +178,79 @@ def test_two_workers_of_managed_instances_share_one_comfyui() -> None:
         assert first["status"] == "completed"
         assert [response["status"] for response in both] == ["completed", "completed"]
         assert len(running.processes("launch.py")) == 1
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("workers", ["", "2"], ids=["standard", "managed-instances"])
+def test_every_one_of_many_invocations_is_answered_whenever_comfyui_dies(workers: str) -> None:
+    variables = {"AWS_LAMBDA_MAX_CONCURRENCY": workers} if workers else {}
+    with emulator(19090 if workers else 19088, **variables) as running:
+        assert until_answered(running, event(workflows.image()))["status"] == "completed"
+        is_over = threading.Event()
+        killer = threading.Thread(target=kill_now_and_then, args=(running, is_over))
+        killer.start()
+        with ThreadPoolExecutor(int(workers or 1)) as pool:
+            answers = list(
+                pool.map(lambda _: until_answered(running, event(workflows.image())), range(200))
+            )
+        is_over.set()
+        killer.join()
+
+        ends = Counter(
+            answer["error"]["type"] if "error" in answer else answer["status"] for answer in answers
+        )
+        assert set(ends) <= {"completed", "WorkerUnavailable"}
+        # A death costs the jobs that ran or waited for that start, and no others.
+        assert ends["WorkerUnavailable"] <= KILLS * int(workers or 1)
+        assert wait_until(
+            lambda: until_answered(running, event(workflows.image()))["status"] == "completed", 20
+        )
+        assert len(running.processes("launch.py")) == 1
+
+        end_in_the_middle_of(running, event(workflows.one("TestSleep", seconds=30.0, deaf=True)))
+
+        check_states(running.log())
+
+
+KILLS = 5
+
+
+def kill_now_and_then(running: Emulator, is_over: threading.Event) -> None:
+    """SIGKILL for ComfyUI at KILLS random moments, while it boots or while it runs a job."""
+    for _ in range(KILLS):
+        if is_over.wait(random.uniform(0.05, 2)):
+            return
+        for pid in running.processes("launch.py"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def end_in_the_middle_of(running: Emulator, request: Any) -> None:
+    """SIGTERM while a job runs: SHUTDOWN comes, and nothing is left after Lambda's two seconds."""
+    started = running.log().count("node.started")
+    with ThreadPoolExecutor(1) as pool:
+        cut_off = pool.submit(until_answered, running, request)
+        assert wait_until(lambda: running.log().count("node.started") > started)
+        began = time.monotonic()
+        running.process.terminate()
+        running.process.wait(10)
+        assert wait_until(lambda: not running.processes(""), timeout_s=3)
+        # The emulator leaves no more than that itself.
+        assert time.monotonic() - began < 3
+        with contextlib.suppress(requests.ConnectionError):
+            assert cut_off.result().get("status") != "completed"
+    assert "extension: SHUTDOWN" in running.log()
+
+
+def check_states(log: str) -> None:
+    """Every move that the log tells is one of the table, and follows from the one before."""
+    moves = re.findall(r"^worker (\w+) -> (\w+) after", log, re.MULTILINE)
+    state = State.STARTING
+    for old, new in moves:
+        assert state == old
+        assert State(new) in MOVES[state]
+        state = State(new)
+    assert state is State.DRAINING
 
 
 def test_lone_worker_of_managed_instances_that_dies_ends_the_environment() -> None:
