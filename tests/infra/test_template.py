@@ -208,7 +208,7 @@ def _statements() -> Iterator[dict[str, Any]]:
 def test_role_names_its_actions_and_its_resources() -> None:
     statements = list(_statements())
 
-    assert len(statements) == 13
+    assert len(statements) == 14
     for statement in statements:
         assert "*" not in json.dumps(statement["Action"])
         assert statement["Resource"] != "*"
@@ -493,10 +493,12 @@ def test_function_may_read_the_inbox_if_there_is_one(inbox: str, added: list[str
 
 
 def test_function_may_do_nothing_else_with_the_inbox() -> None:
-    (statement,) = (s for s in _statements() if "InboxBucket" in json.dumps(s))
+    read, look = (s for s in _statements() if "InboxBucket" in json.dumps(s))
 
-    assert statement["Action"] == ["s3:GetObject", "s3:GetObjectVersion"]
-    assert statement["Resource"] == {"Fn::Sub": "${InboxBucket.Arn}/*"}
+    assert read["Action"] == ["s3:GetObject", "s3:GetObjectVersion"]
+    assert read["Resource"] == {"Fn::Sub": "${InboxBucket.Arn}/*"}
+    assert look["Action"] == ["s3:ListBucket", "s3:ListBucketVersions"]
+    assert look["Resource"] == {"Fn::GetAtt": ["InboxBucket", "Arn"]}
 
 
 @pytest.mark.usefixtures("aws")
