@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from handler.settings import PROJECT
 from runtime.local_s3 import LocalS3
 from tests import workflows
+from tests.aws import moto_client, objects_in
 from tests.processes import processes_with, wait_until
 from tests.workflows import event, node
 
@@ -71,17 +70,9 @@ class Queues:
 
 
 @pytest.fixture
-def queues(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queues]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    client = boto3.client("sqs", region_name="us-east-1")
-    yield Queues(client)
-    client.close()
-    server.stop()
+def queues() -> Iterator[Queues]:
+    with moto_client("sqs") as client:
+        yield Queues(client)
 
 
 @contextmanager
@@ -132,24 +123,6 @@ def job(request_id: str) -> str:
     return json.dumps(event(workflow, request_id=request_id))
 
 
-def objects(s3: LocalS3) -> Counter[str]:
-    """How many artifacts each job has in the bucket."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3.endpoint_url,
-        aws_access_key_id=s3.access_key_id,
-        aws_secret_access_key=s3.secret_access_key,
-        region_name="us-east-1",
-    )
-    keys = [
-        item["Key"]
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=s3.bucket_name)
-        for item in page.get("Contents", ())
-    ]
-    client.close()
-    return Counter(key.partition("/")[0] for key in keys if key.endswith(".png"))
-
-
 def test_killed_machine_costs_no_job_and_no_job_is_done_twice(
     tmp_path: Path, queues: Queues, s3: LocalS3
 ) -> None:
@@ -180,7 +153,7 @@ def test_killed_machine_costs_no_job_and_no_job_is_done_twice(
         assert wait_until(lambda: queues.left() == 0, PATIENCE_S), second.events()[-10:]
 
     assert time.monotonic() - died_at < PATIENCE_S
-    found = objects(s3)
+    found = Counter(key.partition("/")[0] for key in objects_in(s3) if key.endswith(".png"))
     assert {name: found[name] for name in jobs} == dict.fromkeys(jobs, 1)
     assert queues.dead() == poison | {killer: ""}
     assert not processes_with(environment)

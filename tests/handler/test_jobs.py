@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from events.contract import response_problems
 from handler import app
@@ -20,6 +18,7 @@ from handler.jobs import MAX_DYNAMODB_BYTES, _small
 from handler.settings import PROJECT
 from runtime.local_s3 import LocalS3
 from tests import workflows
+from tests.aws import moto_client, objects_in
 from tests.conftest import Context, WebhookReceiver, ask_worker, run
 from tests.handler.test_storage import s3_fields
 from tests.infra.template import properties
@@ -34,6 +33,7 @@ CANARY = "canary-4711"
 HANDLER = """
 import json, sys
 from handler import app, jobs
+from tests.aws import moto_client, objects_in
 from tests.conftest import Context
 jobs.LEASE_S = 1.0
 event = json.load(sys.stdin)
@@ -50,22 +50,13 @@ def sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def dynamodb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("JOBS_TABLE", TABLE)
-    client = boto3.client("dynamodb")
-    table = properties("JobsTable")
-    known = {name: table[name] for name in ("BillingMode", "AttributeDefinitions", "KeySchema")}
-    client.create_table(TableName=TABLE, **known)
-    yield client
-    client.delete_table(TableName=TABLE)
-    client.close()
-    server.stop()
+    with moto_client("dynamodb") as client:
+        table = properties("JobsTable")
+        known = {name: table[name] for name in ("BillingMode", "AttributeDefinitions", "KeySchema")}
+        client.create_table(TableName=TABLE, **known)
+        yield client
+        client.delete_table(TableName=TABLE)
 
 
 @pytest.fixture(params=["sqlite", "dynamodb"])
@@ -194,27 +185,15 @@ def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(
     kill_at(start_handler(request, seconds=600), "artifact.stored")
     # Without its cache ComfyUI makes the file again, under another number.
     os.kill(ask_worker("state")["comfyui_pid"], signal.SIGKILL)
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3.endpoint_url,
-        aws_access_key_id=s3.access_key_id,
-        aws_secret_access_key=s3.secret_access_key,
-        region_name="us-east-1",
-    )
-
-    def keys() -> set[str]:
-        found = client.list_objects_v2(Bucket=s3.bucket_name, Prefix="once/")["Contents"]
-        return {item["Key"] for item in found}
-
-    left = keys()
+    left = objects_in(s3, "once/")
     webhook_receiver.delay_s = 0.0
     assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "")
     response = app.lambda_handler(request, Context(60))
 
     assert len(left) == 2
-    assert keys() == {f"once/{item['filename']}" for item in (other, response["output"][0])}
-    assert keys() != left
-    client.close()
+    kept = objects_in(s3, "once/")
+    assert kept == {f"once/{item['filename']}" for item in (other, response["output"][0])}
+    assert kept != left
 
 
 def kill_at(handler: subprocess.Popen[str], event_name: str) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from handler.settings import PROJECT
+from tests.aws import moto_server
 from tests.infra.template import needs_sam, parameter, run_tool, template
 
 pytestmark = [needs_sam, pytest.mark.slow]
@@ -85,11 +85,8 @@ def test_environments_fit_their_instances(profile: str) -> None:
 
 @pytest.fixture(scope="module")
 def moto_url() -> Iterator[str]:
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    _, port = server.get_host_and_port()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
+    with moto_server() as url:
+        yield url
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -10,10 +10,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
 
 from runtime.lambda_host.destination import FailedEvent, destination_of
 from runtime.lambda_host.failures import InvocationResult, failure
@@ -22,6 +20,7 @@ from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.sqs_event import failed_messages
 from runtime.lambda_host.sqs_poller import PollerRules, SqsPoller
 from runtime.lambda_host.sqs_queue import Message, QueueError, SqsQueue
+from tests.aws import moto_client
 from tests.conftest import WebhookReceiver
 from tests.processes import is_running, wait_until
 
@@ -33,17 +32,8 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def sqs() -> Iterator[Any]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL_SQS", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "x")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-        client = boto3.client("sqs", region_name="us-east-1")
+    with moto_client("sqs") as client:
         yield client
-        client.close()
-    server.stop()
 
 
 class Queue:

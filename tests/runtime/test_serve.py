@@ -18,10 +18,10 @@ import boto3
 import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from moto.server import ThreadedMotoServer
 
 from handler.settings import PROJECT
 from runtime import cli
+from tests.aws import moto_client
 from tests.processes import is_running, wait_until
 
 pytestmark = [
@@ -101,17 +101,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def sqs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    client = boto3.client("sqs", region_name="us-east-1")
-    yield client
-    client.close()
-    server.stop()
+def sqs() -> Iterator[Any]:
+    with moto_client("sqs") as client:
+        yield client
 
 
 def act(folder: Path, name: str, **action: Any) -> str:

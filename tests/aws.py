@@ -1,0 +1,56 @@
+"""AWS for the tests: moto's server, and clients of it and of the local S3 server."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import boto3
+import pytest
+import requests
+from moto.server import ThreadedMotoServer
+
+from runtime.local_s3 import LocalS3
+
+REGION = "us-east-1"
+
+
+@contextmanager
+def moto_server(variable: str = "AWS_ENDPOINT_URL") -> Iterator[str]:
+    """Its address; every client of this process and its children finds it by the variable."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    # What an earlier server of this process was told is still there.
+    requests.post(f"{url}/moto-api/reset", timeout=10).raise_for_status()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variable, url)
+        patch.setenv("AWS_DEFAULT_REGION", REGION)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        yield url
+    server.stop()
+
+
+@contextmanager
+def moto_client(service: str) -> Iterator[Any]:
+    """A client of this service, alone on a server of its own."""
+    with moto_server(f"AWS_ENDPOINT_URL_{service.upper()}"):
+        client = boto3.session.Session().client(service)
+        yield client
+        client.close()
+
+
+def objects_in(s3: LocalS3, prefix: str = "") -> set[str]:
+    """The keys in the bucket of a local S3 server."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3.endpoint_url,
+        aws_access_key_id=s3.access_key_id,
+        aws_secret_access_key=s3.secret_access_key,
+        region_name=REGION,
+    )
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=s3.bucket_name, Prefix=prefix)
+    keys = {item["Key"] for page in pages for item in page.get("Contents", ())}
+    client.close()
+    return keys
