@@ -2,8 +2,11 @@
 
 `python -m benchmarks.prefetch`: a worker starts, and its first job loads two diffusion models of
 2 GB each, which were dropped from the page cache just before. With prefetch the handler tells the
-worker the names of the files, as it does for every cold job; without, it does not. They take turns.
-Both last from the start of the worker's process to the end of the job.
+worker the names of the files, as it does for every job; without, it does not. They take turns.
+
+- cold: the job is there when the worker starts, as after a sleep; from the start of the worker's
+  process to the end of the job.
+- hot: ComfyUI is up when the job comes, as after Lambda's Init; from the job to its end.
 
 How to read it: the slower the disk, the more is gained, up to what the disk needs for 4 GB or the
 boot takes, whichever is less. `--folder` puts the files on another disk; the first line tells how
@@ -15,6 +18,8 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +27,7 @@ from benchmarks.place import own_environment, running_comfyui
 from benchmarks.raw_client import RawClient
 from benchmarks.report import print_table
 from handler.settings import Settings
+from handler.worker import ReadyWorker, Worker
 from handler.workflow import model_names
 
 _WRITER = Path(__file__).with_name("large_models.py")
@@ -67,19 +73,40 @@ def read_all(files: list[Path]) -> float:
     return time.perf_counter() - began
 
 
-def cold_job(files: list[Path], folder: Path, *, is_prefetching: bool) -> float:
+def cold_job(files: list[Path], folder: Path, models: Sequence[str]) -> float:
     """Milliseconds from the start of the worker to the end of the job."""
-    with own_environment():
-        os.environ["MODELS_DIR"] = str(folder)
-        settings = Settings.from_env(os.environ)
+    with _environment(folder) as settings:
         drop_from_cache(files)
         began = time.perf_counter()
-        models = model_names(workflow()) if is_prefetching else ()
-        with running_comfyui(settings, models) as worker:
-            client = RawClient(worker.base_url)
-            client.run(workflow())
-            ms = (time.perf_counter() - began) * 1000
-            client.close()
+        with running_comfyui(settings, models) as ready:
+            return _run(ready, began)
+
+
+def hot_job(files: list[Path], folder: Path, models: Sequence[str]) -> float:
+    """Milliseconds from the job to its end, on a ComfyUI that was up before."""
+    with _environment(folder) as settings, running_comfyui(settings) as ready:
+        drop_from_cache(files)
+        worker = Worker(settings)
+        began = time.perf_counter()
+        worker.begin_wake(models)
+        try:
+            return _run(ready, began)
+        finally:
+            worker.close()
+
+
+@contextmanager
+def _environment(folder: Path) -> Iterator[Settings]:
+    with own_environment():
+        os.environ["MODELS_DIR"] = str(folder)
+        yield Settings.from_env(os.environ)
+
+
+def _run(ready: ReadyWorker, began: float) -> float:
+    client = RawClient(ready.base_url)
+    client.run(workflow())
+    ms = (time.perf_counter() - began) * 1000
+    client.close()
     return ms
 
 
@@ -93,11 +120,14 @@ def main() -> None:
         files = write_models(folder)
         size_gb = sum(path.stat().st_size for path in files) / 1e9
         print(f"{size_gb:.1f} GB, {size_gb / read_all(files):.1f} GB/s from the cold disk")
-        sides: dict[str, list[float]] = {"without prefetch": [], "with prefetch": []}
-        for _ in range(args.rounds):
-            for side, times in sides.items():
-                times.append(cold_job(files, folder, is_prefetching=side == "with prefetch"))
-        print_table(sides, {"with prefetch": 1.0})
+        names = model_names(workflow())
+        for job in (cold_job, hot_job):
+            sides: dict[str, list[float]] = {"without prefetch": [], "with prefetch": []}
+            for _ in range(args.rounds):
+                for side, models in zip(sides, ((), names), strict=True):
+                    sides[side].append(job(files, folder, models))
+            print(f"{job.__name__}:")
+            print_table(sides, {"with prefetch": 1.0})
 
 
 if __name__ == "__main__":

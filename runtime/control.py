@@ -2,8 +2,8 @@
 
 One JSON object a line, `{"op": ...}`:
 
-- `wake` begins a job (`models`: names of files to read while ComfyUI starts). It is answered at
-  once, and once more, unless that said `ready`, when ComfyUI is ready or its start has failed.
+- `wake` begins a job (`models`: names of files to read ahead of ComfyUI). It is answered at once,
+  and once more, unless that said `ready`, when ComfyUI is ready or its start has failed.
 - `done` ends the job and has no answer.
 - `state` tells how things are.
 - `sleep` lets an idle worker sleep now (`depth`: `free`, `stop` or `exit`, see runtime/states.py),
@@ -158,8 +158,9 @@ class _Connection(socketserver.StreamRequestHandler):
         worker.begin_job()
         first = worker.describe()
         yield first
+        worker.prefetch(models)
         if first["state"] != State.READY:
-            worker.wake(models)
+            worker.wake()
             yield worker.describe()
 
     def _end_job(self) -> None:

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from handler.settings import Settings
-from runtime import prefetch
 from runtime.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
 from runtime.hooks import Change, Hooks, StateLines, tell
+from runtime.idle import Idle
+from runtime.prefetch import Prefetcher
 from runtime.states import Depth, State, check_move
 
 MAX_FAILED_STARTS = 5
@@ -40,11 +41,10 @@ class Worker:
         self._cold_start_ms = 0.0
         self._process: ComfyUIProcess | None = None
         self._prepared: ComfyUIProcess | None = None
-        self._prefetch: prefetch.Prefetch | None = None
+        self._prefetcher = Prefetcher(settings)
         self._wanted, self._stopping, self._stop_at = True, False, math.inf
         self._attempts = self._failed_starts = self._early_deaths = 0
-        self._jobs, self._idle_since = 0, time.monotonic()
-        self._told, self._is_freed = Depth.AWAKE, False
+        self._idle, self._is_freed = Idle(settings), False
 
     def supervise(self) -> None:
         """Run until `stop`: start ComfyUI when it is wanted, and serve until it dies or sleeps."""
@@ -61,33 +61,28 @@ class Worker:
             self._changes.put(None)
             teller.join(_HOOKS_WITHIN_S)
 
-    def wake(self, model_names: Sequence[str] = ()) -> None:
-        """Block until ComfyUI is ready, or the start that is under way (or made now) has failed.
-
-        While it starts, the files of `model_names` are read into the page cache.
-        """
-        with self._changed:
-            seen, is_cold = self._attempts, self.state is not State.READY
-            self._wanted, self._told = True, Depth.AWAKE
-            self._changed.notify_all()
-        if is_cold and model_names and (self._prefetch is None or self._prefetch.join(0)):
-            files = prefetch.find(model_names, self.settings.model_folders)
-            self._prefetch = prefetch.Prefetch(files)
+    def wake(self) -> None:
+        """Block until ComfyUI is ready, or the start that is under way (or made now) has failed."""
         over = (State.READY, State.FAILED, State.DRAINING, State.STOPPED)
         with self._changed:
+            seen = self._attempts
+            self._wanted, self._idle.told = True, Depth.AWAKE
+            self._changed.notify_all()
             self._changed.wait_for(lambda: self.state in over or self._attempts > seen)
+
+    def prefetch(self, model_names: Sequence[str]) -> None:
+        """Begin to read the files of these names into the page cache."""
+        self._prefetcher.begin(model_names)
 
     def begin_job(self) -> None:
         """Count a job: as long as there is one, the worker does not sleep."""
         with self._changed:
-            self._jobs += 1
-            self._told = Depth.AWAKE
+            self._idle.begin_job()
 
     def end_job(self) -> None:
         """End a job; when none is left, the time to sleep begins to count."""
         with self._changed:
-            self._jobs -= 1
-            self._idle_since = time.monotonic()
+            self._idle.end_job()
             self._changed.notify_all()
 
     def sleep(self, depth: Depth) -> bool:
@@ -96,11 +91,11 @@ class Worker:
         False, and nothing happens, while a job runs.
         """
         with self._changed:
-            if self._jobs:
+            if self._idle.jobs:
                 return False
-            self._told = depth
+            self._idle.told = depth
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._told is not depth or self._sleeps(depth))
+            self._changed.wait_for(lambda: self._idle.told is not depth or self._sleeps(depth))
             return True
 
     def restart(self) -> None:
@@ -139,13 +134,13 @@ class Worker:
             return {
                 "state": self.state.value,
                 "starts": self.starts,
-                "jobs": self._jobs,
+                "jobs": self._idle.jobs,
                 "cold_start_ms": self._cold_start_ms,
                 "failure": self.last_failure,
                 "base_url": process.base_url if process else "",
                 "comfyui_pid": process.pid if process else None,
                 "prepared_pid": prepared.pid if prepared else None,
-                "prefetched_bytes": self._prefetch.read_bytes if self._prefetch else 0,
+                "prefetched_bytes": self._prefetcher.read_bytes,
                 "folders": {
                     "output": str(data / "output"),
                     "input": str(data / "input"),
@@ -156,10 +151,10 @@ class Worker:
     def _wait_until_wanted(self) -> bool:
         with self._changed:
             while not self._may_go_on():
-                if self._depth() is Depth.EXIT and self._prepared:
-                    self._end_prepared(self._why_asleep())
+                if self._idle.depth() is Depth.EXIT and self._prepared:
+                    self._end_prepared(self._idle.reason())
                     self._changed.notify_all()
-                self._changed.wait(self._until_deepest_sleep_s())
+                self._changed.wait(self._idle.until_exit_s() if self._prepared else None)
             if (in_a_row := self._failed_starts + self._early_deaths) > 1:
                 pause = min(2.0 ** (in_a_row - 2), _MAX_BACKOFF_S)
                 self._changed.wait_for(lambda: self._stopping, timeout=pause)
@@ -190,7 +185,7 @@ class Worker:
             self.starts += 1
             self._failed_starts = 0
             self._cold_start_ms = round((time.monotonic() - began) * 1000, 1)
-            self._idle_since = time.monotonic()
+            self._idle.restart()
             self._move(State.READY, process.base_url)
         return True
 
@@ -208,17 +203,17 @@ class Worker:
         while True:
             status = process.wait(_WATCH_EVERY_S)
             with self._changed:
-                if self._stopping and (self._jobs == 0 or time.monotonic() >= self._stop_at):
+                if self._stopping and (self._idle.jobs == 0 or time.monotonic() >= self._stop_at):
                     return
                 if status is not None:
                     is_early = time.monotonic() - ready_at < _STABLE_AFTER_S
                     self._early_deaths = self._early_deaths + 1 if is_early else 0
                     self._note_death(process, status)
                     return
-                depth = self._depth()
+                depth = self._idle.depth()
                 if not self._stopping and depth >= Depth.STOP:
                     self._wanted = False
-                    self._move(State.INACTIVE, self._why_asleep())
+                    self._move(State.INACTIVE, self._idle.reason())
                     break
             if self._is_freed is not (depth is Depth.FREE):
                 self._free(process, depth is Depth.FREE)
@@ -226,7 +221,7 @@ class Worker:
 
     def _free(self, process: ComfyUIProcess, is_asleep: bool) -> None:
         if is_asleep:
-            log(f"{self._why_asleep()}: models are unloaded")
+            log(f"{self._idle.reason()}: models are unloaded")
             process.free()
         with self._changed:
             self._is_freed = is_asleep
@@ -234,21 +229,9 @@ class Worker:
 
     def _fall_asleep(self) -> None:
         self._end_processes()
-        if self._depth() < Depth.EXIT:
+        if self._idle.depth() < Depth.EXIT:
             with contextlib.suppress(ComfyUIStartError):
                 self._prepared = ComfyUIProcess(self.settings, self._log_comfyui, is_prepared=True)
-
-    def _depth(self) -> Depth:
-        """How deep the worker is to sleep: after its idle time, or because it was told to."""
-        given = self.settings
-        limits = {
-            Depth.FREE: given.idle_free_after_s,
-            Depth.STOP: given.idle_stop_after_s,
-            Depth.EXIT: given.idle_exit_after_s,
-        }
-        idle_s = self._idle_s()
-        due = [depth for depth, limit in limits.items() if limit and limit <= idle_s]
-        return max([self._told, *due])
 
     def _sleeps(self, depth: Depth) -> bool:
         """Whether it sleeps as deep as that, or cannot."""
@@ -260,19 +243,6 @@ class Worker:
             case _:
                 is_gone = self._process is None
                 return is_gone and (depth < Depth.EXIT or self._prepared is None)
-
-    def _idle_s(self) -> float:
-        return 0.0 if self._jobs else time.monotonic() - self._idle_since
-
-    def _why_asleep(self) -> str:
-        return "told to sleep" if self._told else f"idle for {self._idle_s():.0f} s"
-
-    def _until_deepest_sleep_s(self) -> float | None:
-        """Seconds until the prepared process may not stay; None for never."""
-        limit = self.settings.idle_exit_after_s
-        if not limit or self._prepared is None or self._jobs:
-            return None
-        return max(limit - self._idle_s(), 0.0)
 
     def _note_failed_start(self, reason: str) -> None:
         with self._changed:
@@ -293,15 +263,12 @@ class Worker:
             self._move(State.STARTING, self.last_failure)
 
     def _end_processes(self) -> None:
-        with self._changed:
-            process, reading = self._process, self._prefetch
-        if reading:
-            reading.stop()
-        if process:
-            process.stop()
+        self._prefetcher.stop()
+        if self._process:
+            self._process.stop()
         self._end_prepared("")
         with self._changed:
-            self._process = self._prefetch = None
+            self._process = None
             self._changed.notify_all()
 
     def _end_prepared(self, reason: str) -> None:

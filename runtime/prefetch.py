@@ -1,12 +1,15 @@
-"""Reads the model files that a workflow names into the page cache, while ComfyUI still imports.
+"""Reads the model files that a workflow names into the page cache, ahead of ComfyUI.
 
 ComfyUI maps the files into memory when a node loads them; from a cold disk or a network mount that
-is when the time passes. Reading them beforehand costs nothing that the loading would not cost.
+is when the time passes, and page after page is the slowest way to read. Reading them beforehand
+costs nothing that the loading would not cost.
 """
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from handler.settings import Settings
 
 _CHUNK_BYTES = 8 * 1024 * 1024
 # What may be filled of the memory that is free now: the rest belongs to ComfyUI itself.
@@ -18,12 +21,44 @@ def find(names: Iterable[str], folders: Sequence[Path]) -> list[Path]:
     return [path for name in names if (path := _first(name, folders)) is not None]
 
 
-class Prefetch:
-    """Reads files in a thread of its own until it is through, or stopped."""
+class Prefetcher:
+    """Reads each file once in the life of a ComfyUI. Any thread may use it."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._begun: set[str] = set()
+        self._reading: Prefetch | None = None
+
+    @property
+    def read_bytes(self) -> int:
+        reading = self._reading
+        return reading.read_bytes if reading else 0
+
+    def begin(self, names: Iterable[str]) -> None:
+        """Read the files of these names, unless they were read or others are just being read."""
+        with self._lock:
+            new = [name for name in names if name not in self._begun]
+            if not new or (self._reading and not self._reading.join(0)):
+                return
+            self._begun.update(new)
+            self._reading = Prefetch(new, self._settings.model_folders)
+
+    def stop(self) -> None:
+        """End the reading, and forget what was read: another ComfyUI may come much later."""
+        with self._lock:
+            self._begun.clear()
+            if self._reading:
+                self._reading.stop()
+            self._reading = None
+
+
+class Prefetch:
+    """Finds and reads files in a thread of its own until it is through, or stopped."""
+
+    def __init__(self, names: Sequence[str], folders: Sequence[Path]) -> None:
         self.read_bytes = 0
-        self._files = files
+        self._names, self._folders = names, folders
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._read_all, daemon=True, name="prefetch")
         self._thread.start()
@@ -45,7 +80,7 @@ class Prefetch:
                 return
 
     def _chunks(self, buffer: bytearray) -> Iterator[int]:
-        for path in self._files:
+        for path in find(self._names, self._folders):
             try:
                 with path.open("rb", buffering=0) as file:
                     while size := file.readinto(buffer):

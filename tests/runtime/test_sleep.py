@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import pytest
 
-from handler.settings import PROJECT
+from handler.settings import PROJECT, Settings
 from runtime import prefetch
 from runtime.hooks import Change, HookError, Hooks, PyWorkerLines, load_hooks, tell
 from runtime.states import MOVES, IllegalMove, State, check_move
@@ -237,9 +237,29 @@ def test_named_model_files_are_read_from_the_first_folder_that_has_them(tmp_path
         (tmp_path / folder / "vae" / "sub" / "a.safetensors").write_bytes(content)
     folders = [tmp_path / "one", tmp_path / "two"]
 
-    files = prefetch.find(["sub/a.safetensors", "../x", "/etc/passwd", "none.pt"], folders)
-    reading = prefetch.Prefetch(files)
+    names = ["sub/a.safetensors", "../x", "/etc/passwd", "none.pt"]
+    reading = prefetch.Prefetch(names, folders)
 
-    assert files == [tmp_path / "one" / "vae" / "sub" / "a.safetensors"]
+    assert prefetch.find(names, folders) == [tmp_path / "one" / "vae" / "sub" / "a.safetensors"]
     assert reading.join(5)
     assert reading.read_bytes == 1000
+
+
+def test_each_file_is_read_once_in_the_life_of_a_comfyui(tmp_path: Path) -> None:
+    for name, size in (("a.pt", 1000), ("b.pt", 10)):
+        (tmp_path / "vae").mkdir(exist_ok=True)
+        (tmp_path / "vae" / name).write_bytes(b"x" * size)
+    prefetcher = prefetch.Prefetcher(Settings(models_dir=tmp_path, comfyui_dir=tmp_path / "no"))
+
+    prefetcher.begin(["a.pt"])
+    assert wait_until(lambda: prefetcher.read_bytes == 1000)
+    time.sleep(0.05)
+    prefetcher.begin(["a.pt", "b.pt"])
+    assert wait_until(lambda: prefetcher.read_bytes == 10)
+    time.sleep(0.05)
+    prefetcher.begin(["a.pt", "b.pt"])
+    assert prefetcher.read_bytes == 10
+
+    prefetcher.stop()
+    prefetcher.begin(["a.pt"])
+    assert wait_until(lambda: prefetcher.read_bytes == 1000)
