@@ -18,10 +18,10 @@ class Heartbeat:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Returns when no beat is under way any more."""
+    def stop(self, wait_s: float | None = None) -> None:
+        """Returns when no beat is under way any more, or after `wait_s` seconds."""
         self._is_over.set()
-        self._thread.join()
+        self._thread.join(wait_s)
 
     def __enter__(self) -> None:
         self.start()

@@ -3,11 +3,9 @@
 https://docs.aws.amazon.com/lambda/latest/dg/with-sns.html; the invocation is asynchronous.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
-from events import asynchronous, messages
-from events.identity import identified
+from events import messages
 
 
 def matches(event: Any) -> bool:
@@ -25,15 +23,11 @@ def matches(event: Any) -> bool:
     )
 
 
-def process(event: dict[str, Any], handle: asynchronous.Handle) -> dict[str, Any]:
-    """Run the requests in every message."""
-    return asynchronous.run(requests(event), handle)
-
-
-def requests(event: dict[str, Any]) -> Iterator[Any]:
-    """The requests in every message; an invocation has one."""
+def process(event: dict[str, Any], handle: messages.Handle) -> dict[str, Any]:
+    """Run the requests in the message; an invocation has one."""
     from aws_lambda_powertools.utilities.data_classes import SNSEvent  # noqa: PLC0415
 
+    responses: list[dict[str, Any]] = []
     for record in SNSEvent(event).records:
-        for request in messages.requests_in(record.sns.message):
-            yield identified(request, record.sns.message_id)
+        responses += messages.run(record.sns.message, record.sns.message_id, handle)
+    return {"responses": responses}

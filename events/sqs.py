@@ -5,12 +5,10 @@ Reply: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.h
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from events import asynchronous, dead_letters, messages, stepfunctions, visibility
-from events.identity import identified
-from events.text import request_of
+from events import dead_letters, messages, visibility
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.batch import BatchProcessor
@@ -44,6 +42,8 @@ def process(
 
     from aws_lambda_powertools.utilities.batch import process_partial_response  # noqa: PLC0415
 
+    error_types: dict[str, Sequence[str]] = {}
+
     def run(record: "SQSRecord") -> None:
         try:
             _run(record.raw_event, handle, dead_letter_queue_url)
@@ -52,23 +52,22 @@ def process(
             reason = f"{type(error).__name__}: {error}"
             told = {"message_id": record.message_id, "reason": reason}
             _log.warning("the message goes back to its queue", extra=told)
-            visibility.postpone(record.raw_event, getattr(error, "error_types", ()))
+            error_types[record.message_id] = getattr(error, "error_types", ())
             raise
 
     processor = _processor(str(event["Records"][0].get("eventSourceARN")))
     # Powertools reads nothing of the Lambda context unless the record handler asks for it.
-    reply = process_partial_response(event, run, processor, context=None)
-    return cast(dict[str, Any], reply)
+    reply = cast(dict[str, Any], process_partial_response(event, run, processor, context=None))
+    back = {item["itemIdentifier"] for item in reply["batchItemFailures"]}
+    for record in event["Records"]:
+        # At the very end: whoever keeps the batch hidden while it runs would undo it.
+        if record["messageId"] in back:
+            visibility.postpone(record, error_types.get(record["messageId"], ()))
+    return reply
 
 
 def _run(record: dict[str, Any], handle: Handle, dead_letter_queue_url: str) -> None:
-    body = record.get("body")
-    if stepfunctions.matches(task := request_of(body)):
-        # The state machine is told of every end, and decides about retries itself.
-        stepfunctions.process(task, handle)
-        return
-    requests = (identified(each, record["messageId"]) for each in messages.requests_in(body))
-    responses = asynchronous.run(requests, handle)["responses"]
+    responses = messages.run(record.get("body"), record["messageId"], handle)
     failures = [response["error"] for response in responses if response.get("error")]
     if failures and dead_letter_queue_url:
         dead_letters.send(dead_letter_queue_url, record, failures[0])

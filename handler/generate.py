@@ -38,8 +38,23 @@ class Generator:
     def generate(self, event: Any, deadline: Deadline, source: str) -> dict[str, Any]:
         """Run the job that a request event describes; the documented response, always."""
         outcome = Outcome(caller_of(event))
-        claim = Claim()
         logger.append_keys(request_id=outcome.caller.request_id)
+        try:
+            return self._generate(event, outcome, deadline, source)
+        finally:
+            # Last of all: a worker that drains ends with its last job, and takes us along.
+            self._runner.done()
+            logger.remove_keys(["request_id", "prompt_id"])
+
+    def close(self) -> None:
+        """Give up the connections; a worker that was started for this process alone stops."""
+        self._runner.close()
+        self._jobs.close()
+
+    def _generate(
+        self, event: Any, outcome: Outcome, deadline: Deadline, source: str
+    ) -> dict[str, Any]:
+        claim = Claim()
         try:
             emit("job.received", "job received", source=source)
             with outcome.timings.stage("preprocess_ms"):
@@ -52,16 +67,10 @@ class Generator:
         except Exception as error:
             logger.exception("unexpected error")
             outcome.error = InternalError(f"unexpected {type(error).__name__}; the log says more")
+        try:
+            return claim.stored or self._end(outcome, claim, deadline)
         finally:
-            self._runner.done()
-        response = claim.stored or self._end(outcome, claim, deadline)
-        logger.remove_keys(["request_id", "prompt_id"])
-        return response
-
-    def close(self) -> None:
-        """Give up the connections; a worker that was started for this process alone stops."""
-        self._runner.close()
-        self._jobs.close()
+            claim.release()
 
     def _end(self, outcome: Outcome, claim: Claim, deadline: Deadline) -> dict[str, Any]:
         response = outcome.response()
@@ -100,7 +109,7 @@ class Generator:
             yield None
             return
         with self._storage.uploads(
-            target, is_callers=job.s3.is_given, request_hash=claim.request_hash
+            target, is_callers=job.s3.is_given, attempt=claim.attempt
         ) as uploads:
             try:
                 yield uploads
@@ -109,7 +118,11 @@ class Generator:
                     outcome.wait_for_uploads(deadline.answer_left_s())
             if outcome.error is None:
                 artifacts = [artifact for artifact, _ in outcome.artifacts]
-                uploads.remove_leftovers(artifacts, self._settings.jobs_expire_s)
+                uploads.remove_leftovers(
+                    artifacts,
+                    max_age_s=self._settings.jobs_expire_s,
+                    timeout_s=deadline.answer_left_s(),
+                )
 
     def _execute(
         self, workflow: dict[str, Any], worker: ReadyWorker, outcome: Outcome, deadline: Deadline

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from events.heartbeat import Heartbeat
 from events.job import Job
 from handler.errors import AlreadyRunning, Cancelled
+from handler.leftovers import Attempt, attempt_now
 from handler.log import emit, logger
 from handler.outcome import Outcome
 from handler.settings import Settings
@@ -42,6 +43,7 @@ class _Claimed:
     data: dict[str, Any]
     max_bytes: int | None
     heartbeat: Heartbeat
+    attempt: Attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +54,21 @@ class Claim:
     _claimed: _Claimed | None = None
 
     @property
-    def request_hash(self) -> str:
-        """What tells the claimed request from all others; empty without a claim."""
-        return str(self._claimed.data["request"]) if self._claimed else ""
+    def attempt(self) -> Attempt | None:
+        """What the files of a claimed job are marked with."""
+        return self._claimed.attempt if self._claimed else None
+
+    def release(self) -> None:
+        """Renew it no longer: unless it was ended before, it lapses."""
+        if self._claimed:
+            # A renewal that is under way changes nothing that `end` does.
+            self._claimed.heartbeat.stop(wait_s=0)
 
     def end(self, response: dict[str, Any], outcome: Outcome) -> None:
         """Store the response, or give the claim up so that the same request can run again."""
         if self._claimed is None:
             return
-        self._claimed.heartbeat.stop()
+        self.release()
         store, data = self._claimed.store, self._claimed.data
         kept = _small(response, self._claimed.max_bytes) if _is_final(outcome) else None
         try:
@@ -105,7 +113,9 @@ class Jobs:
         heartbeat = Heartbeat(LEASE_S / _RENEWALS_IN_A_LEASE, lambda: _renew(store, data))
         heartbeat.start()
         max_bytes = MAX_DYNAMODB_BYTES if self._settings.jobs_table else None
-        return Claim(_claimed=_Claimed(store, data, max_bytes, heartbeat))
+        # Without secrets: whoever has a file's URL can read its metadata.
+        attempt = attempt_now(_hash([job.id, job.workflow, job.s3.bucket_name]))
+        return Claim(_claimed=_Claimed(store, data, max_bytes, heartbeat, attempt))
 
     def close(self) -> None:
         if self._store:
@@ -147,7 +157,7 @@ def _renew(store: "Store", data: dict[str, Any]) -> bool:
     try:
         store.renew(data, int((time.time() + LEASE_S) * 1000))
     except Exception as error:
-        # Two more renewals may fail before the claim is anybody else's.
+        # There are others before the claim is anybody else's.
         _warn("the claim was not renewed", error)
     return True
 
@@ -157,9 +167,13 @@ def _identity(job: Job) -> dict[str, Any]:
 
     Only its hash is stored, so secrets may be part of it.
     """
-    said = json.dumps([asdict(job.caller), job.workflow, asdict(job.s3), job.return_base64,
-                       job.return_temp], sort_keys=True)  # fmt: skip
-    return {"id": job.id, "request": sha256(said.encode()).hexdigest()}
+    flags = [job.return_base64, job.return_temp]
+    said = [asdict(job.caller), job.workflow, asdict(job.s3), *flags]
+    return {"id": job.id, "request": _hash(said)}
+
+
+def _hash(said: Any) -> str:
+    return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _stored(record: Any) -> dict[str, Any]:

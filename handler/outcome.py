@@ -2,7 +2,7 @@
 
 import base64
 import time
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any
@@ -116,14 +116,21 @@ class Outcome:
         for (artifact, _), item in zip(self.artifacts, body["output"], strict=True):
             if artifact.problem:
                 continue
-            left -= artifact.local_path.stat().st_size * 4 // 3 + _ROOM_FOR_ONE_FILE
+            try:
+                content = artifact.local_path.read_bytes()
+            except OSError as error:
+                body.setdefault("warnings", []).append(
+                    f"return_outputs_as_base64: {artifact.filename}: {error.strerror}"
+                )
+                continue
+            left -= len(content) * 4 // 3 + _ROOM_FOR_ONE_FILE
             if left < 0:
                 body.setdefault("warnings", []).append(
                     "return_outputs_as_base64: the files are larger than a response may be (6 MiB),"
                     f" {artifact.filename} and those after it are left out; read them by url"
                 )
                 return
-            item["base64"] = base64.b64encode(artifact.local_path.read_bytes()).decode()
+            item["base64"] = base64.b64encode(content).decode()
 
 
 def _status(failure: JobError | None) -> str:
@@ -139,6 +146,6 @@ def _stored(
         return {"upload_error": artifact.problem} if artifact.problem else {}
     try:
         stored = future.result(None if give_up is None else max(give_up - time.monotonic(), 0.0))
-    except FutureTimeout:
+    except (FutureTimeout, CancelledError):
         return {"upload_error": "the upload was not finished when the invocation's time ran out"}
     return {"url": stored.url} if stored.url else {"upload_error": stored.upload_error}

@@ -19,6 +19,10 @@ _INTERRUPT_WAIT_S = 5.0
 _INTERRUPT_POLL_S = 0.05
 
 
+class _DiedBeforeOurJob(Exception):
+    """ComfyUI died, and this job had not begun: it waited behind another one, or killed it."""
+
+
 class Runner:
     """The connections of a handler process to its worker and to ComfyUI, kept between jobs."""
 
@@ -45,10 +49,10 @@ class Runner:
         try:
             worker = self._worker.wait_ready(deadline.work_left_s())
         except TimeoutError:
-            raise DeadlineExceeded(
-                "the invocation ran out of time while ComfyUI was starting; the job was not begun",
-                began=False,
-            ) from None
+            said = (
+                "the invocation ran out of time while ComfyUI was starting; the job was not begun."
+            )
+            raise DeadlineExceeded(f"{said} {self._worker.last_lines()}", began=False) from None
         except OSError as error:
             raise WorkerUnavailable("the worker died while ComfyUI was starting") from error
         if not is_ready:
@@ -71,16 +75,17 @@ class Runner:
         """
         began = time.monotonic()
         try:
-            worker = self._submit(workflow, worker, execution, timings, deadline)
-            try:
-                return self._follow(worker, execution, deadline)
-            except WorkerUnavailable:
-                if execution.began:
-                    raise
-            # It waited behind the job that ComfyUI died of. Once only: a job that kills ComfyUI
-            # in its first moment looks the same.
-            worker = self._submit(workflow, worker, execution, timings, deadline)
-            return self._follow(worker, execution, deadline)
+            # Twice at most: a job that kills ComfyUI in its first moment looks like this, too.
+            for attempt in (1, 2):
+                worker = self._submit(workflow, worker, execution, timings, deadline)
+                try:
+                    return self._follow(worker, execution, deadline)
+                except _DiedBeforeOurJob as died:
+                    if attempt == 2:
+                        raise WorkerUnavailable(
+                            f"ComfyUI died before the job ran. {died}"
+                        ) from died
+            raise AssertionError
         finally:
             ran_ms = (time.monotonic() - began) * 1000
             timings.add("queue_ms", execution.queue_ms)
@@ -133,10 +138,14 @@ class Runner:
             self._make_way(client, execution.prompt_id, deadline)
             raise _deadline_exceeded(execution) from None
         except ComfyUIStuck as error:
+            lines = self._worker.last_lines()
             self._worker.restart()
-            raise WorkerUnavailable(f"{error}; ComfyUI is restarted") from error
+            raise WorkerUnavailable(f"{error}; it is restarted. {lines}") from error
         except ComfyUIGone as error:
-            words = self._worker.last_words(worker) or "It was restarted."
+            if not (words := self._worker.last_words(worker)):
+                raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
+            if not execution.began:
+                raise _DiedBeforeOurJob(words) from error
             raise WorkerUnavailable(f"ComfyUI died while the job ran. {words}") from error
 
     def _make_way(self, client: ComfyUI, prompt_id: str, deadline: Deadline) -> None:

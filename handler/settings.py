@@ -117,9 +117,9 @@ class Settings:
     worker_dir_given: Path | None = _var("WORKER_DIR", _path, None)
     worker_hooks: tuple[str, ...] = _var("WORKER_HOOKS", _names, ())
     pyworker_log: Path | None = _var("PYWORKER_LOG", _path, None)
-    idle_free_after_s: float | None = _var("IDLE_FREE_AFTER", _seconds, None)
-    idle_stop_after_s: float | None = _var("IDLE_STOP_AFTER", _seconds, None)
-    idle_exit_after_s: float | None = _var("IDLE_EXIT_AFTER", _seconds, None)
+    idle_free_after_s: float | None = _var("IDLE_FREE_AFTER", _positive_seconds, None)
+    idle_stop_after_s: float | None = _var("IDLE_STOP_AFTER", _positive_seconds, None)
+    idle_exit_after_s: float | None = _var("IDLE_EXIT_AFTER", _positive_seconds, None)
     init_budget_s: float = _var("INIT_BUDGET", _seconds, 110.0)
     shutdown_grace_s: float = _var("SHUTDOWN_GRACE", _seconds, 0.0)
     deadline_margin_s: float = _var("DEADLINE_MARGIN", _seconds, 10.0)
@@ -157,7 +157,7 @@ class Settings:
 
     @property
     def worker_dir(self) -> Path:
-        """The folder of the worker's socket, lock and log; by default one per user and ComfyUI."""
+        """The folder of the worker's socket and lock; by default one per user and ComfyUI."""
         if self.worker_dir_given:
             return self.worker_dir_given
         place = hashlib.sha256(str(self.comfyui_code).encode()).hexdigest()[:8]

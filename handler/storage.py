@@ -16,7 +16,7 @@ from events.errors import InvalidRequest
 from events.job import S3Override
 from handler.artifacts import Artifact
 from handler.errors import Misconfigured
-from handler.leftovers import METADATA, remove_leftovers
+from handler.leftovers import METADATA, Attempt, remove_leftovers
 from handler.log import emit, logger
 from handler.settings import Settings
 
@@ -77,12 +77,12 @@ class Storage:
 
     @contextmanager
     def uploads(
-        self, target: S3Target, *, is_callers: bool, request_hash: str
+        self, target: S3Target, *, is_callers: bool, attempt: Attempt | None
     ) -> Iterator["Uploads"]:
         """The uploads of one job. What has not begun at the end is given up.
 
         `is_callers` says whether the request named the target, or the environment alone;
-        `request_hash` is that of the claim, empty if the job has none.
+        `attempt` is that of the job's claim, if it has one.
         """
         # Threads of its own: a store that hangs holds up nobody else's files.
         pool = ThreadPoolExecutor(PARALLEL_UPLOADS, thread_name_prefix="upload")
@@ -95,7 +95,7 @@ class Storage:
                 target,
                 self._url_expires_s,
                 is_callers=is_callers,
-                request_hash=request_hash,
+                attempt=attempt,
             )
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -120,11 +120,11 @@ class Uploads:
         url_expires_s: int,
         *,
         is_callers: bool,
-        request_hash: str,
+        attempt: Attempt | None,
     ) -> None:
         self._pool, self._client, self._bucket = pool, client, target.bucket_name
         self._url_expires_s, self._is_callers = url_expires_s, is_callers
-        self._request_hash = request_hash
+        self._attempt = attempt
 
     def check(self) -> None:
         """Refuse settings that cannot work before the GPU spends its time on the job.
@@ -141,19 +141,26 @@ class Uploads:
         """Begin to upload one artifact. The future never raises."""
         return self._pool.submit(self._upload, artifact)
 
-    def remove_leftovers(self, artifacts: Iterable[Artifact], max_age_s: float) -> None:
-        """Remove what a killed attempt left beside these artifacts, as far as the keys allow it."""
+    def remove_leftovers(
+        self, artifacts: Iterable[Artifact], *, max_age_s: float, timeout_s: float | None
+    ) -> None:
+        """Remove what an earlier attempt left beside these artifacts, as far as keys and time go.
+
+        Nothing is lost where it cannot: the response names the files of this attempt.
+        """
         keys = {artifact.key for artifact in artifacts}
-        if not self._request_hash or not keys:
+        if self._attempt is None or not keys:
             return
         s3 = self._client.result()
+        removing = self._pool.submit(
+            remove_leftovers, s3, self._bucket, keys, self._attempt, max_age_s
+        )
         try:
-            remove_leftovers(s3, self._bucket, keys, self._request_hash, max_age_s)
+            removing.result(timeout_s)
         except Exception as error:
-            # Nothing is lost by it: the response names the files of this attempt.
             logger.info(
                 "not looked for files of an earlier attempt",
-                extra={"event": "artifact.kept", "reason": _reason(error)},
+                extra={"event": "artifact.kept", "reason": _reason(error, "to list or delete")},
             )
 
     def _upload(self, artifact: Artifact) -> Stored:
@@ -165,8 +172,8 @@ class Uploads:
             kind = mimetypes.guess_type(artifact.filename)[0] or "application/octet-stream"
             path = str(artifact.local_path)
             extra: dict[str, Any] = {"ContentType": kind}
-            if self._request_hash:
-                extra["Metadata"] = {METADATA: self._request_hash}
+            if self._attempt:
+                extra["Metadata"] = {METADATA: self._attempt.request}
             s3.upload_file(path, self._bucket, artifact.key, ExtraArgs=extra)
             url = self._sign(s3, artifact.key)
         except Exception as error:
@@ -215,8 +222,8 @@ def _make_client(target: S3Target) -> Any:
     )
 
 
-def _reason(error: Exception) -> str:
-    """Why an upload failed, without anything that may hold a credential."""
+def _reason(error: Exception, what: str = "the upload") -> str:
+    """Why it failed, without anything that may hold a credential."""
     from boto3.exceptions import S3UploadFailedError  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
@@ -225,7 +232,7 @@ def _reason(error: Exception) -> str:
         answer = cause.response
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", "?")
         code = answer.get("Error", {}).get("Code", "unknown error")
-        return f"S3 refused the upload: {code} (HTTP {status})"
+        return f"S3 refused {what}: {code} (HTTP {status})"
     if isinstance(cause, BotoCoreError):
         name = type(cause).__name__
         return f"S3 could not be used: {name}" + _HINTS.get(name, "")

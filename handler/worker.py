@@ -94,6 +94,13 @@ class Worker:
         with contextlib.suppress(OSError, WorkerUnavailable):
             self._ask("restart", CONNECT_TIMEOUT_S)
 
+    def last_lines(self) -> str:
+        """What ComfyUI has logged last, to end a message with; '' when nobody knows."""
+        with contextlib.suppress(OSError, WorkerUnavailable, KeyError):
+            if lines := self._ask("log", CONNECT_TIMEOUT_S)["lines"]:
+                return "\n".join(["Its last log lines:", *lines])
+        return ""
+
     def last_words(self, dead: ReadyWorker) -> str:
         """Why the ComfyUI that was `dead` is gone, with its last log lines; '' when nobody knows.
 

@@ -13,7 +13,7 @@ from handler.settings import Settings
 from runtime.control import SOCKET_NAME
 from runtime.states import DEPTHS, State
 
-OPERATIONS = ("state", "wake", "sleep", "drain", "restart")
+OPERATIONS = ("state", "log", "wake", "sleep", "drain", "restart")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """One ComfyUI process: how it is started, when it is ready, how its whole group is stopped.
 
-Who wants it running, and what happens after it died, is decided in runtime/worker.py.
+Who wants it running, and what happens after it died, is decided in runtime/lifecycle.py.
 """
 
 import contextlib
@@ -12,10 +12,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from handler.settings import Settings
+from handler.settings import PROJECT, Settings
 from runtime.child import Child
 
 DEFAULT_PORT = 18188
@@ -23,12 +24,15 @@ HOST = "127.0.0.1"
 STOP_GRACE_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
 _PROBE_EVERY_S = 0.02
+# It only sets a flag; and a shutdown must not wait for it.
+_FREE_TIMEOUT_S = 0.5
 _TCP_LISTEN = "0A"
 _LAUNCH = Path(__file__).with_name("launch.py")
 _TAIL_LINES = 200
 _SHOWN_LINES = 20
 # Custom nodes are other people's code: they get none of the handler's credentials.
 _WITHHELD_PREFIXES = ("S3_", "WEBHOOK_", "AWS_")
+_WITHHELD = {item.metadata["env"] for item in fields(Settings) if item.metadata["secret"]}
 _PROGRESS_BAR = re.compile(r"\s*\d+%\|")
 
 
@@ -108,16 +112,20 @@ class ComfyUIProcess:
 
     def free(self) -> None:
         """Have it unload its models; a ComfyUI that does not answer is somebody else's finding."""
-        connection = HTTPConnection(HOST, self.port, timeout=_PROBE_TIMEOUT_S)
+        connection = HTTPConnection(HOST, self.port, timeout=_FREE_TIMEOUT_S)
         body = json.dumps({"unload_models": True, "free_memory": True})
         with contextlib.suppress(OSError, HTTPException):
             connection.request("POST", "/free", body, {"Content-Type": "application/json"})
             connection.getresponse()
         connection.close()
 
+    def last_lines(self) -> list[str]:
+        """The last log lines, the newest at the end."""
+        return list(self._tail)[-_SHOWN_LINES:]
+
     def explain(self, what: str) -> str:
         """`what`, followed by the last log lines."""
-        return "\n".join([f"{what}. Its last log lines:", *list(self._tail)[-_SHOWN_LINES:]])
+        return "\n".join([f"{what}. Its last log lines:", *self.last_lines()])
 
     def _take(self, line: str) -> None:
         # A progress bar rewrites its line for every step; the handler reports the steps.
@@ -137,6 +145,8 @@ def check_installed(settings: Settings) -> None:
             f"there is no ComfyUI at {main}: run `python -m runtime install`, or set COMFYUI_DIR"
             " to the folder that holds its main.py"
         )
+    if settings.models_dir and not settings.models_dir.is_dir():
+        raise ComfyUIStartError(f"MODELS_DIR: there is no folder {settings.models_dir}")
     if not settings.comfyui_interpreter.exists():
         raise ComfyUIStartError(
             f"there is no Python for ComfyUI at {settings.comfyui_interpreter}:"
@@ -185,7 +195,15 @@ def has_gpu() -> bool:
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """What ComfyUI gets of our environment: all but the handler's settings and credentials."""
-    kept = {k: v for k, v in environ.items() if not k.startswith(_WITHHELD_PREFIXES)}
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name not in _WITHHELD and not name.startswith(_WITHHELD_PREFIXES)
+    }
+    # A host puts this project there for its handlers; our packages must not hide ComfyUI's.
+    places = [place for place in kept.pop("PYTHONPATH", "").split(os.pathsep) if place]
+    if others := [place for place in places if Path(place) != PROJECT]:
+        kept["PYTHONPATH"] = os.pathsep.join(others)
     return {**kept, "PYTHONUNBUFFERED": "1"}
 
 

@@ -10,8 +10,10 @@ One JSON object a line, `{"op": ...}`:
   and is answered when it does; while a job runs, with an error.
 - `drain` takes nothing new, and ends the worker when the jobs that run are done.
 - `restart` replaces a ComfyUI that hangs.
+- `log` tells what ComfyUI has logged last: `{"lines": [...]}`.
 """
 
+import contextlib
 import fcntl
 import json
 import math
@@ -20,7 +22,8 @@ import socket
 import socketserver
 import struct
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,8 +34,9 @@ from runtime.lifecycle import Worker
 from runtime.states import DEPTHS, State
 
 SOCKET_NAME = "worker.sock"
-OPERATIONS = ("wake", "done", "state", "sleep", "drain", "restart")
+OPERATIONS = ("wake", "done", "state", "sleep", "drain", "restart", "log")
 _FIRST_LEASE_WITHIN_S = 30.0
+_LOCK_EVERY_S = 0.05
 # sockaddr_un: 108 bytes with the closing NUL, see unix(7).
 _MAX_SOCKET_PATH = 107
 
@@ -45,21 +49,29 @@ class ControlError(RuntimeError):
 
 @contextmanager
 def owned_worker(
-    settings: Settings, *, is_leased: bool = False, on_gone: OnGone = lambda _pid: None
+    settings: Settings,
+    *,
+    is_leased: bool = False,
+    on_gone: OnGone = lambda _pid: None,
+    hooks: Sequence[Hooks] = (),
+    wait_s: float = 0.0,
 ) -> Iterator[Worker | None]:
-    """A worker behind its socket, or None when another process owns it already.
+    """A worker behind its socket, or None when another process owns it already, after `wait_s`.
 
     The caller runs `supervise`. A leased worker stops when nobody is connected any more. `on_gone`
-    gets the process id of every handler whose connection ended. Raises ControlError, HookError.
+    gets the process id of every handler whose connection ended; `hooks` are told beside those of
+    the settings. Raises ControlError, HookError.
     """
     path = settings.worker_dir / SOCKET_NAME
     if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
         raise ControlError(f"WORKER_DIR is too long for a Unix socket: {path}")
-    lock = lock_folder(settings.worker_dir)
+    give_up = time.monotonic() + wait_s
+    while (lock := lock_folder(settings.worker_dir)) is None and time.monotonic() < give_up:
+        time.sleep(_LOCK_EVERY_S)
     if lock is None:
         yield None
         return
-    worker = Worker(settings, _hooks(settings))
+    worker = Worker(settings, [*hooks, *_hooks(settings)])
     with lock, _ControlServer(path, worker, is_leased=is_leased, on_gone=on_gone) as server:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         try:
@@ -109,15 +121,24 @@ class _Connection(socketserver.StreamRequestHandler):
         self.server.lease()
         pid = _peer_pid(self.request)
         try:
-            for line in self.rfile:
+            while line := self._read():
                 for answer in self._answers(line):
-                    self.wfile.write(json.dumps(answer).encode() + b"\n")
-        except OSError:
-            pass  # the handler process is gone, its job and its lease end below
+                    self._write(answer)
         finally:
             self._end_job()
             self.server.release()
             self.server.on_gone(pid)
+
+    def _read(self) -> bytes:
+        """A line; empty when the handler process is gone, whose job and lease then end."""
+        with contextlib.suppress(OSError):
+            return self.rfile.readline()
+        return b""
+
+    def _write(self, answer: dict[str, Any]) -> None:
+        # The next `_read` finds out that nobody listens.
+        with contextlib.suppress(OSError):
+            self.wfile.write(json.dumps(answer).encode() + b"\n")
 
     def _answers(self, line: bytes) -> Iterator[dict[str, Any]]:
         try:
@@ -146,6 +167,9 @@ class _Connection(socketserver.StreamRequestHandler):
                 worker.stop(grace_s=math.inf)
             case "restart":
                 worker.restart()
+            case "log":
+                yield {"lines": worker.last_lines()}
+                return
             case _:
                 yield {"error": f"unknown op {operation!r}"}
                 return

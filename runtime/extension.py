@@ -17,7 +17,7 @@ from typing import Any
 
 from handler.settings import Settings
 from runtime.control import ControlError, owned_worker
-from runtime.hooks import HookError
+from runtime.hooks import Change, HookError, Hooks
 from runtime.lifecycle import Worker, log
 from runtime.states import State
 
@@ -26,6 +26,8 @@ NAME = "lambda-comfyui"
 # Lambda kills everything 2 s after SHUTDOWN began; the runtime had 0.6 s of them before us.
 _END_WITHIN_S = 1.0
 _GONE_NOTED_AFTER_S = 1.0
+# The worker that a handler of the last environment started ends with that handler.
+_OWNER_GONE_WITHIN_S = 3.0
 _INIT_TYPE = "AWS_LAMBDA_INITIALIZATION_TYPE"
 _MANAGED_INSTANCES = "lambda-managed-instances"
 
@@ -79,7 +81,7 @@ class ExtensionsApi:
             connection.close()
 
 
-class Environment:
+class Environment(Hooks):
     """Watches what would leave an environment alive that serves nobody, and ends it then."""
 
     def __init__(self, api: ExtensionsApi) -> None:
@@ -104,6 +106,10 @@ class Environment:
             return 0.0
         log(f"extension: SHUTDOWN ({event.get('shutdownReason', '')})")
         return float(event.get("deadlineMs", 0)) / 1000 - time.time()
+
+    def on_failed(self, change: Change) -> None:
+        """ComfyUI cannot be started here: every job would fail, and its message with it."""
+        self.end("Worker.Failed")
 
     def handler_gone(self, pid: int) -> None:
         """A handler process closed its connection. If it died and was the last, nobody serves.
@@ -140,13 +146,22 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     api.register()
     environment = Environment(api)
     try:
-        with owned_worker(settings, on_gone=environment.handler_gone) as worker:
+        with owned_worker(
+            settings,
+            on_gone=environment.handler_gone,
+            hooks=[environment],
+            wait_s=_OWNER_GONE_WITHIN_S,
+        ) as worker:
             if worker is None:
                 # A worker in another terminal, say: the handlers find it as they would find ours.
                 log("extension: another process owns ComfyUI: it is used, and left as it is")
                 environment.wait_for_shutdown()
                 return 0
-            signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=worker.stop).start())
+            grace_s = settings.shutdown_grace_s
+            signal.signal(
+                signal.SIGTERM,
+                lambda *_: threading.Thread(target=worker.stop, args=(grace_s,)).start(),
+            )
             follower = threading.Thread(
                 target=environment.follow, args=(worker, settings.init_budget_s), daemon=True
             )

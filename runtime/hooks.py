@@ -1,8 +1,8 @@
 """What a worker tells when its state changes, and how other people's code gets to hear it.
 
 `WORKER_HOOKS` names classes, `module:Class` separated by commas. Each is made once, without
-arguments. Hooks run in the worker's process while nobody is served: be quick. One that raises is
-logged and changes nothing.
+arguments, as the worker begins its first start. Hooks run one after the other in a thread of the
+worker's process: be quick. One that raises is logged and changes nothing.
 """
 
 import importlib
@@ -29,7 +29,7 @@ class Hooks:
     """What can be heard; override what you need."""
 
     def on_starting(self, change: Change) -> None:
-        """ComfyUI is being started: at first, after a sleep, or after its death."""
+        """ComfyUI is being started again: after a sleep, a failed start, or its death."""
 
     def on_ready(self, change: Change) -> None:
         """ComfyUI serves."""
@@ -41,7 +41,7 @@ class Hooks:
         """Nothing new is taken, and everything ends soon."""
 
     def on_failed(self, change: Change) -> None:
-        """ComfyUI cannot be started; the container must be replaced."""
+        """ComfyUI cannot be started, or dies all the time; the container must be replaced."""
 
 
 class StateLines(Hooks):

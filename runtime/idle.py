@@ -34,13 +34,17 @@ class Idle:
     def depth(self) -> Depth:
         """How deep the worker is to sleep: for its idle time, or because it was told to."""
         seconds = self._seconds()
-        due = [depth for depth, limit in self._limits_s.items() if limit and limit <= seconds]
+        due = [
+            depth
+            for depth, limit in self._limits_s.items()
+            if limit is not None and limit <= seconds
+        ]
         return max([self.told, *due])
 
     def until_exit_s(self) -> float | None:
         """Seconds until nothing may stay; None if that cannot come by itself."""
         limit = self._limits_s[Depth.EXIT]
-        if not limit or self.jobs:
+        if limit is None or self.jobs:
             return None
         return max(limit - self._seconds(), 0.0)
 

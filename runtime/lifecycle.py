@@ -78,17 +78,20 @@ class Worker:
         """Count a job: as long as there is one, the worker does not sleep."""
         with self._changed:
             self._idle.begin_job()
+            self._changed.notify_all()
 
     def end_job(self) -> None:
         """End a job; when none is left, the time to sleep begins to count."""
         with self._changed:
             self._idle.end_job()
+            if self.state is State.READY:
+                self._early_deaths = 0
             self._changed.notify_all()
 
     def sleep(self, depth: Depth) -> bool:
         """Sleep now, as after the idle time of that depth; blocks until it is so.
 
-        False, and nothing happens, while a job runs.
+        False while a job runs, or if one comes meanwhile.
         """
         with self._changed:
             if self._idle.jobs:
@@ -96,7 +99,7 @@ class Worker:
             self._idle.told = depth
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._idle.told is not depth or self._sleeps(depth))
-            return True
+            return self._idle.told is depth
 
     def restart(self) -> None:
         """Kill ComfyUI now; another one is started. Returns when the death is noted."""
@@ -125,6 +128,11 @@ class Worker:
         with self._changed:
             self._changed.wait_for(lambda: self.state is not State.STARTING, timeout_s)
             return self.state
+
+    def last_lines(self) -> list[str]:
+        """What ComfyUI has logged last; empty where none runs."""
+        process = self._process
+        return process.last_lines() if process else []
 
     def describe(self) -> dict[str, Any]:
         """What a handler needs to know: state, and where ComfyUI and its files are."""
@@ -175,7 +183,7 @@ class Worker:
             timeout_s = self.settings.comfyui_start_timeout_s
             if not process.wait_until_ready(timeout_s, lambda: self._stopping):
                 return False
-        except ComfyUIStartError as error:
+        except (ComfyUIStartError, OSError) as error:
             self._end_processes()
             self._note_failed_start(str(error))
             return False
@@ -203,13 +211,13 @@ class Worker:
         while True:
             status = process.wait(_WATCH_EVERY_S)
             with self._changed:
+                if time.monotonic() - ready_at >= _STABLE_AFTER_S:
+                    self._early_deaths = 0
                 if self._stopping and (self._idle.jobs == 0 or time.monotonic() >= self._stop_at):
                     return
                 if status is not None:
-                    is_early = time.monotonic() - ready_at < _STABLE_AFTER_S
-                    self._early_deaths = self._early_deaths + 1 if is_early else 0
                     self._note_death(process, status)
-                    return
+                    break
                 depth = self._idle.depth()
                 if not self._stopping and depth >= Depth.STOP:
                     self._wanted = False
@@ -217,7 +225,11 @@ class Worker:
                     break
             if self._is_freed is not (depth is Depth.FREE):
                 self._free(process, depth is Depth.FREE)
-        self._fall_asleep()
+        self._stop_process()
+        if self.state is State.INACTIVE and self._idle.depth() < Depth.EXIT:
+            with contextlib.suppress(ComfyUIStartError):
+                self._prepared = ComfyUIProcess(self.settings, self._log_comfyui, is_prepared=True)
+        self._forget_process()
 
     def _free(self, process: ComfyUIProcess, is_asleep: bool) -> None:
         if is_asleep:
@@ -226,12 +238,6 @@ class Worker:
         with self._changed:
             self._is_freed = is_asleep
             self._changed.notify_all()
-
-    def _fall_asleep(self) -> None:
-        self._end_processes()
-        if self._idle.depth() < Depth.EXIT:
-            with contextlib.suppress(ComfyUIStartError):
-                self._prepared = ComfyUIProcess(self.settings, self._log_comfyui, is_prepared=True)
 
     def _sleeps(self, depth: Depth) -> bool:
         """Whether it sleeps as deep as that, or cannot."""
@@ -258,15 +264,25 @@ class Worker:
 
     def _note_death(self, process: ComfyUIProcess, status: int) -> None:
         self.last_failure = process.explain(f"ComfyUI ended with {describe_exit(status)}")
-        if not self._stopping:
-            self._wanted = True
-            self._move(State.STARTING, self.last_failure)
+        self._early_deaths += 1
+        if self._stopping:
+            return
+        # Of a job's making or not: where jobs come to an end, `end_job` forgets the deaths.
+        is_hopeless = self._early_deaths >= MAX_FAILED_STARTS and not self._idle.jobs
+        self._wanted = not is_hopeless
+        self._move(State.FAILED if is_hopeless else State.STARTING, self.last_failure)
 
     def _end_processes(self) -> None:
+        self._stop_process()
+        self._end_prepared("")
+        self._forget_process()
+
+    def _stop_process(self) -> None:
         self._prefetcher.stop()
         if self._process:
             self._process.stop()
-        self._end_prepared("")
+
+    def _forget_process(self) -> None:
         with self._changed:
             self._process = None
             self._changed.notify_all()

@@ -5,6 +5,7 @@ is when the time passes, and page after page is the slowest way to read. Reading
 costs nothing that the loading would not cost.
 """
 
+import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -94,10 +95,18 @@ def _first(name: str, folders: Sequence[Path]) -> Path | None:
     if Path(name).is_absolute() or ".." in Path(name).parts:
         return None
     for folder in folders:
-        for kind in sorted(folder.iterdir()):
-            if (path := kind / name).is_file():
-                return path
+        # Folders that are not ours to read, and names that no file can have.
+        with contextlib.suppress(OSError):
+            for kind in sorted(folder.iterdir()):
+                if _is_file(path := kind / name):
+                    return path
     return None
+
+
+def _is_file(path: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return path.is_file()
+    return False
 
 
 def _available_bytes() -> int:

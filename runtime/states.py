@@ -1,7 +1,9 @@
 """The states of a worker and the moves between them. `ready` and `inactive` are the documented two.
 
-starting ─▶ ready ⇄ inactive          starting ─▶ inactive: the start failed, the next event tries
-any ─▶ draining ─▶ stopped            starting ─▶ failed: too many starts in a row did
+starting ─▶ ready ─▶ inactive ─▶ starting      ready ─▶ starting: ComfyUI died
+starting ─▶ inactive: the start failed, the next event tries again
+starting, ready ─▶ failed: too many starts failed, or ComfyUI died too often without a job
+any ─▶ draining ─▶ stopped
 """
 
 from enum import IntEnum, StrEnum
@@ -20,7 +22,7 @@ class State(StrEnum):
 
 MOVES: dict[State, frozenset[State]] = {
     State.STARTING: frozenset({State.READY, State.INACTIVE, State.FAILED, State.DRAINING}),
-    State.READY: frozenset({State.STARTING, State.INACTIVE, State.DRAINING}),
+    State.READY: frozenset({State.STARTING, State.INACTIVE, State.FAILED, State.DRAINING}),
     State.INACTIVE: frozenset({State.STARTING, State.DRAINING}),
     State.FAILED: frozenset({State.DRAINING}),
     State.DRAINING: frozenset({State.STOPPED}),

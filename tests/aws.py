@@ -15,27 +15,29 @@ REGION = "us-east-1"
 
 
 @contextmanager
-def moto_server(variable: str = "AWS_ENDPOINT_URL") -> Iterator[str]:
-    """Its address; every client of this process and its children finds it by the variable."""
+def moto_server(patch: pytest.MonkeyPatch, variable: str = "AWS_ENDPOINT_URL") -> Iterator[str]:
+    """Its address; every client of this process and its children finds it by the variable.
+
+    `patch` is the test's own: two of them would restore each other's variables.
+    """
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
     # What an earlier server of this process was told is still there.
     requests.post(f"{url}/moto-api/reset", timeout=10).raise_for_status()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(variable, url)
-        patch.setenv("AWS_DEFAULT_REGION", REGION)
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-        yield url
+    patch.setenv(variable, url)
+    patch.setenv("AWS_DEFAULT_REGION", REGION)
+    patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    yield url
     server.stop()
 
 
 @contextmanager
-def moto_client(service: str) -> Iterator[Any]:
+def moto_client(patch: pytest.MonkeyPatch, service: str) -> Iterator[Any]:
     """A client of this service, alone on a server of its own."""
-    with moto_server(f"AWS_ENDPOINT_URL_{service.upper()}"):
+    with moto_server(patch, f"AWS_ENDPOINT_URL_{service.upper()}"):
         client = boto3.session.Session().client(service)
         yield client
         client.close()

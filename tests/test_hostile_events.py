@@ -27,7 +27,6 @@ from handler.settings import Settings
 from tests import workflows
 from tests.conftest import Context, ask_worker, current_client, run
 from tests.events.samples import sample
-from tests.processes import wait_until
 from tests.workflows import event, image, node, one
 
 CANARY = "canary-4711"
@@ -423,7 +422,8 @@ def test_dangling_link_that_no_output_needs_does_not_matter() -> None:
 def test_storage_that_hangs_does_not_cost_more_than_the_invocation_has() -> None:
     with silent_server() as url:
         workflow = image()
-        workflow["1"]["inputs"]["batch_size"] = 3
+        # More files than are uploaded at a time: some have not begun when the time is over.
+        workflow["1"]["inputs"]["batch_size"] = 6
         began = time.monotonic()
         answer(event(workflow, s3={**_KEYS, "endpoint_url": url}), seconds=0.8)
 
@@ -448,11 +448,7 @@ def test_comfyui_whose_worker_thread_died_is_replaced() -> None:
     # ComfyUI copies what it queues, in the thread that runs prompts, and that thread ends of it.
     requests.post(current_client().base_url + "/prompt", json={"prompt": prompt}, timeout=5)
     try:
-        response = run(image(), seconds=20.0)
-
-        assert response["error"]["type"] == "WorkerUnavailable"
-        assert "takes no job from its queue" in response["message"]
-        assert wait_until(lambda: ask_worker("state")["comfyui_pid"] != pid)
-        assert works()
+        assert run(image(), seconds=20.0)["status"] == "completed"
+        assert ask_worker("state")["comfyui_pid"] != pid
     finally:
         ask_worker("restart")

@@ -70,8 +70,8 @@ class Queues:
 
 
 @pytest.fixture
-def queues() -> Iterator[Queues]:
-    with moto_client("sqs") as client:
+def queues(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queues]:
+    with moto_client(monkeypatch, "sqs") as client:
         yield Queues(client)
 
 

@@ -2,13 +2,16 @@
 
 import json
 import re
+import time
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 
+from events import visibility
 from handler import app
 from handler.settings import PROJECT
 from tests import workflows
@@ -17,6 +20,7 @@ from tests.events.samples import sample
 from tests.events.test_s3 import BUCKET, KEY, Bucket, bucket
 from tests.events.test_sqs import Queue, sqs
 from tests.events.test_stepfunctions import Execution, execution
+from tests.handler.test_jobs import response_of, start_handler
 from tests.processes import wait_until
 from tests.test_hostile_events import log
 from tests.workflows import event
@@ -212,6 +216,35 @@ def test_task_that_waits_behind_a_queue_is_told_and_its_message_is_done_with(
     assert queue.deliver() == []
     assert task.end()["status"] == status
     assert dead.left() == []
+
+
+def test_task_in_the_envelope_of_a_topic_is_told(queue: Queue, execution: Execution) -> None:
+    task = execution()
+    told = {"TaskToken": task.token, **event(workflows.image())}
+    envelope = {"Type": "Notification", "TopicArn": "arn:aws:sns:us-east-1:123456789012:jobs"}
+    queue.send({**envelope, "Message": json.dumps(told)})
+
+    assert queue.deliver() == []
+    assert task.end()["status"] == "SUCCEEDED"
+
+
+def test_second_delivery_of_a_running_task_waits_for_its_end(
+    queue: Queue, execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JOBS_DB", str(tmp_path / "jobs.sqlite"))
+    monkeypatch.setattr(visibility, "RUNNING_BACK_OFF_S", 1)
+    task = execution()
+    request = event(workflows.one("TestSleep", seconds=3.0, deaf=False), request_id="task")
+    first = start_handler(request, seconds=60)
+    time.sleep(1.5)
+    queue.send({"TaskToken": task.token, **request})
+
+    assert len(queue.deliver()) == 1
+    response_of(first)
+    assert wait_until(lambda: bool(queue.waiting()))
+    assert queue.deliver() == []
+
+    assert task.end()["status"] == "SUCCEEDED"
 
 
 def test_documented_state_machine_gets_the_response(sqs: Any, queue: Queue) -> None:

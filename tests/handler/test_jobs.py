@@ -33,7 +33,6 @@ CANARY = "canary-4711"
 HANDLER = """
 import json, sys
 from handler import app, jobs
-from tests.aws import moto_client, objects_in
 from tests.conftest import Context
 jobs.LEASE_S = 1.0
 event = json.load(sys.stdin)
@@ -51,7 +50,7 @@ def sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def dynamodb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("JOBS_TABLE", TABLE)
-    with moto_client("dynamodb") as client:
+    with moto_client(monkeypatch, "dynamodb") as client:
         table = properties("JobsTable")
         known = {name: table[name] for name in ("BillingMode", "AttributeDefinitions", "KeySchema")}
         client.create_table(TableName=TABLE, **known)

@@ -85,7 +85,7 @@ def test_environments_fit_their_instances(profile: str) -> None:
 
 @pytest.fixture(scope="module")
 def moto_url() -> Iterator[str]:
-    with moto_server() as url:
+    with pytest.MonkeyPatch.context() as patch, moto_server(patch) as url:
         yield url
 
 

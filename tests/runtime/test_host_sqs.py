@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def sqs() -> Iterator[Any]:
-    with moto_client("sqs") as client:
+    with pytest.MonkeyPatch.context() as patch, moto_client(patch, "sqs") as client:
         yield client
 
 

@@ -101,8 +101,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def sqs() -> Iterator[Any]:
-    with moto_client("sqs") as client:
+def sqs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    with moto_client(monkeypatch, "sqs") as client:
         yield client
 
 

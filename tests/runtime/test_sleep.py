@@ -237,7 +237,8 @@ def test_named_model_files_are_read_from_the_first_folder_that_has_them(tmp_path
         (tmp_path / folder / "vae" / "sub" / "a.safetensors").write_bytes(content)
     folders = [tmp_path / "one", tmp_path / "two"]
 
-    names = ["sub/a.safetensors", "../x", "/etc/passwd", "none.pt"]
+    (tmp_path / "one" / "a file").touch()
+    names = ["sub/a.safetensors", "../x", "/etc/passwd", "none.pt", "x" * 300 + ".pt", "a\0.pt"]
     reading = prefetch.Prefetch(names, folders)
 
     assert prefetch.find(names, folders) == [tmp_path / "one" / "vae" / "sub" / "a.safetensors"]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from handler.settings import PROJECT
+from runtime.comfyui_process import child_environment
 from tests.processes import is_running, wait_until
 
 StartWorker = Callable[..., "RunningWorker"]
@@ -169,6 +170,7 @@ def test_start_that_takes_too_long_is_ended(start_worker: StartWorker) -> None:
     [
         ({"COMFYUI_DIR": "/nowhere"}, "python -m runtime install"),
         ({"COMFYUI_PYTHON": "/nowhere/python"}, "COMFYUI_PYTHON"),
+        ({"MODELS_DIR": "/nowhere/models"}, "MODELS_DIR"),
     ],
 )
 def test_missing_comfyui_is_named_with_the_command_that_helps(
@@ -202,6 +204,21 @@ def test_comfyui_gets_none_of_the_credentials(start_worker: StartWorker) -> None
     assert wait_until(lambda: b"launch.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
     assert b"canary" not in Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_comfyui_does_not_find_our_packages_before_its_own() -> None:
+    given = {"PYTHONPATH": f"{PROJECT}:/somebody/else", "ON_FAILURE_URL": "secret", "HOME": "/x"}
+
+    environ = child_environment(given)
+
+    assert environ == {"PYTHONPATH": "/somebody/else", "HOME": "/x", "PYTHONUNBUFFERED": "1"}
+
+
+def test_last_lines_of_comfyui_can_be_asked_for(start_worker: StartWorker) -> None:
+    worker = start_worker()
+    worker.ask("wake")
+
+    assert any("Starting server" in line for line in worker.ask("log")["lines"])
 
 
 def test_unknown_operation_is_refused(start_worker: StartWorker) -> None:

@@ -1,0 +1,105 @@
+"""`serve` with the real extension and handler: who owns ComfyUI, and what if nobody can."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from handler.settings import PROJECT
+from tests import workflows
+from tests.processes import processes_with, wait_until
+from tests.runtime.test_worker import StartWorker, start_worker
+from tests.workflows import event
+
+__all__ = ["start_worker"]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+class Host:
+    """A running `serve`: its lines, and calls of its endpoint."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
+        self.process, self._log = process, log
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def invoke(self, request: Any) -> Any:
+        address = r"listening on (http://\S+),"
+        assert wait_until(lambda: bool(re.search(address, self.said))), self.said
+        (url,) = re.findall(address, self.said)
+        path = "/2015-03-31/functions/function/invocations"
+        return requests.post(url + path, json=request, timeout=60).json()
+
+
+@contextmanager
+def serve(folder: Path, **variables: str) -> Iterator[Host]:
+    environ = os.environ | {"WORKER_DIR": str(folder), "SERVE_PORT": "0"} | variables
+    log = folder / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "runtime", "serve"],
+            cwd=PROJECT,
+            env=environ,
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            yield Host(process, log)
+        finally:
+            process.terminate()
+            assert process.wait(30) in (0, 1)
+    assert not processes_with(f"WORKER_DIR={folder}", "serve")
+
+
+def test_worker_that_runs_already_is_used_and_left_as_it_is(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    worker = start_worker()
+    pid = worker.ask("wake")["comfyui_pid"]
+
+    with serve(tmp_path) as host:
+        assert host.invoke(event(workflows.image()))["status"] == "completed"
+        assert worker.ask("state")["comfyui_pid"] == pid
+        assert "another process owns ComfyUI" in host.said
+
+    assert worker.process.poll() is None
+    assert worker.ask("state")["state"] == "ready"
+
+
+def test_environment_whose_comfyui_cannot_start_is_replaced(tmp_path: Path) -> None:
+    with serve(tmp_path, COMFYUI_ARGS="--no-such-flag") as host:
+        for _ in range(6):
+            answer = host.invoke(event(workflows.image()))
+            assert "completed" not in json.dumps(answer)
+
+        assert wait_until(lambda: "environment crashed (1 in a row): Worker.Failed" in host.said)
+
+
+def test_drained_worker_ends_its_environment_after_the_answer(tmp_path: Path) -> None:
+    with serve(tmp_path) as host:
+        assert host.invoke(event(workflows.image()))["status"] == "completed"
+        sleeper = event(workflows.one("TestSleep", seconds=2.0, deaf=False))
+        drain = [sys.executable, "-m", "runtime", "ask", "drain"]
+        environ = os.environ | {"WORKER_DIR": str(tmp_path)}
+        draining = subprocess.Popen(["sh", "-c", f"sleep 1; exec {' '.join(drain)}"], cwd=PROJECT,
+                                    env=environ, stdout=subprocess.DEVNULL)  # fmt: skip
+
+        answer = host.invoke(sleeper)
+
+        assert draining.wait(10) == 0
+        assert answer["status"] == "completed"
+        # Another environment with a worker of its own.
+        assert wait_until(
+            lambda: host.invoke(event(workflows.image())).get("status") == "completed", 20
+        )
