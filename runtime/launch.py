@@ -48,6 +48,7 @@ HEAVY = (
 
 # What `threading` calls the thread that runs the queue, after its function in ComfyUI's main.py.
 EXECUTOR = "(prompt_worker)"
+plain_start = threading.Thread.start
 
 
 def main() -> None:
@@ -65,6 +66,7 @@ def main() -> None:
             return
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         command = json.loads(line)
+    threading.Thread.start = frozen_start  # type: ignore[method-assign,assignment]
     threading.excepthook = end_with_the_executor
     threading.Thread(target=collect_when_serving, args=(command,), daemon=True).start()
     sys.argv = command
@@ -72,16 +74,23 @@ def main() -> None:
     runpy.run_path(command[0], run_name="__main__")
 
 
-def collect_when_serving(command: list[str]) -> None:
-    """Let the garbage collector begin once the port is open, but not with what the boot has made.
+def frozen_start(thread: threading.Thread) -> None:
+    """Take what the boot has made out of the collector's sight as the executor's thread starts.
 
     ComfyUI collects after a job that follows a pause, before its answer can be read: 0.3 s over a
-    million objects that never become garbage.
+    million objects that never become garbage. Not later: the executor makes caches that it throws
+    away to free memory, and what is out of sight would keep the models in them for ever.
     """
+    if EXECUTOR in thread.name:
+        gc.freeze()
+    plain_start(thread)
+
+
+def collect_when_serving(command: list[str]) -> None:
+    """Let the garbage collector begin once the port is open."""
     address = ("127.0.0.1", int(command[command.index("--port") + 1]))
     while True:
         with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
-            gc.freeze()
             gc.enable()
             return
         time.sleep(0.01)

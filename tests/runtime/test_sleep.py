@@ -10,12 +10,14 @@ from typing import ClassVar
 
 import pytest
 
+from handler.comfyui import ComfyUI
 from handler.settings import PROJECT, Settings
 from runtime import prefetch
 from runtime.hooks import Change, HookError, Hooks, PyWorkerLines, load_hooks, tell
 from runtime.states import MOVES, IllegalMove, State, check_move
 from tests.processes import is_running, wait_until
 from tests.runtime.test_worker import RunningWorker, StartWorker, ask, read_answer, start_worker
+from tests.workflows import node
 
 __all__ = ["start_worker"]
 
@@ -112,6 +114,30 @@ def test_worker_sleeps_as_deep_as_it_is_told(start_worker: StartWorker) -> None:
     assert wait_until(lambda: worker.ask("state")["prepared_pid"] is None)
     assert gone["state"] == "inactive"
     assert worker.ask("wake")["state"] == "ready"
+
+
+@pytest.mark.slow
+def test_lightest_sleep_gives_the_memory_back(start_worker: StartWorker) -> None:
+    worker = start_worker()
+    told = worker.ask("wake")
+    client = ComfyUI(told["base_url"])
+    # 600 MB in ComfyUI's cache of node outputs, where models are, too.
+    image = node("EmptyImage", width=1024, height=1024, batch_size=50, color=7)
+    client.submit({"1": image, "2": node("PreviewAny", source=["1", 0])}, "large")
+    client.follow("large", lambda _: None, deadline=time.monotonic() + 60)
+    client.close()
+    loaded = resident_mb(told["comfyui_pid"])
+
+    worker.ask("sleep", depth="free")
+
+    assert wait_until(lambda: resident_mb(told["comfyui_pid"]) < loaded - 500)
+
+
+def resident_mb(pid: int) -> float:
+    (line,) = (
+        line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if "VmRSS" in line
+    )
+    return int(line.split()[1]) / 1024
 
 
 def test_worker_with_a_job_refuses_to_sleep(start_worker: StartWorker) -> None:
