@@ -18,7 +18,8 @@ from typing import Any
 from handler.settings import Settings
 from runtime.control import ControlError, owned_worker
 from runtime.hooks import Change, HookError, Hooks
-from runtime.lifecycle import Worker, log
+from runtime.lifecycle import Worker
+from runtime.log import log
 from runtime.states import State
 
 API = "/2020-01-01/extension"

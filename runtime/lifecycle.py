@@ -6,7 +6,6 @@ How handlers ask for it is runtime/control.py; what its states are, runtime/stat
 import contextlib
 import math
 import queue
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from handler.settings import Settings
 from runtime.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
 from runtime.hooks import Change, Hooks, StateLines, tell
 from runtime.idle import Idle
+from runtime.log import log
 from runtime.prefetch import Prefetcher
 from runtime.states import Depth, State, check_move
 
@@ -308,9 +308,3 @@ class Worker:
 
     def _log_comfyui(self, line: str) -> None:
         log(f"comfyui: {line}")
-
-
-def log(line: str) -> None:
-    """One plain line on stderr: the platform's log in a container, the terminal elsewhere."""
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ import threading
 from handler.settings import Settings
 from runtime.control import ControlError, owned_worker
 from runtime.hooks import HookError
-from runtime.lifecycle import log
+from runtime.log import log
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
