@@ -113,8 +113,9 @@ class Jobs:
         heartbeat = Heartbeat(LEASE_S / _RENEWALS_IN_A_LEASE, lambda: _renew(store, data))
         heartbeat.start()
         max_bytes = MAX_DYNAMODB_BYTES if self._settings.jobs_table else None
-        # Without secrets: whoever has a file's URL can read its metadata.
-        attempt = attempt_now(_hash([job.id, job.workflow, job.s3.bucket_name]))
+        # Of another store nobody here knows whether a file was a leftover or a result. Without
+        # secrets: whoever has a file's URL can read its metadata.
+        attempt = attempt_now(_hash([store.identity, job.id, job.workflow]))
         return Claim(_claimed=_Claimed(store, data, max_bytes, heartbeat, attempt))
 
     def close(self) -> None:

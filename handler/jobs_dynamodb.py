@@ -20,6 +20,11 @@ class DynamoDBLayer(DynamoDBPersistenceLayer):
     def __init__(self, name: str) -> None:
         super().__init__(name, boto_config=_CONFIG)
 
+    @property
+    def identity(self) -> str:
+        """What all machines have in common that share the table."""
+        return str(self.table_name)
+
     def renew(self, data: dict[str, Any], until_ms: int) -> None:
         """Let the claim of `data` end at `until_ms` (Unix time)."""
         key = self._get_hashed_idempotency_key(data)

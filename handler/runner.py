@@ -115,6 +115,7 @@ class Runner:
     ) -> ReadyWorker:
         for attempt in (1, 2):
             try:
+                self._worker.runs(execution.prompt_id)
                 self._client_of(worker).submit(workflow, execution.prompt_id)
                 break
             except ComfyUIGone as error:

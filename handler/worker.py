@@ -74,13 +74,22 @@ class Worker:
         if self._owes_answer:
             answer = self._receive(min(timeout_s, limit) if timeout_s is not None else limit)
         if answer["state"] != "ready":
-            reason = answer["failure"] or f"the worker is {answer['state']}"
+            # A worker that is draining may have had a failure long ago.
+            has_failed = answer["state"] in ("inactive", "failed")
+            reason = (has_failed and answer["failure"]) or f"the worker is {answer['state']}"
             raise WorkerUnavailable(f"ComfyUI is not available: {reason}")
         return ReadyWorker(
             base_url=answer["base_url"],
             folders={name: Path(path) for name, path in answer["folders"].items()},
             starts=answer["starts"],
         )
+
+    def runs(self, prompt_id: str) -> None:
+        """Say which prompt the job is: if this process is killed, it is taken out of ComfyUI."""
+        with contextlib.suppress(OSError, WorkerUnavailable):
+            if self._socket:
+                self._send("runs", prompt=prompt_id)
+                self._owes_answer = False
 
     def done(self) -> None:
         """End the job; the worker may let ComfyUI sleep when there is no other."""

@@ -24,8 +24,8 @@ HOST = "127.0.0.1"
 STOP_GRACE_S = 1.0
 _PROBE_TIMEOUT_S = 2.0
 _PROBE_EVERY_S = 0.02
-# It only sets a flag; and a shutdown must not wait for it.
-_FREE_TIMEOUT_S = 0.5
+# These only set flags; and a shutdown must not wait for them.
+_POST_TIMEOUT_S = 0.5
 _TCP_LISTEN = "0A"
 _LAUNCH = Path(__file__).with_name("launch.py")
 _TAIL_LINES = 200
@@ -111,11 +111,19 @@ class ComfyUIProcess:
         self._child.stop(grace_s)
 
     def free(self) -> None:
-        """Have it unload its models; a ComfyUI that does not answer is somebody else's finding."""
-        connection = HTTPConnection(HOST, self.port, timeout=_FREE_TIMEOUT_S)
-        body = json.dumps({"unload_models": True, "free_memory": True})
+        """Have it unload its models."""
+        self._post("/free", {"unload_models": True, "free_memory": True})
+
+    def drop(self, prompt_id: str) -> None:
+        """Take a prompt out of its queue, or interrupt it."""
+        self._post("/queue", {"delete": [prompt_id]})
+        self._post("/interrupt", {"prompt_id": prompt_id})
+
+    def _post(self, path: str, body: dict[str, object]) -> None:
+        # A ComfyUI that does not answer is somebody else's finding.
+        connection = HTTPConnection(HOST, self.port, timeout=_POST_TIMEOUT_S)
         with contextlib.suppress(OSError, HTTPException):
-            connection.request("POST", "/free", body, {"Content-Type": "application/json"})
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             connection.getresponse()
         connection.close()
 

@@ -4,6 +4,8 @@ One JSON object a line, `{"op": ...}`:
 
 - `wake` begins a job (`models`: names of files to read ahead of ComfyUI). It is answered at once,
   and once more, unless that said `ready`, when ComfyUI is ready or its start has failed.
+- `runs` says which `prompt` the job is, and has no answer: if the connection ends before the job,
+  the prompt is taken out of ComfyUI.
 - `done` ends the job and has no answer.
 - `state` tells how things are.
 - `sleep` lets an idle worker sleep now (`depth`: `free`, `stop` or `exit`, see runtime/states.py),
@@ -31,10 +33,10 @@ from typing import Any, TextIO
 from handler.settings import Settings
 from runtime.hooks import Hooks, PyWorkerLines, StateMetrics, load_hooks
 from runtime.lifecycle import Worker
-from runtime.states import DEPTHS, State
+from runtime.states import DEPTHS, Depth, State
 
 SOCKET_NAME = "worker.sock"
-OPERATIONS = ("wake", "done", "state", "sleep", "drain", "restart", "log")
+OPERATIONS = ("wake", "runs", "done", "state", "sleep", "drain", "restart", "log")
 _FIRST_LEASE_WITHIN_S = 30.0
 _LOCK_EVERY_S = 0.05
 # sockaddr_un: 108 bytes with the closing NUL, see unix(7).
@@ -72,7 +74,11 @@ def owned_worker(
         yield None
         return
     worker = Worker(settings, [*hooks, *_hooks(settings)])
-    with lock, _ControlServer(path, worker, is_leased=is_leased, on_gone=on_gone) as server:
+    with (
+        lock,
+        _sole_writer(settings),
+        _ControlServer(path, worker, is_leased=is_leased, on_gone=on_gone) as server,
+    ):
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         try:
             yield worker
@@ -115,7 +121,7 @@ class _ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer)
 
 class _Connection(socketserver.StreamRequestHandler):
     server: _ControlServer
-    _has_job = False
+    _has_job, _prompt = False, ""
 
     def handle(self) -> None:
         self.server.lease()
@@ -125,6 +131,8 @@ class _Connection(socketserver.StreamRequestHandler):
                 for answer in self._answers(line):
                     self._write(answer)
         finally:
+            if self._has_job and self._prompt:
+                self.server.worker.drop(self._prompt)
             self._end_job()
             self.server.release()
             self.server.on_gone(pid)
@@ -144,36 +152,38 @@ class _Connection(socketserver.StreamRequestHandler):
         try:
             asked = json.loads(line)
             operation, models = asked["op"], [str(name) for name in asked.get("models", ())]
-            depth = DEPTHS[asked.get("depth", "stop")]
+            prompt, depth = str(asked.get("prompt", "")), DEPTHS[asked.get("depth", "stop")]
         except (ValueError, KeyError, TypeError, AttributeError):
             operations, depths = " | ".join(OPERATIONS), " | ".join(DEPTHS)
             yield {"error": f'expected {{"op": {operations}, "depth": {depths}}}'}
             return
-        worker = self.server.worker
         match operation:
             case "wake":
                 yield from self._wake(models)
-                return
+            case "runs":
+                self._prompt = prompt
             case "done":
                 self._end_job()
-                return
+            case "log":
+                yield {"lines": self.server.worker.last_lines()}
+            case _:
+                yield self._order(operation, depth)
+
+    def _order(self, operation: str, depth: Depth) -> dict[str, Any]:
+        worker = self.server.worker
+        match operation:
             case "state":
                 pass
             case "sleep":
                 if not worker.sleep(depth):
-                    yield {"error": "a job runs: the worker sleeps only when it is idle"}
-                    return
+                    return {"error": "a job runs: the worker sleeps only when it is idle"}
             case "drain":
                 worker.stop(grace_s=math.inf)
             case "restart":
                 worker.restart()
-            case "log":
-                yield {"lines": worker.last_lines()}
-                return
             case _:
-                yield {"error": f"unknown op {operation!r}"}
-                return
-        yield worker.describe()
+                return {"error": f"unknown op {operation!r}"}
+        return worker.describe()
 
     def _wake(self, models: list[str]) -> Iterator[dict[str, Any]]:
         worker = self.server.worker
@@ -189,8 +199,27 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def _end_job(self) -> None:
         if self._has_job:
-            self._has_job = False
+            self._has_job, self._prompt = False, ""
             self.server.worker.end_job()
+
+
+@contextmanager
+def _sole_writer(settings: Settings) -> Iterator[None]:
+    """Hold the output folder, too: two ComfyUIs would give their files the same numbers.
+
+    Raises ControlError when another worker has it.
+    """
+    output = settings.comfyui_data / "output"
+    if settings.comfyui_data_dir is None and not settings.comfyui_code.is_dir():
+        # There is no ComfyUI, as its start will tell.
+        yield
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    if (lock := _lock(output / ".worker.lock")) is None:
+        where = "set COMFYUI_DATA_DIR to a folder of its own"
+        raise ControlError(f"another worker's ComfyUI writes to {output}: {where}")
+    with lock:
+        yield
 
 
 def _hooks(settings: Settings) -> list[Hooks]:
@@ -203,7 +232,11 @@ def _hooks(settings: Settings) -> list[Hooks]:
 def lock_folder(folder: Path) -> TextIO | None:
     """The lock that makes this process the only owner, or None when another one holds it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    lock = (folder / "worker.lock").open("a")
+    return _lock(folder / "worker.lock")
+
+
+def _lock(path: Path) -> TextIO | None:
+    lock = path.open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

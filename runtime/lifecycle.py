@@ -88,6 +88,14 @@ class Worker:
                 self._early_deaths = 0
             self._changed.notify_all()
 
+    def drop(self, prompt_id: str) -> None:
+        """Take a prompt out of ComfyUI that nobody waits for any more."""
+        with self._changed:
+            process = self._process if self.state is State.READY else None
+        if process:
+            log(f"the handler of prompt {prompt_id} is gone: the prompt is dropped")
+            process.drop(prompt_id)
+
     def sleep(self, depth: Depth) -> bool:
         """Sleep now, as after the idle time of that depth; blocks until it is so.
 

@@ -60,6 +60,11 @@ class Environment:
             for _ in range(function.concurrency)
         ]
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether an extension has reported an error."""
+        return self._extensions.error is not None
+
     def run(self) -> None:
         """Init, serve until it is stopped or crashes, shut down."""
         with contextlib.ExitStack() as stack:

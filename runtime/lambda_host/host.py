@@ -124,7 +124,12 @@ class LambdaHost:
                 environment.run()
                 if environment.failure is None:
                     return
-                is_stable = environment.was_ready and time.monotonic() - began > _STABLE_AFTER_S
+                # Not if its extension has said that it is no good: events only delayed that.
+                is_stable = (
+                    environment.was_ready
+                    and not environment.is_given_up
+                    and time.monotonic() - began > _STABLE_AFTER_S
+                )
                 failures = 1 if is_stable else failures + 1
                 self._note_failure(environment, failures)
                 # The first time at once; an event cuts every pause short.

@@ -16,6 +16,7 @@ from handler.settings import PROJECT
 from tests import workflows
 from tests.conftest import ask_worker, current_client, run
 from tests.processes import is_running, processes_with, wait_until
+from tests.runtime.test_worker import own_folders
 
 # Two nodes that sleep, so that there is a second one whose messages come after a reconnect.
 SLEEPER: dict[str, Any] = {
@@ -82,7 +83,7 @@ def test_handler_without_a_worker_starts_one_and_takes_it_along(tmp_path: Path) 
         "import json, sys; from handler.app import lambda_handler;"
         "print(json.dumps(lambda_handler(json.load(sys.stdin), None)), flush=True)"
     )
-    environ = os.environ | {"WORKER_DIR": str(tmp_path), "POWERTOOLS_LOG_LEVEL": "CRITICAL"}
+    environ = os.environ | own_folders(tmp_path) | {"POWERTOOLS_LOG_LEVEL": "CRITICAL"}
 
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -103,7 +104,8 @@ def test_handler_without_a_worker_starts_one_and_takes_it_along(tmp_path: Path) 
 def test_handler_says_why_comfyui_does_not_come_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORKER_DIR", str(tmp_path))
+    for name, value in own_folders(tmp_path).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("COMFYUI_ARGS", "--no-such-flag")
 
     response = run(workflows.image())
@@ -129,7 +131,8 @@ def test_wrong_environment_is_answered_by_name(monkeypatch: pytest.MonkeyPatch) 
 def test_job_that_is_too_short_for_the_cold_start_leaves_the_start_to_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORKER_DIR", str(tmp_path))
+    for name, value in own_folders(tmp_path).items():
+        monkeypatch.setenv(name, value)
 
     short = run(workflows.image(), seconds=1.5)
     workers = worker_pids(tmp_path)
@@ -147,7 +150,8 @@ def test_job_that_is_too_short_for_the_cold_start_leaves_the_start_to_the_next(
 def test_worker_that_was_killed_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("WORKER_DIR", str(tmp_path))
+    for name, value in own_folders(tmp_path).items():
+        monkeypatch.setenv(name, value)
     assert run(workflows.image())["status"] == "completed"
     pids = worker_pids(tmp_path)
     for pid in pids:

@@ -155,6 +155,28 @@ def test_job_that_waits_behind_the_one_that_kills_comfyui_is_run_all_the_same() 
     assert ask_worker("state")["starts"] == starts + 1
 
 
+def test_prompt_of_a_killed_handler_does_not_hold_up_the_next_job() -> None:
+    assert works()
+    other = subprocess.Popen(
+        [sys.executable, "-c", OTHER_HANDLER],
+        cwd=PROJECT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert other.stdin
+    assert other.stdout
+    with other, other.stdin, other.stdout:
+        other.stdin.write(json.dumps(event(workflows.one("TestSleep", seconds=60.0, deaf=False))))
+        other.stdin.close()
+        assert any("node.started" in line for line in other.stdout)
+        other.kill()
+    began = time.monotonic()
+
+    assert works()
+    assert time.monotonic() - began < 5
+
+
 def test_node_that_ends_the_thread_of_the_queue_is_noticed_at_once() -> None:
     assert works()
     began = time.monotonic()

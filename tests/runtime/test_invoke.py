@@ -24,6 +24,7 @@ def _no_comfyui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMFYUI_HOME", str(tmp_path / "nothing"))
     monkeypatch.delenv("COMFYUI_DIR", raising=False)
     monkeypatch.setenv("WORKER_DIR", str(tmp_path / "w"))
+    monkeypatch.setenv("COMFYUI_DATA_DIR", str(tmp_path / "data"))
 
 
 def run(*arguments: str) -> int:

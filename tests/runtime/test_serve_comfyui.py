@@ -16,7 +16,7 @@ import requests
 from handler.settings import PROJECT
 from tests import workflows
 from tests.processes import processes_with, wait_until
-from tests.runtime.test_worker import StartWorker, start_worker
+from tests.runtime.test_worker import StartWorker, own_folders, start_worker
 from tests.workflows import event
 
 __all__ = ["start_worker"]
@@ -44,7 +44,7 @@ class Host:
 
 @contextmanager
 def serve(folder: Path, **variables: str) -> Iterator[Host]:
-    environ = os.environ | {"WORKER_DIR": str(folder), "SERVE_PORT": "0"} | variables
+    environ = os.environ | own_folders(folder) | {"SERVE_PORT": "0"} | variables
     log = folder / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

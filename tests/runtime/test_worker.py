@@ -18,6 +18,12 @@ from handler.settings import PROJECT
 from runtime.comfyui_process import child_environment
 from tests.processes import is_running, wait_until
 
+
+def own_folders(folder: Path) -> dict[str, str]:
+    """The variables of a worker that has nothing to do with that of the other tests."""
+    return {"WORKER_DIR": str(folder), "COMFYUI_DATA_DIR": str(folder / "data")}
+
+
 StartWorker = Callable[..., "RunningWorker"]
 
 
@@ -27,7 +33,7 @@ class RunningWorker:
     def __init__(self, folder: Path, options: list[str], variables: dict[str, str]) -> None:
         self.folder = folder
         self.socket = folder / "worker.sock"
-        environ = os.environ | {"WORKER_DIR": str(folder), "COMFYUI_PORT": "0"} | variables
+        environ = os.environ | own_folders(folder) | {"COMFYUI_PORT": "0"} | variables
         line = [sys.executable, "-m", "runtime", "worker", *options]
         self.process = subprocess.Popen(line, cwd=PROJECT, env=environ, stderr=subprocess.PIPE)
         assert wait_until(lambda: self.socket.exists() or self.process.poll() is not None)
@@ -219,6 +225,26 @@ def test_last_lines_of_comfyui_can_be_asked_for(start_worker: StartWorker) -> No
     worker.ask("wake")
 
     assert any("Starting server" in line for line in worker.ask("log")["lines"])
+
+
+def test_second_worker_that_would_write_to_the_same_folder_is_refused(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    first = start_worker()
+    assert first.ask("wake")["state"] == "ready"
+    other = os.environ | own_folders(tmp_path) | {"WORKER_DIR": str(tmp_path / "other")}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime", "worker"],
+        cwd=PROJECT,
+        env=other,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert "set COMFYUI_DATA_DIR to a folder of its own" in done.stderr
 
 
 def test_unknown_operation_is_refused(start_worker: StartWorker) -> None:
