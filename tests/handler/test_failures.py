@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -129,9 +131,9 @@ def test_comfyui_that_dies_mid_job_fails_it_as_retryable_and_is_restarted() -> N
     assert works()
 
 
-def test_job_that_waits_behind_the_one_that_kills_comfyui_is_run_all_the_same() -> None:
-    assert works()
-    starts = ask_worker("state")["starts"]
+@contextmanager
+def other_handler(workflow: Any) -> Iterator["subprocess.Popen[str]"]:
+    """A second handler process, whose job runs now."""
     other = subprocess.Popen(
         [sys.executable, "-c", OTHER_HANDLER],
         cwd=PROJECT,
@@ -142,12 +144,20 @@ def test_job_that_waits_behind_the_one_that_kills_comfyui_is_run_all_the_same() 
     assert other.stdin
     assert other.stdout
     with other, other.stdin, other.stdout:
-        other.stdin.write(json.dumps(event(workflows.one("TestSleep", seconds=60.0, deaf=True))))
+        other.stdin.write(json.dumps(event(workflow)))
         other.stdin.close()
         assert any("node.started" in line for line in other.stdout)
+        yield other
+
+
+def test_job_that_waits_behind_the_one_that_kills_comfyui_is_run_all_the_same() -> None:
+    assert works()
+    starts = ask_worker("state")["starts"]
+    with other_handler(workflows.one("TestSleep", seconds=60.0, deaf=True)) as other:
         threading.Timer(1.0, os.kill, [comfyui_pid(), signal.SIGKILL]).start()
 
         waiting = run(workflows.image())
+        assert other.stdout
         killed = json.loads(other.stdout.read().splitlines()[-1])
 
     assert waiting["status"] == "completed"
@@ -157,19 +167,7 @@ def test_job_that_waits_behind_the_one_that_kills_comfyui_is_run_all_the_same() 
 
 def test_prompt_of_a_killed_handler_does_not_hold_up_the_next_job() -> None:
     assert works()
-    other = subprocess.Popen(
-        [sys.executable, "-c", OTHER_HANDLER],
-        cwd=PROJECT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert other.stdin
-    assert other.stdout
-    with other, other.stdin, other.stdout:
-        other.stdin.write(json.dumps(event(workflows.one("TestSleep", seconds=60.0, deaf=False))))
-        other.stdin.close()
-        assert any("node.started" in line for line in other.stdout)
+    with other_handler(workflows.one("TestSleep", seconds=60.0, deaf=False)) as other:
         other.kill()
     began = time.monotonic()
 
