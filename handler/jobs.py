@@ -7,13 +7,14 @@ records; it is imported with the first request that has an id of its own, for it
 import json
 import time
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from events.heartbeat import Heartbeat
 from events.job import Job
 from handler.errors import AlreadyRunning, Cancelled
-from handler.leftovers import Attempt, attempt_now
+from handler.leftovers import Attempt
 from handler.log import emit, logger
 from handler.outcome import Outcome
 from handler.settings import Settings
@@ -89,7 +90,7 @@ class Jobs:
         self._store: Store | None = None
 
     def claim(self, job: Job) -> Claim:
-        """Claim the job's id until the claim's end, if the request gave one.
+        """Claim the job's id until `Claim.end`, if the request gave one.
 
         Raises AlreadyRunning if somebody else has claimed it. A store that does not work costs the
         claim, never the job.
@@ -110,12 +111,13 @@ class Jobs:
         except Exception as error:
             _warn("the store of jobs does not work, the job runs without a claim", error)
             return Claim()
-        heartbeat = Heartbeat(LEASE_S / _RENEWALS_IN_A_LEASE, lambda: _renew(store, data))
-        heartbeat.start()
         max_bytes = MAX_DYNAMODB_BYTES if self._settings.jobs_table else None
         # Of another store nobody here knows whether a file was a leftover or a result. Without
         # secrets: whoever has a file's URL can read its metadata.
-        attempt = attempt_now(_hash([store.identity, job.id, job.workflow]))
+        request = _hash([store.identity, job.id, job.workflow])
+        attempt = Attempt(request, began=datetime.now(UTC))
+        heartbeat = Heartbeat(LEASE_S / _RENEWALS_IN_A_LEASE, lambda: _renew(store, data))
+        heartbeat.start()
         return Claim(_claimed=_Claimed(store, data, max_bytes, heartbeat, attempt))
 
     def close(self) -> None:

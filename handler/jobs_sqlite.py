@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     validation TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS store (only INTEGER PRIMARY KEY CHECK (only = 1), name TEXT);
+INSERT OR IGNORE INTO store VALUES (1, hex(randomblob(16)));
 CREATE INDEX IF NOT EXISTS jobs_by_expiration ON jobs (expiration);
 """
 _COLUMNS = "id, status, expiration, in_progress_expiration, data, validation"
@@ -59,12 +60,8 @@ class SqliteLayer(BasePersistenceLayer):
             path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
         )
         _prepare(self._db)
-
-    @property
-    def identity(self) -> str:
-        """What tells this file from those of other machines."""
-        self._db.execute("INSERT OR IGNORE INTO store VALUES (1, hex(randomblob(16)))")
-        return str(self._db.execute("SELECT name FROM store").fetchone()[0])
+        # What tells this file from those of other machines.
+        self.identity = str(self._db.execute("SELECT name FROM store").fetchone()[0])
 
     def renew(self, data: dict[str, Any], until_ms: int) -> None:
         """Let the claim of `data` end at `until_ms` (Unix time)."""

@@ -7,7 +7,7 @@ in its metadata which request it belongs to, so files of other requests with the
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from handler.log import emit
@@ -44,7 +44,3 @@ def remove_leftovers(
             if (METADATA, attempt.request) in {(name.lower(), value) for name, value in metadata}:
                 s3.delete_object(**place)
                 emit("artifact.removed", "removed what an earlier attempt left", file=found["Key"])
-
-
-def attempt_now(request: str) -> Attempt:
-    return Attempt(request, datetime.now(UTC))

@@ -160,7 +160,7 @@ class Uploads:
         except Exception as error:
             logger.info(
                 "not looked for files of an earlier attempt",
-                extra={"event": "artifact.kept", "reason": _reason(error, "to list or delete")},
+                extra={"event": "artifact.kept", "reason": _reason(error, "the clean-up")},
             )
 
     def _upload(self, artifact: Artifact) -> Stored:
@@ -238,4 +238,4 @@ def _reason(error: Exception, what: str = "the upload") -> str:
         return f"S3 could not be used: {name}" + _HINTS.get(name, "")
     if isinstance(cause, ValueError):
         return "S3 could not be used: check s3.endpoint_url (or S3_ENDPOINT_URL)"
-    return f"the upload failed: {type(cause).__name__}"
+    return f"{what} failed: {type(cause).__name__}"
