@@ -41,12 +41,22 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _ask(connection: socket.socket, operation: str, depth: str) -> dict[str, Any]:
-    connection.sendall(json.dumps({"op": operation, "depth": depth}).encode() + b"\n")
-    with connection.makefile() as lines:
+    with connection.makefile("rw") as lines:
+        _send(lines, {"op": operation, "depth": depth})
         answer = _next(lines)
-        if operation == "wake" and answer["state"] != State.READY:
-            answer = _next(lines)
+        if operation == "wake":
+            if answer["state"] != State.READY:
+                answer = _next(lines)
+            # Whoever asked may order sleep next, which a job that is still counted would forbid.
+            _send(lines, {"op": "done"})
+            _send(lines, {"op": "state"})
+            _next(lines)
     return answer
+
+
+def _send(lines: TextIO, question: dict[str, str]) -> None:
+    lines.write(json.dumps(question) + "\n")
+    lines.flush()
 
 
 def _next(lines: TextIO) -> dict[str, Any]:

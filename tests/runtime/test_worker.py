@@ -45,8 +45,13 @@ class RunningWorker:
         return connection
 
     def ask(self, operation: str, **details: str) -> dict[str, Any]:
+        """The answer to one question. What `wake` began has ended when it is returned."""
         with self.connect() as connection:
-            return ask(connection, operation, **details)
+            answer = ask(connection, operation, **details)
+            if operation == "wake":
+                connection.sendall(b'{"op": "done"}\n')
+                ask(connection, "state")
+        return answer
 
 
 def ask(connection: socket.socket, operation: str, **details: str) -> dict[str, Any]:
