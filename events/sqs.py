@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from events import dead_letters, messages, visibility
+from events import dead_letters, messages, source_queue
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.batch import BatchProcessor
@@ -62,7 +62,7 @@ def process(
     for record in event["Records"]:
         # At the very end: whoever keeps the batch hidden while it runs would undo it.
         if record["messageId"] in back:
-            visibility.postpone(record, error_types.get(record["messageId"], ()))
+            source_queue.postpone(record, error_types.get(record["messageId"], ()))
     return reply
 
 
@@ -71,6 +71,7 @@ def _run(record: dict[str, Any], handle: Handle, dead_letter_queue_url: str) -> 
     failures = [response["error"] for response in responses if response.get("error")]
     if failures and dead_letter_queue_url:
         dead_letters.send(dead_letter_queue_url, record, failures[0])
+        source_queue.delete(record)
 
 
 def _processor(queue_arn: str) -> "BatchProcessor":

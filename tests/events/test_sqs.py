@@ -9,7 +9,7 @@ import boto3
 import pytest
 import requests
 
-from events import visibility
+from events import source_queue
 from handler import app
 from tests import workflows
 from tests.conftest import Context, WebhookReceiver, ask_worker
@@ -135,7 +135,7 @@ def test_only_the_failed_retryable_message_goes_back(
 def test_message_that_goes_back_waits_longer_each_time(
     receive_count: int, error_types: list[str], seconds: int
 ) -> None:
-    drawn = {visibility.back_off_s(receive_count, error_types) for _ in range(1000)}
+    drawn = {source_queue.back_off_s(receive_count, error_types) for _ in range(1000)}
 
     assert drawn <= set(range(seconds // 2, seconds + 1))
     assert len(drawn) > seconds // 4
@@ -144,7 +144,7 @@ def test_message_that_goes_back_waits_longer_each_time(
 def test_message_that_goes_back_comes_again_before_the_queue_s_own_time(
     sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(visibility, "BACK_OFF_S", 1)
+    monkeypatch.setattr(source_queue, "BACK_OFF_S", 1)
     queue = Queue(sqs, "slow", VisibilityTimeout="5400")
     queue.send(event(workflows.one("TestOutOfMemory")))
 
@@ -229,6 +229,20 @@ def test_only_what_failed_for_good_goes_to_the_dead_letter_queue(
     assert len(told["OriginalMessageId"]) == 36
     assert len(raised["MessageAttributes"]["ErrorMessage"]["StringValue"]) == 1024
     assert raised["MessageAttributes"]["ErrorType"]["StringValue"] == "ExecutionFailed"
+
+
+def test_dead_letter_is_one_though_its_batch_crashes_before_the_reply(
+    sqs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, dead = Queue(sqs, "crashes"), Queue(sqs, "crashes-dead")
+    monkeypatch.setenv("DEAD_LETTER_QUEUE_URL", dead.url)
+    queue.send("{not json")
+
+    # Nobody hears the reply.
+    app.lambda_handler({"Records": [queue._record(m) for m in queue.take()]}, Context(100))
+
+    assert queue.waiting() == 0
+    assert dead.waiting() == 1
 
 
 def test_dead_letters_of_a_fifo_queue_keep_their_group(
