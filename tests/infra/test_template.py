@@ -515,7 +515,7 @@ def test_rule_of_the_inbox_has_the_queue_as_its_target() -> None:
     assert target["Arn"] == queue["Attributes"]["QueueArn"]
     assert json.loads(rule["EventPattern"])["detail"] == {
         "bucket": {"name": [outputs["InboxBucket"]]},
-        "object": {"key": [{"suffix": ".json"}]},
+        "object": {"key": [{"suffix": {"equals-ignore-case": ".json"}}]},
     }
 
 
