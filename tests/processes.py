@@ -1,6 +1,7 @@
 """What tests ask about processes and conditions: is it running, has it come true by now."""
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +31,17 @@ def processes_with(variable: str, word: str = "") -> list[int]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     give_up = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < give_up:
         time.sleep(0.01)
     return condition()
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on; all different."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports

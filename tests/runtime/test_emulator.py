@@ -29,7 +29,7 @@ import requests
 from handler.settings import PROJECT
 from runtime.states import MOVES, State
 from tests import workflows
-from tests.processes import is_running, processes_with, wait_until
+from tests.processes import free_ports, is_running, processes_with, wait_until
 from tests.workflows import event
 
 MAY_MOUNT = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
@@ -86,9 +86,10 @@ class Emulator:
 
 
 @contextmanager
-def emulator(port: int, **variables: str) -> Iterator[Emulator]:
+def emulator(**variables: str) -> Iterator[Emulator]:
     if not EMULATORS:
         pytest.fail("there is no emulator: `make test` installs it with SAM CLI")
+    port, api_port = free_ports(2)
     folder = Path(tempfile.mkdtemp(prefix="lc-rie-"))
     folder.chmod(0o777)
     python = PROJECT / ".venv" / "bin" / "python"
@@ -109,7 +110,7 @@ def emulator(port: int, **variables: str) -> Iterator[Emulator]:
     }
     line = ["unshare", "--mount", "sh", "-c", SETUP, "sh", str(folder), str(EMULATORS[0])]
     line += ["--runtime-interface-emulator-address", f"127.0.0.1:{port}"]
-    line += ["--runtime-api-address", f"127.0.0.1:{port + 1}", "/opt/bootstrap"]
+    line += ["--runtime-api-address", f"127.0.0.1:{api_port}", "/opt/bootstrap"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             line, cwd=PROJECT, env=environ, stdout=log, stderr=log, start_new_session=True
@@ -130,7 +131,7 @@ def _listens(running: Emulator) -> bool:
 
 
 def test_init_is_held_until_comfyui_is_ready_and_nothing_survives_the_end() -> None:
-    with emulator(19080) as running:
+    with emulator() as running:
         cold = running.invoke(event(workflows.image()))
         warm = running.invoke(event(workflows.image()))
 
@@ -151,7 +152,7 @@ def test_init_is_held_until_comfyui_is_ready_and_nothing_survives_the_end() -> N
 
 
 def test_death_of_comfyui_costs_one_job_and_death_of_the_extension_one_environment() -> None:
-    with emulator(19082) as running:
+    with emulator() as running:
         killed = running.invoke(event(workflows.one("TestKill")))
         after = running.invoke(event(workflows.image()))
 
@@ -169,7 +170,7 @@ def test_death_of_comfyui_costs_one_job_and_death_of_the_extension_one_environme
 
 
 def test_two_workers_of_managed_instances_share_one_comfyui() -> None:
-    with emulator(19084, AWS_LAMBDA_MAX_CONCURRENCY="2") as running:
+    with emulator(AWS_LAMBDA_MAX_CONCURRENCY="2") as running:
         first = until_answered(running, event(workflows.image()))
         sleeper = event(workflows.one("TestSleep", seconds=1.0, deaf=False))
         with ThreadPoolExecutor(2) as pool:
@@ -184,7 +185,7 @@ def test_two_workers_of_managed_instances_share_one_comfyui() -> None:
 @pytest.mark.parametrize("workers", ["", "2"], ids=["standard", "managed-instances"])
 def test_every_one_of_many_invocations_is_answered_whenever_comfyui_dies(workers: str) -> None:
     variables = {"AWS_LAMBDA_MAX_CONCURRENCY": workers} if workers else {}
-    with emulator(19090 if workers else 19088, **variables) as running:
+    with emulator(**variables) as running:
         assert until_answered(running, event(workflows.image()))["status"] == "completed"
         is_over = threading.Event()
         killer = threading.Thread(target=kill_now_and_then, args=(running, is_over))
@@ -254,7 +255,7 @@ def check_states(log: str) -> None:
 
 
 def test_lone_worker_of_managed_instances_that_dies_ends_the_environment() -> None:
-    with emulator(19086, AWS_LAMBDA_MAX_CONCURRENCY="1") as running:
+    with emulator(AWS_LAMBDA_MAX_CONCURRENCY="1") as running:
         assert until_answered(running, event(workflows.image()))["status"] == "completed"
         clients = running.processes("awslambdaric")
         (worker,) = [pid for pid in clients if parent_of(pid) in clients]
