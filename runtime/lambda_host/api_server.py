@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
-from types import TracebackType
 from typing import Any, Self
 
 _READ_BYTES = 1024 * 1024
@@ -33,12 +32,7 @@ class ApiServer(ThreadingMixIn, TCPServer):
         threading.Thread(target=self.serve_forever, args=(_POLL_S,), daemon=True).start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.shutdown()
         self.server_close()
 

@@ -6,7 +6,6 @@ An environment that crashes is replaced by a new one; who waits in the meantime,
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from runtime.lambda_host.environment import RIC_STOP_GRACE_S, Environment
@@ -53,12 +52,7 @@ class LambdaHost:
         self._supervisor.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close(RIC_STOP_GRACE_S)
 
     def invoke(

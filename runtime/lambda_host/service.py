@@ -7,7 +7,6 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Self
 
 from runtime.lambda_host.async_invocations import AsyncInvocations, AsyncRules
@@ -84,12 +83,7 @@ class Service:
             self._poller.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         grace_s = self._rules.grace_s
         until = time.monotonic() + grace_s
         self._events.stop()
