@@ -5,10 +5,13 @@ What the lines mean, and whether a dead child is started again, is decided by it
 
 import contextlib
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +19,10 @@ from pathlib import Path
 _LEASH = Path(__file__).with_name("leash.py")
 _TAIL_LINES = 40
 _DRAIN_WITHIN_S = 1.0
+_CATCH_UP_EVERY_S = 0.001
+_READ_BYTES = 65536
+# The RIC ends the lines of a traceback with "\r".
+_LINE_END = re.compile(rb"\r\n?|\n")
 
 
 class Child:
@@ -38,7 +45,7 @@ class Child:
     ) -> None:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._on_line, self._on_exit = on_line, on_exit
-        self._lock = threading.Lock()
+        self._lock, self._reading = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
         leash = [sys.executable, "-I", "-S", str(_LEASH), str(int(dies_with)), str(os.getpid())]
         self._popen = subprocess.Popen(
@@ -49,8 +56,6 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            encoding="utf-8",
-            errors="replace",
         )
         self._drainer = threading.Thread(target=self._drain, daemon=True)
         self._drainer.start()
@@ -64,7 +69,7 @@ class Child:
         """Write to its stdin, and close it. Raises OSError when the child is gone."""
         assert self._popen.stdin is not None
         with self._popen.stdin as stdin:
-            stdin.write(line + "\n")
+            stdin.write(line.encode() + b"\n")
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """The exit status (negative: the signal), or None if it still runs after `timeout_s`."""
@@ -77,6 +82,15 @@ class Child:
             self.wait(grace_s)
         self._signal_group(signal.SIGKILL)
         self.wait()
+
+    def catch_up(self) -> None:
+        """Return when `on_line` has had every line that the child has written until now.
+
+        A child that writes without end is given up after a second.
+        """
+        give_up = time.monotonic() + _DRAIN_WITHIN_S
+        while self._has_unread() and time.monotonic() < give_up:
+            time.sleep(_CATCH_UP_EVERY_S)
 
     def tail(self) -> tuple[str, ...]:
         """The last lines of its output, complete once it has ended."""
@@ -101,11 +115,43 @@ class Child:
         self._ended.set()
         self._on_exit()
 
+    def _has_unread(self) -> bool:
+        assert self._popen.stdout is not None
+        with self._reading:
+            return not self._popen.stdout.closed and _has_data(self._popen.stdout.fileno())
+
     def _drain(self) -> None:
         assert self._popen.stdout is not None
-        # Universal newlines: the RIC ends the lines of a traceback with "\r".
-        with self._popen.stdout as output:
-            for raw in output:
-                if line := raw.rstrip():
-                    self._tail.append(line)
-                    self._on_line(line)
+        pipe, pending = self._popen.stdout.fileno(), b""
+        while True:
+            _wait_readable(pipe)
+            # As long as its lines are not told, what was read counts as unread.
+            with self._reading:
+                chunk = os.read(pipe, _READ_BYTES)
+                first, *others = _LINE_END.split(chunk)
+                pending += first
+                for line in others:
+                    self._tell(pending)
+                    pending = line
+                if not chunk:
+                    self._tell(pending)
+                    self._popen.stdout.close()
+                    return
+
+    def _tell(self, raw: bytes) -> None:
+        if line := raw.decode(errors="replace").rstrip():
+            self._tail.append(line)
+            self._on_line(line)
+
+
+def _wait_readable(pipe: int) -> None:
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    poll.poll()
+
+
+def _has_data(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    # At its end a pipe without data is hung up, and nothing else.
+    return any(event & select.POLLIN for _, event in poll.poll(0))

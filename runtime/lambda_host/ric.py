@@ -97,7 +97,9 @@ class RicPlace:
             # Only now: http.server takes 30 ms to import, and the client is busy starting.
             from runtime.lambda_host.runtime_api import RuntimeApi  # noqa: PLC0415
 
-            with RuntimeApi(listener, self._extensions, self._function, self._queue, taker) as api:
+            with RuntimeApi(
+                listener, self._extensions, self._function, self._queue, taker, ric.catch_up
+            ) as api:
                 timeout_s = self._function.init_timeout_s
                 if not self._queue.wait_until_asked(taker, timeout_s):
                     api.init_error = init_timeout_error(timeout_s)

@@ -8,6 +8,7 @@ import json
 import secrets
 import socket
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 
 from runtime.lambda_host.extensions import Extensions
@@ -22,7 +23,10 @@ MAX_RESPONSE_BYTES = 6 * 1024 * 1024 + 100
 
 
 class RuntimeApi(ExtensionsApi):
-    """Serves on `listener` while it is entered; `init_error` is what the client reported."""
+    """Serves on `listener` while it is entered; `init_error` is what the client reported.
+
+    `catch_up` returns when the client's lines are read that were written before it.
+    """
 
     def __init__(
         self,
@@ -31,9 +35,10 @@ class RuntimeApi(ExtensionsApi):
         function: Function,
         queue: InvocationQueue,
         taker: Taker,
+        catch_up: Callable[[], None],
     ) -> None:
         super().__init__(listener, extensions, function, _RuntimeCall)
-        self.queue, self.taker = queue, taker
+        self.queue, self.taker, self.catch_up = queue, taker, catch_up
         self.init_error: InvocationResult | None = None
 
 
@@ -48,6 +53,8 @@ class _RuntimeCall(ExtensionsCall):
         if self.path != f"{PREFIX}/invocation/next":
             self.reject(HTTPStatus.NOT_FOUND, "InvalidRequest", self.path)
             return
+        # They belong to the invocation that the client lets go of now.
+        self.server.catch_up()
         invocation = self.server.queue.take(self.server.taker)
         if invocation is None:
             self.reject(HTTPStatus.FORBIDDEN, "InvalidStateTransition", "shutting down")
