@@ -20,7 +20,8 @@ _INTERRUPT_POLL_S = 0.05
 
 
 class _DiedBeforeOurJob(Exception):
-    """ComfyUI died, and this job had not begun: it waited behind another one, or killed it."""
+    """ComfyUI died, and this job had not begun: it came just then, waited behind another one, or
+    killed it."""
 
 
 class Runner:
@@ -77,14 +78,15 @@ class Runner:
         try:
             # Twice at most: a job that kills ComfyUI in its first moment looks like this, too.
             for attempt in (1, 2):
-                worker = self._submit(workflow, worker, execution, timings, deadline)
                 try:
+                    self._submit(workflow, worker, execution)
                     return self._follow(worker, execution, deadline)
                 except _DiedBeforeOurJob as died:
                     if attempt == 2:
                         raise WorkerUnavailable(
                             f"ComfyUI died before the job ran. {died}"
                         ) from died
+                    worker = self.wait_ready(self.begin(()), timings, deadline)
             raise AssertionError
         finally:
             ran_ms = (time.monotonic() - began) * 1000
@@ -105,27 +107,14 @@ class Runner:
             self._client[1].close()
         self._worker.close()
 
-    def _submit(
-        self,
-        workflow: dict[str, Any],
-        worker: ReadyWorker,
-        execution: Execution,
-        timings: Timings,
-        deadline: Deadline,
-    ) -> ReadyWorker:
-        for attempt in (1, 2):
-            try:
-                self._worker.runs(execution.prompt_id)
-                self._client_of(worker).submit(workflow, execution.prompt_id)
-                break
-            except ComfyUIGone as error:
-                # It died since the last event, and the worker is about to replace it.
-                words = self._worker.last_words(worker)
-                if attempt == 2:
-                    raise WorkerUnavailable(f"ComfyUI did not take the job. {words}") from error
-                worker = self.wait_ready(self.begin(()), timings, deadline)
+    def _submit(self, workflow: dict[str, Any], worker: ReadyWorker, execution: Execution) -> None:
+        self._worker.runs(execution.prompt_id)
+        try:
+            self._client_of(worker).submit(workflow, execution.prompt_id)
+        except ComfyUIGone as error:
+            # It died since the last event, and the worker is about to replace it.
+            raise _DiedBeforeOurJob(self._worker.last_words(worker) or str(error)) from error
         emit("job.queued", "job queued", prompt_id=execution.prompt_id, nodes=len(workflow))
-        return worker
 
     def _follow(
         self, worker: ReadyWorker, execution: Execution, deadline: Deadline
