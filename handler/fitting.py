@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+from events.smaller import smaller
+
 # https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
 MAX_RESPONSE_BYTES = 6 * 1024 * 1024
 
@@ -15,7 +17,8 @@ def encoded_size(body: Any) -> int:
 def fit(body: dict[str, Any]) -> dict[str, Any]:
     """The body, with the least important parts left out (and a warning) until it is small enough.
 
-    Text of outputs goes first, for their files have it; then ComfyUI's own outputs and prompt.
+    Text of outputs goes first, for their files have it; then ComfyUI's own outputs and prompt; then
+    what any narrow way leaves out.
     """
     try:
         raw = json.dumps(body, ensure_ascii=False).encode()
@@ -31,7 +34,7 @@ def fit(body: dict[str, Any]) -> dict[str, Any]:
         )
         if encoded_size(body) <= MAX_RESPONSE_BYTES:
             break
-    return body
+    return smaller(body, MAX_RESPONSE_BYTES, encoded_size)
 
 
 def _text_of_outputs(body: dict[str, Any]) -> str:
