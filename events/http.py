@@ -31,10 +31,7 @@ MAX_REPLY_BYTES = 6 * 1024 * 1024 - 4096
 MAX_ALB_REPLY_BYTES = 1024 * 1024 - 4096
 _STATUS = {
     "InvalidRequest": HTTPStatus.BAD_REQUEST,
-    "WorkflowRejected": HTTPStatus.UNPROCESSABLE_ENTITY,
-    "ExecutionFailed": HTTPStatus.UNPROCESSABLE_ENTITY,
     "Cancelled": HTTPStatus.CONFLICT,
-    "DeadlineExceeded": HTTPStatus.GATEWAY_TIMEOUT,
 }
 # The stage, or the base path of a custom domain.
 _GATEWAY_PREFIX = re.compile(rf"^/.+(?={ROUTE}$)")
@@ -103,10 +100,12 @@ def _status_of(response: dict[str, Any]) -> HTTPStatus:
     if response["status"] == "completed":
         return HTTPStatus.OK
     error = response["error"]
-    usual = (
-        HTTPStatus.SERVICE_UNAVAILABLE if error["retryable"] else HTTPStatus.UNPROCESSABLE_ENTITY
-    )
-    return _STATUS.get(error["type"], usual)
+    # Clients repeat a 5xx, some of them for ever: only what a repeat may help gets one.
+    if not error["retryable"]:
+        return _STATUS.get(error["type"], HTTPStatus.UNPROCESSABLE_ENTITY)
+    if error["type"] == "DeadlineExceeded":
+        return HTTPStatus.GATEWAY_TIMEOUT
+    return HTTPStatus.SERVICE_UNAVAILABLE
 
 
 def _json(

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from events.heartbeat import Heartbeat
 from events.job import Job
-from handler.errors import AlreadyRunning, Cancelled
+from events.smaller import smaller
+from handler.errors import AlreadyRunning
 from handler.leftovers import Attempt
 from handler.log import emit, logger
 from handler.outcome import Outcome
@@ -71,7 +72,8 @@ class Claim:
             return
         self.release()
         store, data = self._claimed.store, self._claimed.data
-        kept = _small(response, self._claimed.max_bytes) if _is_final(outcome) else None
+        # Only a success is final: whoever sends a failed job again has mended what was wrong.
+        kept = None if outcome.error else _small(response, self._claimed.max_bytes)
         try:
             if kept is None:
                 store.delete_record(data, RuntimeError("the job may run again"))
@@ -187,15 +189,6 @@ def _stored(record: Any) -> dict[str, Any]:
     return response
 
 
-def _is_final(outcome: Outcome) -> bool:
-    """Whether a repeat would spend GPU time for nothing new."""
-    error = outcome.error
-    if error is None:
-        return True
-    has_run = outcome.entry is not None or (outcome.execution and outcome.execution.began)
-    return bool(has_run) and not error.retryable and not isinstance(error, Cancelled)
-
-
 def _small(response: dict[str, Any], max_bytes: int | None) -> dict[str, Any] | None:
     """The response within the store's limit; None if that would cost a file that has no URL."""
     if max_bytes is None or _size(response) <= max_bytes:
@@ -211,6 +204,8 @@ def _small(response: dict[str, Any], max_bytes: int | None) -> dict[str, Any] | 
     }
     if _size(compact) <= max_bytes:
         return compact
+    if all("url" in item for item in response["output"]):
+        return smaller(compact, max_bytes, _size)
     logger.warning("the response is too large to be stored; the same request would run again")
     return None
 

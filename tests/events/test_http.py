@@ -95,7 +95,7 @@ def test_status_tells_how_the_job_ended(workflow: Any, error: str, expected: int
 @pytest.mark.parametrize(
     ("job", "error", "retryable", "expected"),
     [
-        ("failed", "DeadlineExceeded", False, 504),
+        ("failed", "DeadlineExceeded", False, 422),
         ("failed", "DeadlineExceeded", True, 504),
         ("cancelled", "Cancelled", False, 409),
         ("failed", "Misconfigured", True, 503),
