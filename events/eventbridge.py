@@ -1,4 +1,5 @@
-"""An event of EventBridge: its detail is one request, or tells of a new S3 object that holds one.
+"""An event of EventBridge: its detail is one request, maybe with the token of a task of Step
+Functions, or it tells of a new S3 object that holds one.
 
 https://docs.aws.amazon.com/eventbridge/latest/ref/overiew-event-structure.html and
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/ev-events.html. The invocation is
@@ -9,7 +10,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from events import asynchronous
+from events import asynchronous, stepfunctions
 from events.identity import identified
 from events.s3_objects import S3Object, requests_in
 
@@ -26,11 +27,14 @@ def matches(event: Any) -> bool:
 
 
 def process(event: dict[str, Any], handle: asynchronous.Handle) -> dict[str, Any]:
-    """Run the request in the detail, or the one in the object that it tells of."""
-    return asynchronous.run(requests(event), handle)
+    """Run the request in the detail, or the one in the object that it tells of. Raises TryAgain."""
+    if stepfunctions.matches(event["detail"]):
+        stepfunctions.process_delivery(event["detail"], event["id"], handle)
+        return {"responses": []}
+    return asynchronous.run(_requests(event), handle)
 
 
-def requests(event: dict[str, Any]) -> Iterable[Any]:
+def _requests(event: dict[str, Any]) -> Iterable[Any]:
     """The request in the detail or in the object; TryAgain is raised if that cannot be read."""
     from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent  # noqa: PLC0415
 

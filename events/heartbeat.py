@@ -5,13 +5,17 @@ from collections.abc import Callable
 
 
 class Heartbeat:
-    """Calls `beat` every `every_s` seconds in a thread of its own, from `start` to `stop`.
+    """Calls `beat` every `every_s` seconds in a thread of its own, from `start` to `stop`;
+    for the first time after `first_after_s`, if that is given.
 
     It ends by itself when `beat` returns False. `beat` must not raise.
     """
 
-    def __init__(self, every_s: float, beat: Callable[[], bool]) -> None:
+    def __init__(
+        self, every_s: float, beat: Callable[[], bool], first_after_s: float | None = None
+    ) -> None:
         self._every_s, self._beat = every_s, beat
+        self._first_after_s = every_s if first_after_s is None else first_after_s
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -30,5 +34,6 @@ class Heartbeat:
         self.stop()
 
     def _run(self) -> None:
-        while not self._is_over.wait(self._every_s) and self._beat():
-            pass
+        pause_s = self._first_after_s
+        while not self._is_over.wait(pause_s) and self._beat():
+            pause_s = self._every_s

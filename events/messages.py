@@ -5,7 +5,7 @@ with: https://docs.aws.amazon.com/AmazonS3/latest/userguide/how-to-enable-disabl
 and https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-targets.html
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from events import asynchronous, eventbridge, s3, stepfunctions
@@ -23,33 +23,17 @@ def run(text: Any, message_id: str, handle: Handle) -> list[dict[str, Any]]:
     """
     told = _without_envelope(request_of(text))
     if stepfunctions.matches(told):
-        # The state machine is told of every end, and decides about retries itself.
-        stepfunctions.process(
-            told, lambda task: _unless_running(identified(task, message_id), handle)
-        )
+        stepfunctions.process_delivery(told, message_id, handle)
         return []
-    requests = (identified(request, message_id) for request in _requests_in(told))
-    responses: list[dict[str, Any]] = asynchronous.run(requests, handle)["responses"]
-    return responses
-
-
-def _unless_running(task: Any, handle: Handle) -> dict[str, Any]:
-    """The response; TryAgain if another delivery of the message runs the job, and tells its end."""
-    response = handle(task)
-    error = response.get("error")
-    if error and error["type"] == "AlreadyRunning":
-        raise asynchronous.TryAgain(f"{error['type']}: {error['message']}", [error["type"]])
-    return response
-
-
-def _requests_in(told: Any) -> Iterable[Any]:
-    """TryAgain is raised after them if the message tells of an object that cannot be read now."""
     if s3.matches(told):
-        return s3.requests(told)
-    if eventbridge.matches(told):
-        return eventbridge.requests(told)
-    # What is not JSON is still text, and is refused as such.
-    return [told]
+        reply = s3.process(told, handle)
+    elif eventbridge.matches(told):
+        reply = eventbridge.process(told, handle)
+    else:
+        # What is not JSON is still text, and is refused as such.
+        reply = asynchronous.run([identified(told, message_id)], handle)
+    responses: list[dict[str, Any]] = reply["responses"]
+    return responses
 
 
 def _without_envelope(told: Any) -> Any:

@@ -24,11 +24,11 @@ def matches(event: Any) -> bool:
 
 
 def process(event: dict[str, Any], handle: asynchronous.Handle) -> dict[str, Any]:
-    """Run the job in every new object."""
-    return asynchronous.run(requests(event), handle)
+    """Run the job in every new object. Raises TryAgain."""
+    return asynchronous.run(_requests(event), handle)
 
 
-def requests(event: dict[str, Any]) -> Iterable[Any]:
+def _requests(event: dict[str, Any]) -> Iterable[Any]:
     """The request in every new object; TryAgain is raised after them if one cannot be read."""
     from aws_lambda_powertools.utilities.data_classes import S3Event  # noqa: PLC0415
 

@@ -1,76 +1,142 @@
-"""What the handler tells the queue that a message came from, beside the reply to its batch.
+"""What the handler tells the queue that messages came from, beside the reply to their batch.
 
-- When a message that goes back may come again. Lambda leaves it hidden for what is left of the
-  queue's visibility timeout, which AWS wants to be six times the function's: a job whose worker
-  died would wait for an hour and a half.
-  https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html (backoff strategy)
-- That a message is done with, once it is a dead letter: if its batch crashes before the reply, it
-  would come again, and be a dead letter twice.
+Without it, AWS's advice to hide messages for six times the function's timeout would keep each one
+that goes back, or whose handler was killed, waiting for hours.
+https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+
+- While a batch runs, its messages are hidden for a minute at a time: if the handler is killed, they
+  come again in a minute.
+- A message that goes back comes again after a back-off.
+  https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html
+- A dead letter is deleted at once: if its batch is killed before the reply, it would come again,
+  and be a dead letter twice.
+
+Nothing here raises: what SQS refuses is left to Lambda, which comes to the same end, later.
 """
 
 import logging
 import math
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from events import aws
+from events.heartbeat import Heartbeat
 
+HIDDEN_S = 60
+# A batch that is answered earlier costs no call, and no import of boto3.
+FIRST_BEAT_AFTER_S = 1.0
 BACK_OFF_S = 10
-# The other invocation has minutes to go, and each delivery counts towards the dead-letter queue.
-RUNNING_BACK_OFF_S = 60
-MAX_BACK_OFF_S = 900
+# The other invocation may have an hour and a half to go, and each delivery counts towards the
+# dead-letter queue: 1, 5, 25 minutes, 2 hours.
+RUNNING_BACK_OFF_S, RUNNING_FACTOR, MAX_RUNNING_BACK_OFF_S = 60, 5.0, 7200
+FACTOR, MAX_BACK_OFF_S = 2.0, 900
+# Of SendMessageBatch and its sisters.
+_MAX_ENTRIES = 10
+_STOP_WITHIN_S = 5.0
 _log = logging.getLogger("lambda-comfyui.sqs")
 
 
+@contextmanager
+def kept_hidden(records: Sequence[dict[str, Any]], time_left_s: float | None) -> Iterator[None]:
+    """Hide the messages of a batch for HIDDEN_S at a time, until the block or its time is over.
+
+    Needs sqs:GetQueueUrl and sqs:ChangeMessageVisibility.
+    """
+    until = math.inf if time_left_s is None else time.monotonic() + time_left_s
+    is_allowed = False
+
+    def beat() -> bool:
+        nonlocal is_allowed
+        is_allowed = _hide(records) or is_allowed
+        # Beyond its time whoever runs it hangs, and Managed Instances do not stop it.
+        return is_allowed and time.monotonic() < until
+
+    heartbeat = Heartbeat(HIDDEN_S / 3, beat, first_after_s=FIRST_BEAT_AFTER_S)
+    heartbeat.start()
+    try:
+        yield
+    finally:
+        heartbeat.stop(_STOP_WITHIN_S)
+
+
 def back_off_s(receive_count: int, error_types: Sequence[str]) -> int:
-    """Seconds until the next try of a message that was received so often; each the double.
+    """Seconds until the next try of a message that was received so often; each a multiple.
 
     Up to half of it is left off by chance: what was killed by one job must not meet it each time.
     """
-    base = RUNNING_BACK_OFF_S if "AlreadyRunning" in error_types else BACK_OFF_S
+    is_running = "AlreadyRunning" in error_types
+    base, factor, most = (
+        (RUNNING_BACK_OFF_S, RUNNING_FACTOR, MAX_RUNNING_BACK_OFF_S)
+        if is_running
+        else (BACK_OFF_S, FACTOR, MAX_BACK_OFF_S)
+    )
     # The exponent stays small: a queue without a redrive policy counts without end.
-    doubled = min(base * 2.0 ** min(max(receive_count - 1, 0), 10), MAX_BACK_OFF_S)
-    return math.ceil(doubled * random.uniform(0.5, 1))
+    grown = min(base * factor ** min(max(receive_count - 1, 0), 10), most)
+    return math.ceil(grown * random.uniform(0.5, 1))
 
 
 def postpone(record: dict[str, Any], error_types: Sequence[str]) -> None:
-    """Hide the message of an SQS record for its back-off. Never raises: it would come back later.
+    """Hide the message of an SQS record for its back-off.
 
     Needs sqs:GetQueueUrl and sqs:ChangeMessageVisibility:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
     """
     try:
-        count = int(record["attributes"]["ApproximateReceiveCount"])
-        _tell(
-            record,
-            "change_message_visibility",
-            VisibilityTimeout=back_off_s(count, error_types),
-        )
+        hidden_s = back_off_s(int(record["attributes"]["ApproximateReceiveCount"]), error_types)
+        with _queue_of(record) as (sqs, url):
+            sqs.change_message_visibility(
+                QueueUrl=url, ReceiptHandle=record["receiptHandle"], VisibilityTimeout=hidden_s
+            )
     except Exception as error:
         _log.info("the message's back-off was not set", extra={"reason": aws.reason(error)})
 
 
 def delete(record: dict[str, Any]) -> None:
-    """Take the message of an SQS record out of its queue. Never raises: Lambda does it, too.
+    """Take the message of an SQS record out of its queue.
 
     Needs sqs:GetQueueUrl and sqs:DeleteMessage:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessage.html
     """
     try:
-        _tell(record, "delete_message")
+        with _queue_of(record) as (sqs, url):
+            sqs.delete_message(QueueUrl=url, ReceiptHandle=record["receiptHandle"])
     except Exception as error:
         _log.info("the message was not deleted yet", extra={"reason": aws.reason(error)})
 
 
-def _tell(record: dict[str, Any], operation: str, **details: Any) -> None:
-    """Call an operation of SQS for the message of a record; raises what boto3 raises, or KeyError,
-    TypeError, ValueError for a record without the fields of a real one."""
+def _hide(records: Sequence[dict[str, Any]]) -> bool:
+    """Hide them for HIDDEN_S from now on; False if SQS did not."""
+    try:
+        entries = (
+            {
+                "Id": str(number),
+                "ReceiptHandle": record["receiptHandle"],
+                "VisibilityTimeout": HIDDEN_S,
+            }
+            for number, record in enumerate(records)
+        )
+        with _queue_of(records[0]) as (sqs, url):
+            while some := list(islice(entries, _MAX_ENTRIES)):
+                # Entries that are refused are of messages that are deleted already.
+                sqs.change_message_visibility_batch(QueueUrl=url, Entries=some)
+    except Exception as error:
+        _log.info("the messages were not kept hidden", extra={"reason": aws.reason(error)})
+        return False
+    return True
+
+
+@contextmanager
+def _queue_of(record: dict[str, Any]) -> Iterator[tuple[Any, str]]:
+    """A client, and the URL of the record's queue. Raises what boto3 raises, or KeyError,
+    ValueError, AttributeError for a record without the fields of a real one."""
     _, _, _, region, account, name = record["eventSourceARN"].split(":")
-    receipt = record["receiptHandle"]
     client = aws.client("sqs", region)
     try:
         url = client.get_queue_url(QueueName=name, QueueOwnerAWSAccountId=account)["QueueUrl"]
-        getattr(client, operation)(QueueUrl=url, ReceiptHandle=receipt, **details)
+        yield client, url
     finally:
         client.close()

@@ -33,11 +33,15 @@ def matches(event: Any) -> bool:
 
 
 def process(
-    event: dict[str, Any], handle: Handle, dead_letter_queue_url: str = ""
+    event: dict[str, Any],
+    handle: Handle,
+    dead_letter_queue_url: str = "",
+    time_left_s: float | None = None,
 ) -> dict[str, Any]:
     """Run every message of the batch; the reply lists those that go back to the queue.
 
     With a dead-letter queue, messages that failed for good go there; else they are only answered.
+    `time_left_s` is the invocation's, None without a limit.
     """
 
     from aws_lambda_powertools.utilities.batch import process_partial_response  # noqa: PLC0415
@@ -57,10 +61,11 @@ def process(
 
     processor = _processor(str(event["Records"][0].get("eventSourceARN")))
     # Powertools reads nothing of the Lambda context unless the record handler asks for it.
-    reply = cast(dict[str, Any], process_partial_response(event, run, processor, context=None))
+    with source_queue.kept_hidden(event["Records"], time_left_s):
+        reply = cast(dict[str, Any], process_partial_response(event, run, processor, context=None))
     back = {item["itemIdentifier"] for item in reply["batchItemFailures"]}
     for record in event["Records"]:
-        # At the very end: whoever keeps the batch hidden while it runs would undo it.
+        # At the very end: what keeps the batch hidden would undo it.
         if record["messageId"] in back:
             source_queue.postpone(record, error_types.get(record["messageId"], ()))
     return reply

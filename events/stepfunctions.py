@@ -7,11 +7,11 @@ The token is as good as a password for the task: nothing here logs it, nor what 
 import json
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from events import aws
+from events import asynchronous, aws
 from events.heartbeat import Heartbeat
+from events.identity import identified
 from events.smaller import smaller
 
 Handle = Callable[[Any], dict[str, Any]]
@@ -23,7 +23,9 @@ MAX_OUTPUT_BYTES = 262_144
 # https://docs.aws.amazon.com/step-functions/latest/apireference/API_SendTaskFailure.html
 MAX_ERROR, MAX_CAUSE = 256, 32_768
 # Nobody waits for this task any more.
-_OVER = {"TaskTimedOut", "InvalidToken", "TaskDoesNotExist"}
+_OVER = {"TaskTimedOut", "TaskDoesNotExist"}
+# Nobody ever did, in this account and Region; whoever invoked the function may wait.
+_UNTOLD = _OVER | {"InvalidToken"}
 # A child of the handler's logger: its lines have the same form.
 _log = logging.getLogger("lambda-comfyui.stepfunctions")
 
@@ -40,17 +42,38 @@ def matches(event: Any) -> bool:
 def process(event: dict[str, Any], handle: Handle) -> dict[str, Any]:
     """Run the job with a heartbeat, and tell how it ended. The reply is the response, too.
 
-    Raises NotTold if Step Functions cannot be reached.
+    A task that is over already is not run; the reply says so. Raises NotTold if Step Functions
+    cannot be reached.
     """
     token = _token(event)
     client = aws.client("stepfunctions")
     try:
-        with Heartbeat(HEARTBEAT_S, partial(_beat, client, token)):
+        # Also because the time until the first heartbeat began when the task did.
+        if (reason := _beat(client, token)) in _OVER:
+            return {"skipped": f"Step Functions does not wait for this task: {reason}"}
+        with Heartbeat(HEARTBEAT_S, lambda: _beat(client, token) not in _UNTOLD):
             response = handle(_request_in(event))
         _tell(client, token, response)
     finally:
         client.close()
     return response
+
+
+def process_delivery(event: dict[str, Any], delivery_id: str, handle: Handle) -> None:
+    """The same for an event that may be delivered twice, with the same id.
+
+    The state machine is told of every end, and decides about retries itself. Raises TryAgain if
+    another delivery runs the job, which will tell its end.
+    """
+
+    def run_once(task: Any) -> dict[str, Any]:
+        response = handle(identified(task, delivery_id))
+        error = response.get("error")
+        if error and error["type"] == "AlreadyRunning":
+            raise asynchronous.TryAgain(f"{error['type']}: {error['message']}", [error["type"]])
+        return response
+
+    process(event, run_once)
 
 
 def _token(event: dict[str, Any]) -> str:
@@ -66,15 +89,15 @@ def _request_in(event: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in event.items() if name not in TOKEN_NAMES}
 
 
-def _beat(client: Any, token: str) -> bool:
-    """Tell Step Functions that the job goes on; False when nobody waits for it any more."""
+def _beat(client: Any, token: str) -> str:
+    """Tell Step Functions that the job goes on; why it was not taken, or an empty string."""
     try:
         client.send_task_heartbeat(taskToken=token)
     except Exception as error:
         code = aws.reason(error)
-        _log.warning("the heartbeat was not taken", extra={"reason": code})
-        return code not in _OVER
-    return True
+        _log.warning("the task's heartbeat was not taken", extra={"reason": code})
+        return code
+    return ""
 
 
 def _tell(client: Any, token: str, response: dict[str, Any]) -> None:
@@ -90,7 +113,7 @@ def _tell(client: Any, token: str, response: dict[str, Any]) -> None:
         client.send_task_success(taskToken=token, output=json.dumps(output))
     except (ClientError, BotoCoreError) as refused:
         code = aws.reason(refused)
-        if code not in _OVER:
+        if code not in _UNTOLD:
             raise NotTold(f"Step Functions was not told how the job ended: {code}") from None
         _log.error("Step Functions does not wait for this job any more", extra={"reason": code})
 

@@ -24,14 +24,16 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     source = sources.recognise(event)
     settings, wrong = _settings()
 
+    deadline = Deadline(context, settings.deadline_margin_s)
+
     def handle(request: Any) -> dict[str, Any]:
         if wrong:
             return Outcome(caller_of(request), error=wrong).response()
-        deadline = Deadline(context, settings.deadline_margin_s)
         return _generator(settings).generate(request, deadline, sources.name_of(source))
 
     if source is sqs:
-        return sqs.process(event, handle, settings.dead_letter_queue_url)
+        dead = settings.dead_letter_queue_url
+        return sqs.process(event, handle, dead, deadline.answer_left_s())
     return source.process(event, handle)
 
 

@@ -1,6 +1,7 @@
 """Messages of a real queue (moto's server): answered ones are deleted, retryable ones go back."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import requests
 
 from events import source_queue
+from events import sqs as sqs_source
 from handler import app
 from tests import workflows
 from tests.conftest import Context, WebhookReceiver, ask_worker
@@ -128,7 +130,8 @@ def test_only_the_failed_retryable_message_goes_back(
         (1, ["WorkerUnavailable"], 10),
         (3, ["WorkerUnavailable", "OutOfMemory"], 40),
         (1, ["AlreadyRunning"], 60),
-        (2, ["OutOfMemory", "AlreadyRunning"], 120),
+        (2, ["OutOfMemory", "AlreadyRunning"], 300),
+        (3, ["AlreadyRunning"], 1500),
         (1000, [], 900),
     ],
 )
@@ -151,6 +154,53 @@ def test_message_that_goes_back_comes_again_before_the_queue_s_own_time(
     assert len(queue.deliver()) == 1
     assert queue.waiting() == 0
     assert wait_until(lambda: queue.waiting() == 1, 5)
+
+
+def test_message_of_a_killed_handler_comes_again_soon(
+    sqs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_for_a_second(monkeypatch)
+    queue = Queue(sqs, "killed", VisibilityTimeout="5400")
+    queue.send("{}")
+
+    def dies(_: Any) -> dict[str, Any]:
+        time.sleep(0.5)
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        sqs_source.process({"Records": [queue._record(m) for m in queue.take()]}, dies)
+
+    assert wait_until(lambda: queue.waiting() == 1, 5)
+
+
+def test_messages_are_hidden_while_their_batch_runs_but_not_beyond_its_time(
+    sqs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_for_a_second(monkeypatch)
+    queue = Queue(sqs, "long", VisibilityTimeout="5400")
+    for number in range(12):
+        queue.send(str(number))
+    records = [queue._record(m) for _ in "12" for m in queue.take()]
+    seen: list[int] = []
+
+    def takes_long(_: Any) -> dict[str, Any]:
+        if not seen:
+            for _ in range(6):
+                time.sleep(0.5)
+                seen.append(queue.waiting())
+            time.sleep(3)
+            seen.append(queue.waiting())
+        return {}
+
+    sqs_source.process({"Records": records}, takes_long, time_left_s=3.5)
+
+    assert len(records) == 12
+    assert seen == [0] * 6 + [12]
+
+
+def hide_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_queue, "HIDDEN_S", 1)
+    monkeypatch.setattr(source_queue, "FIRST_BEAT_AFTER_S", 0.0)
 
 
 def test_message_without_an_id_is_known_by_its_own(sqs: Any, tmp_path: Path) -> None:

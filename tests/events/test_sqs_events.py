@@ -228,6 +228,16 @@ def test_task_in_the_envelope_of_a_topic_is_told(queue: Queue, execution: Execut
     assert task.end()["status"] == "SUCCEEDED"
 
 
+def test_task_behind_eventbridge_and_a_queue_is_told(queue: Queue, execution: Execution) -> None:
+    task = execution()
+    told = sample("sqs_eventbridge_request")["Records"][0]["body"]
+    detail = {"TaskToken": task.token, **event(workflows.image())}
+    queue.send({**json.loads(told), "detail": detail})
+
+    assert queue.deliver() == []
+    assert task.end()["status"] == "SUCCEEDED"
+
+
 def test_second_delivery_of_a_running_task_waits_for_its_end(
     queue: Queue, execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

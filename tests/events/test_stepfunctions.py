@@ -3,6 +3,8 @@
 import json
 import uuid
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from typing import Any
 
 import boto3
@@ -129,14 +131,38 @@ def test_task_that_is_over_changes_nothing_and_its_token_is_not_logged(
 ) -> None:
     monkeypatch.setattr(stepfunctions, "HEARTBEAT_S", 0.05)
     task = execution(TimeoutSeconds=1)
+
+    response = run(task, event(workflows.one("TestSleep", seconds=3, deaf=False)))
+
     assert task.end()["error"] == "States.Timeout"
-
-    response = run(task, event(workflows.one("TestSleep", seconds=0.3, deaf=False)))
-
     assert response["status"] == "completed"
     assert "does not wait for this job any more" in log()
-    assert log().count("the heartbeat was not taken") == 1
+    # Before the job, and once in it: nobody goes on with that.
+    assert log().count("heartbeat was not taken") == 2
     assert task.token not in log()
+
+
+class TimedOut(BaseHTTPRequestHandler):
+    """Step Functions as AWS answers for a task that is over; moto says InvalidToken."""
+
+    def do_POST(self) -> None:
+        body = b'{"__type": "TaskTimedOut", "message": "Provided task does not exist anymore"}'
+        self.send_response(400)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.usefixtures("aws")
+def test_job_of_a_task_that_is_over_already_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with HTTPServer(("127.0.0.1", 0), TimedOut) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SFN", url)
+
+        response = app.lambda_handler(sample("stepfunctions_task_token"), Context(100))
+
+    assert response == {"skipped": "Step Functions does not wait for this task: TaskTimedOut"}
 
 
 @pytest.mark.usefixtures("aws")
@@ -156,6 +182,27 @@ def test_unreachable_step_functions_fail_the_invocation_without_the_token(
 
     with pytest.raises(stepfunctions.NotTold, match="EndpointConnectionError"):
         app.lambda_handler({"task_token": "secret", "input": {}}, Context(100))
+
+
+def test_task_that_waits_behind_eventbridge_is_told(execution: Execution) -> None:
+    task = execution()
+    told = sample("eventbridge_request")
+    told["detail"] = {"task_token": task.token, **event(workflows.image())}
+
+    assert app.lambda_handler(told, Context(100)) == {"responses": []}
+    assert json.loads(task.end()["output"])["id"] == told["id"]
+
+
+def test_task_of_many_files_is_told_where_they_are(execution: Execution) -> None:
+    task = execution()
+    item = {"filename": "f.png", "local_path": "/output/many/f.png", "url": "https://" + "u" * 1300}
+    response = {"id": "many", "status": "completed", "comfyui_response": {}, "output": [item] * 200}
+
+    stepfunctions.process({"task_token": task.token, "input": {}}, lambda _: response)
+
+    output = json.loads(task.end()["output"])
+    assert output["output"] == [{"filename": "f.png", "local_path": "/output/many/f.png"}] * 200
+    assert "the files' URLs" in output["warnings"][-1]
 
 
 def test_output_is_never_larger_than_step_functions_take(execution: Execution) -> None:

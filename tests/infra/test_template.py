@@ -477,7 +477,8 @@ def test_workflow_that_is_dropped_into_the_inbox_becomes_a_job_in_the_queue() ->
     (message,) = sqs.receive_message(QueueUrl=outputs["JobsQueueUrl"], MaxNumberOfMessages=10)[
         "Messages"
     ]
-    (request,) = eventbridge.requests(json.loads(message["Body"]))
+    reply = eventbridge.process(json.loads(message["Body"]), lambda asked: {"asked": asked})
+    (request,) = (response["asked"] for response in reply["responses"])
     assert request["input"]["workflow_json"] == workflow
     assert request["input"]["request_id"].startswith(f"{bucket}/a cat & 1+1.json/")
 
