@@ -4,8 +4,11 @@ Messages of the WebSocket are hints that make things fast; `/history` is the tru
 only over when its entry is there. What a message means is decided in handler/execution.py.
 """
 
+import contextlib
 import json
+import math
 import select
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -14,12 +17,17 @@ from typing import Any
 import urllib3
 import websocket
 
+from events.heartbeat import Heartbeat
 from handler.rejection import explain_rejection
 
-HTTP_TIMEOUT_S = 30.0
+# Validation may look through folders of models on a slow disk.
+SUBMIT_TIMEOUT_S = 30.0
+QUESTION_TIMEOUT_S = 2.0
 POLL_S = 1.0
 STUCK_AFTER_POLLS = 3
-_HISTORY_RACE_S = 5.0
+# ComfyUI sends to its listeners in turn: one that does not read holds up the others.
+LISTEN_IDLE_S = 5.0
+_HISTORY_EVERY_S = 0.01
 _REOPEN_EVERY_S = 0.5
 
 Message = dict[str, Any]
@@ -30,37 +38,53 @@ class ComfyUIGone(ConnectionError):
     """ComfyUI does not answer any more, or has forgotten the job: it died or was restarted."""
 
 
+class ComfyUIMute(ConnectionError):
+    """ComfyUI has not answered in time. It may live, and may have done what it was asked for."""
+
+
 class ComfyUIStuck(RuntimeError):
     """ComfyUI answers, but the thread that runs its queue has ended: nothing will ever run."""
 
 
 class ComfyUI:
-    """One kept HTTP connection and one kept WebSocket to `base_url`. Used by one thread."""
+    """One kept HTTP connection and one kept WebSocket to `base_url`. Used by one thread.
+
+    Between jobs the WebSocket is given up after a while, see `rest`.
+    """
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
         self.client_id = uuid.uuid4().hex
         # Not requests: half a millisecond a call counts here, and no proxy must come between.
-        self._http = urllib3.connection_from_url(base_url, retries=False, timeout=HTTP_TIMEOUT_S)
+        self._http = urllib3.connection_from_url(base_url, retries=False)
         self._idle_polls = 0
         self._socket: websocket.WebSocket | None = None
         self._reopen_at = 0.0
+        self._resting_since: float | None = time.monotonic()
+        self._rest_lock = threading.Lock()
+        self._rest = Heartbeat(LISTEN_IDLE_S, self._hang_up_after_rest)
+        self._rest.start()
 
-    def submit(self, workflow: dict[str, Any], prompt_id: str) -> None:
-        """Queue a workflow under an id of ours.
+    def submit(
+        self, workflow: dict[str, Any], prompt_id: str, timeout_s: float | None = None
+    ) -> None:
+        """Queue a workflow under an id of ours, within SUBMIT_TIMEOUT_S and `timeout_s`.
 
-        Raises WorkflowRejected when ComfyUI's validation refuses any part of it, and ComfyUIGone.
+        Raises WorkflowRejected when ComfyUI's validation refuses any part of it, ComfyUIGone, and
+        ComfyUIMute, after which the workflow may be in the queue all the same.
         """
         self._listen()
         body = {"prompt": workflow, "client_id": self.client_id, "prompt_id": prompt_id}
-        answer = self._post("/prompt", body)
+        limits_s = (SUBMIT_TIMEOUT_S, SUBMIT_TIMEOUT_S if timeout_s is None else timeout_s)
+        answer = self._request("POST", "/prompt", min(limits_s), json=body)
         accepted = answer.status == 200
         details = _json_object(answer)
         if accepted and not details.get("node_errors"):
             return
         if accepted:
             # ComfyUI would run the valid outputs only and drop the others in silence.
-            self.interrupt(prompt_id)
+            with contextlib.suppress(ComfyUIMute):
+                self.interrupt(prompt_id)
         raise explain_rejection(details, workflow, answer.status)
 
     def follow(
@@ -72,53 +96,70 @@ class ComfyUI:
         ComfyUIGone and ComfyUIStuck. A dropped WebSocket costs messages, never the result.
         """
         self._idle_polls = 0
-        while True:
-            left = POLL_S if deadline is None else min(POLL_S, deadline - time.monotonic())
-            if left <= 0:
-                raise TimeoutError
-            message = self._receive(left)
+        until = math.inf if deadline is None else deadline
+        is_over = False
+        while (left := until - time.monotonic()) > 0:
+            # After its last message the job is in the history within milliseconds.
+            message = None if is_over else self._receive(min(POLL_S, left))
             if message is None:
-                if (entry := self._look_up(prompt_id)) is not None:
+                if (entry := self._look_up(prompt_id, until)) is not None:
                     return entry
+                if is_over:
+                    time.sleep(_HISTORY_EVERY_S)
             elif _is_about(message, prompt_id):
                 on_message(message)
-                if message["type"] == "executing" and message["data"]["node"] is None:
-                    return self._history_soon(prompt_id)
+                is_over = message["type"] == "executing" and message["data"]["node"] is None
+        raise TimeoutError
 
-    def interrupt(self, prompt_id: str) -> None:
-        """Take the prompt out of the queue, or stop it at its next node or sampler step."""
-        self._post("/queue", {"delete": [prompt_id]})
-        self._post("/interrupt", {"prompt_id": prompt_id})
+    def interrupt(self, prompt_id: str, timeout_s: float = QUESTION_TIMEOUT_S) -> None:
+        """Take the prompt out of the queue, or stop it at its next node or sampler step.
 
-    def is_over(self, prompt_id: str) -> bool:
+        Raises ComfyUIGone, and ComfyUIMute after `timeout_s`, as all that follows.
+        """
+        self._post("/queue", {"delete": [prompt_id]}, timeout_s)
+        self._post("/interrupt", {"prompt_id": prompt_id}, timeout_s)
+
+    def is_over(self, prompt_id: str, timeout_s: float = QUESTION_TIMEOUT_S) -> bool:
         """Whether the prompt neither waits nor runs any more."""
-        queue = self._get("/queue")
+        queue = self._get("/queue", timeout_s)
         return not any(item[1] == prompt_id for part in queue.values() for item in part)
 
     def free(self) -> None:
         """Unload all models and drop the node cache, before the next prompt runs."""
-        self._post("/free", {"unload_models": True, "free_memory": True})
+        self._post("/free", {"unload_models": True, "free_memory": True}, QUESTION_TIMEOUT_S)
+
+    def rest(self) -> None:
+        """The job is over. If no other comes for a while, messages are not listened to."""
+        self._resting_since = time.monotonic()
 
     def close(self) -> None:
+        self._rest.stop()
         self._hang_up()
         self._http.close()
 
-    def _look_up(self, prompt_id: str) -> HistoryEntry | None:
+    def _hang_up_after_rest(self) -> bool:
+        with self._rest_lock:
+            since = self._resting_since
+            if since is not None and time.monotonic() - since >= LISTEN_IDLE_S:
+                self._hang_up()
+        return True
+
+    def _look_up(self, prompt_id: str, until: float) -> HistoryEntry | None:
         try:
-            entry = self._history(prompt_id)
-            if entry is None and self._is_queued(prompt_id):
+            entry = self._history(prompt_id, until)
+            if entry is None and self._is_queued(prompt_id, until):
                 return None
             # It may have ended between the two questions.
-            entry = entry or self._history(prompt_id)
-        except urllib3.exceptions.TimeoutError:
+            entry = entry or self._history(prompt_id, until)
+        except ComfyUIMute:
             # A node that holds the interpreter lock keeps the server from answering: it is alive.
             return None
         if entry is None:
             raise ComfyUIGone("ComfyUI does not know the job any more")
         return entry
 
-    def _is_queued(self, prompt_id: str) -> bool:
-        queue = self._get("/queue")
+    def _is_queued(self, prompt_id: str, until: float) -> bool:
+        queue = self._get("/queue", until - time.monotonic())
         is_waiting = any(item[1] == prompt_id for item in queue["queue_pending"])
         stands_still = is_waiting and not queue["queue_running"]
         self._idle_polls = self._idle_polls + 1 if stands_still else 0
@@ -126,20 +167,15 @@ class ComfyUI:
             raise ComfyUIStuck("ComfyUI takes no job from its queue any more")
         return is_waiting or any(item[1] == prompt_id for item in queue["queue_running"])
 
-    def _history_soon(self, prompt_id: str) -> HistoryEntry:
-        give_up = time.monotonic() + _HISTORY_RACE_S
-        while (entry := self._history(prompt_id)) is None:
-            if time.monotonic() > give_up:
-                raise ComfyUIGone("ComfyUI ended the job without an entry in its history")
-            time.sleep(0.01)
-        return entry
-
-    def _history(self, prompt_id: str) -> HistoryEntry | None:
-        found: dict[str, HistoryEntry] = self._get(f"/history/{prompt_id}")
+    def _history(self, prompt_id: str, until: float) -> HistoryEntry | None:
+        left_s = until - time.monotonic()
+        found: dict[str, HistoryEntry] = self._get(f"/history/{prompt_id}", left_s)
         return found.get(prompt_id)
 
     def _listen(self) -> None:
         """Make sure that the WebSocket is open, and drop what came in since the last job."""
+        with self._rest_lock:
+            self._resting_since = None
         self._reopen_at = 0.0
         while self._socket and select.select([self._socket], [], [], 0)[0]:
             self._receive(0.001)
@@ -177,7 +213,7 @@ class ComfyUI:
         try:
             self._socket = websocket.create_connection(
                 address,
-                timeout=HTTP_TIMEOUT_S,
+                timeout=QUESTION_TIMEOUT_S,
                 skip_utf8_validation=True,
             )
         except (websocket.WebSocketException, OSError):
@@ -188,23 +224,24 @@ class ComfyUI:
             self._socket.shutdown()  # type: ignore[no-untyped-call]
         self._socket = None
 
-    def _get(self, path: str) -> Any:
-        return _parse(self._request("GET", path).data)
+    def _get(self, path: str, timeout_s: float) -> Any:
+        return _parse(self._request("GET", path, min(timeout_s, QUESTION_TIMEOUT_S)).data)
 
-    def _post(self, path: str, body: dict[str, Any]) -> urllib3.BaseHTTPResponse:
-        try:
-            return self._request("POST", path, json=body)
-        except urllib3.exceptions.TimeoutError as error:
-            raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
+    def _post(self, path: str, body: dict[str, Any], timeout_s: float) -> None:
+        self._request("POST", path, min(timeout_s, QUESTION_TIMEOUT_S), json=body)
 
-    def _request(self, method: str, path: str, **body: Any) -> urllib3.BaseHTTPResponse:
+    def _request(
+        self, method: str, path: str, timeout_s: float, **body: Any
+    ) -> urllib3.BaseHTTPResponse:
         try:
-            return self._http.request(method, path, **body)
+            # 0 would be no limit at all.
+            limit = urllib3.Timeout(total=max(timeout_s, 0.01))
+            return self._http.request(method, path, timeout=limit, **body)
         except urllib3.exceptions.NewConnectionError as error:
             # It is a TimeoutError to urllib3, but here nobody listens any more.
             raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
-        except urllib3.exceptions.TimeoutError:
-            raise
+        except urllib3.exceptions.TimeoutError as error:
+            raise ComfyUIMute(f"ComfyUI does not answer {path} in time") from error
         except urllib3.exceptions.HTTPError as error:
             raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
 

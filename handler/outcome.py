@@ -117,13 +117,13 @@ class Outcome:
             if artifact.problem:
                 continue
             try:
-                content = artifact.local_path.read_bytes()
+                left -= artifact.local_path.stat().st_size * 4 // 3 + _ROOM_FOR_ONE_FILE
+                content = artifact.local_path.read_bytes() if left >= 0 else b""
             except OSError as error:
                 body.setdefault("warnings", []).append(
                     f"return_outputs_as_base64: {artifact.filename}: {error.strerror}"
                 )
                 continue
-            left -= len(content) * 4 // 3 + _ROOM_FOR_ONE_FILE
             if left < 0:
                 body.setdefault("warnings", []).append(
                     "return_outputs_as_base64: the files are larger than a response may be (6 MiB),"

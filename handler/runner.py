@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from handler.clock import Deadline, Timings
-from handler.comfyui import ComfyUI, ComfyUIGone, ComfyUIStuck, HistoryEntry
+from handler.comfyui import ComfyUI, ComfyUIGone, ComfyUIMute, ComfyUIStuck, HistoryEntry
 from handler.errors import DeadlineExceeded, WorkerUnavailable
 from handler.execution import Execution
 from handler.log import emit
@@ -79,7 +79,7 @@ class Runner:
             # Twice at most: a job that kills ComfyUI in its first moment looks like this, too.
             for attempt in (1, 2):
                 try:
-                    self._submit(workflow, worker, execution)
+                    self._submit(workflow, worker, execution, deadline)
                     return self._follow(worker, execution, deadline)
                 except _DiedBeforeOurJob as died:
                     if attempt == 2:
@@ -94,12 +94,14 @@ class Runner:
             timings.add("generation_ms", ran_ms - execution.queue_ms)
 
     def free(self, worker: ReadyWorker) -> None:
-        """Have ComfyUI unload its models before its next prompt. Raises ComfyUIGone."""
+        """Have ComfyUI unload its models before its next prompt. Raises OSError."""
         self._client_of(worker).free()
 
     def done(self) -> None:
         """End the job: the worker may let ComfyUI sleep."""
         self._worker.done()
+        if self._client:
+            self._client[1].rest()
 
     def close(self) -> None:
         """Give up the connections; a worker that was started for this process alone stops."""
@@ -107,10 +109,21 @@ class Runner:
             self._client[1].close()
         self._worker.close()
 
-    def _submit(self, workflow: dict[str, Any], worker: ReadyWorker, execution: Execution) -> None:
+    def _submit(
+        self,
+        workflow: dict[str, Any],
+        worker: ReadyWorker,
+        execution: Execution,
+        deadline: Deadline,
+    ) -> None:
         self._worker.runs(execution.prompt_id)
+        client = self._client_of(worker)
         try:
-            self._client_of(worker).submit(workflow, execution.prompt_id)
+            client.submit(workflow, execution.prompt_id, deadline.work_left_s())
+        except ComfyUIMute as error:
+            # Another job's node keeps it from answering: as good as waiting in its queue.
+            emit("job.unanswered", str(error), prompt_id=execution.prompt_id)
+            return
         except ComfyUIGone as error:
             # It died since the last event, and the worker is about to replace it.
             raise _DiedBeforeOurJob(self._worker.last_words(worker) or str(error)) from error
@@ -132,20 +145,21 @@ class Runner:
             self._worker.restart()
             raise WorkerUnavailable(f"{error}; it is restarted. {lines}") from error
         except ComfyUIGone as error:
-            if not (words := self._worker.last_words(worker)):
-                raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
+            words = self._worker.last_words(worker)
             if not execution.began:
-                raise _DiedBeforeOurJob(words) from error
+                raise _DiedBeforeOurJob(words or str(error)) from error
+            if not words:
+                raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
             raise WorkerUnavailable(f"ComfyUI died while the job ran. {words}") from error
 
     def _make_way(self, client: ComfyUI, prompt_id: str, deadline: Deadline) -> None:
         """Interrupt the job; a ComfyUI that does not let go of it is replaced."""
         left_s = deadline.answer_left_s()
-        wait_s = _INTERRUPT_WAIT_S if left_s is None else min(_INTERRUPT_WAIT_S, left_s)
+        wait_s = _INTERRUPT_WAIT_S if left_s is None else min(_INTERRUPT_WAIT_S, left_s / 2)
         give_up = time.monotonic() + wait_s
         try:
-            client.interrupt(prompt_id)
-            while not client.is_over(prompt_id):
+            client.interrupt(prompt_id, wait_s)
+            while not client.is_over(prompt_id, wait_s):
                 if time.monotonic() > give_up:
                     self._worker.restart()
                     return

@@ -6,6 +6,10 @@ Its libraries are imported with the first call: many jobs have no webhook, and a
 import hashlib
 import hmac
 import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -52,7 +56,12 @@ def deliver(
     if secret := caller.webhook_secret or settings.webhook_secret:
         headers[SIGNATURE_HEADER] = sign(body, secret)
     timeout_s = caller.webhook_timeout_s or settings.webhook_timeout_s
-    budget_s = min(_BUDGET_S, budget_s) if budget_s is not None else _BUDGET_S
+    budget_s = max(min(_BUDGET_S, _BUDGET_S if budget_s is None else budget_s), 0.1)
+    give_up = time.monotonic() + budget_s
+
+    def post() -> int:
+        return _post(url, body, headers, min(timeout_s, max(give_up - time.monotonic(), 0.1)))
+
     attempts = Retrying(
         stop=stop_after_attempt(MAX_ATTEMPTS) | stop_before_delay(budget_s),
         wait=wait_exponential_jitter(multiplier=0.5, max=8),
@@ -62,7 +71,9 @@ def deliver(
     host = "?"
     try:
         host = urlsplit(url).hostname or host
-        status = attempts(_post, url, body, headers, min(timeout_s, max(budget_s, 0.1)))
+        status = _within(budget_s, lambda: attempts(post))
+    except TimeoutError:
+        _log_failure(host, f"no answer within {budget_s:.0f} s")
     except RetryError as error:
         _log_failure(host, str(error.last_attempt.exception()))
     except (requests.RequestException, ValueError) as error:
@@ -86,18 +97,37 @@ def sign(body: bytes, secret: str) -> str:
     return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
 
 
+def _within(limit_s: float, call: Callable[[], int]) -> int:
+    """What it returns or raises; TimeoutError after `limit_s`.
+
+    The timeout of requests is one between two bytes: who sends one now and then is never late.
+    """
+    future: Future[int] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future.result(limit_s)
+
+
 def _post(url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> int:
     import requests  # noqa: PLC0415
 
     try:
-        answer = requests.post(
-            url, data=body, headers=headers, timeout=timeout_s, allow_redirects=False
-        )
+        # The status is enough: the body of the answer is not waited for.
+        with requests.post(
+            url, data=body, headers=headers, timeout=timeout_s, allow_redirects=False, stream=True
+        ) as answer:
+            status = answer.status_code
     except (requests.ConnectionError, requests.Timeout) as error:
         raise _TryAgain(type(error).__name__) from None
-    if answer.status_code in _PASSING:
-        raise _TryAgain(f"HTTP {answer.status_code}")
-    return answer.status_code
+    if status in _PASSING:
+        raise _TryAgain(f"HTTP {status}")
+    return status
 
 
 def _log_retry(state: "RetryCallState") -> None:

@@ -22,6 +22,10 @@ CONNECT_TIMEOUT_S = 10.0
 _START_MARGIN_S = 30.0
 _RETRY_S = 0.01
 _DEATH_NOTED_WITHIN_S = 2.0
+_RENEWED_WITHIN_S = 2.0
+# When it is called, the invocation's time is nearly over.
+_RESTARTED_WITHIN_S = 0.5
+_ENDED_WITHIN_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Worker:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._path = settings.worker_dir / "worker.sock"
         self._socket: socket.socket | None = None
         self._unread = b""
         self._owes_answer = False
@@ -54,6 +59,10 @@ class Worker:
             try:
                 self._send("wake", models=model_names)
                 self._ready = self._receive(CONNECT_TIMEOUT_S)
+                if attempt == 1 and self._ready["state"] in ("draining", "stopped"):
+                    # If it ends because its last handler has gone, another one can be started.
+                    self._wait_for_its_end()
+                    continue
                 self._owes_answer = self._ready["state"] != "ready"
                 return not self._owes_answer
             except OSError:
@@ -74,8 +83,9 @@ class Worker:
         if self._owes_answer:
             answer = self._receive(min(timeout_s, limit) if timeout_s is not None else limit)
         if answer["state"] != "ready":
-            # A worker that is draining may have had a failure long ago.
-            has_failed = answer["state"] in ("inactive", "failed")
+            # A worker that is draining may have had a failure long ago; one that is starting has
+            # failed just now, and begun again for somebody else.
+            has_failed = answer["state"] in ("inactive", "failed", "starting")
             reason = (has_failed and answer["failure"]) or f"the worker is {answer['state']}"
             raise WorkerUnavailable(f"ComfyUI is not available: {reason}")
         return ReadyWorker(
@@ -99,9 +109,9 @@ class Worker:
                 self._owes_answer = False
 
     def restart(self) -> None:
-        """Have a ComfyUI that hangs replaced; returns at once, the next event waits for it."""
+        """Have a ComfyUI that hangs replaced; the next event waits for it."""
         with contextlib.suppress(OSError, WorkerUnavailable):
-            self._ask("restart", CONNECT_TIMEOUT_S)
+            self._ask("restart", _RESTARTED_WITHIN_S)
 
     def last_lines(self) -> str:
         """What ComfyUI has logged last, to end a message with; '' when nobody knows."""
@@ -131,6 +141,15 @@ class Worker:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._started.wait(CONNECT_TIMEOUT_S)
 
+    def _wait_for_its_end(self) -> None:
+        self._disconnect()
+        give_up = time.monotonic() + _ENDED_WITHIN_S
+        while time.monotonic() < give_up:
+            if (connection := _try_connect(self._path)) is None:
+                return
+            connection.close()
+            time.sleep(_RETRY_S)
+
     def _disconnect(self) -> None:
         if self._socket:
             self._socket.close()
@@ -141,12 +160,18 @@ class Worker:
 
         Without that a job that was too short for a cold start would end the start with itself.
         """
-        old, self._socket = self._socket, _try_connect(self._settings.worker_dir / "worker.sock")
+        old, self._socket = self._socket, _try_connect(self._path)
         self._unread, self._owes_answer = b"", False
-        with contextlib.suppress(OSError):
-            if self._socket:
+        if self._socket:
+            try:
+                self._socket.settimeout(_RENEWED_WITHIN_S)
+                self._socket.sendall(b'{"op": "state"}\n')
                 # Its answer says that the new lease counts.
-                self._ask("state", CONNECT_TIMEOUT_S)
+                with self._socket.makefile("rb") as answers:
+                    answers.readline()
+            except OSError:
+                # The kernel takes connections for a worker that does nothing any more.
+                self._disconnect()
         if old:
             old.close()
 
@@ -186,15 +211,14 @@ class Worker:
         return answer
 
     def _connect(self) -> socket.socket:
-        path = self._settings.worker_dir / "worker.sock"
         give_up = time.monotonic() + CONNECT_TIMEOUT_S
         if self._started and self._started.poll() is not None:
             # It has served, and is gone: how it ended says nothing about the next one.
             self._started = None
-        while (connection := _try_connect(path)) is None:
+        while (connection := _try_connect(self._path)) is None:
             if time.monotonic() > give_up:
                 raise WorkerUnavailable(
-                    f"no worker answered at {path} within {CONNECT_TIMEOUT_S:g} s"
+                    f"no worker answered at {self._path} within {CONNECT_TIMEOUT_S:g} s"
                 )
             status = self._started.poll() if self._started else 0
             if status == 0:

@@ -28,7 +28,8 @@ _LINE_END = re.compile(rb"\r\n?|\n")
 class Child:
     """A started command, leader of its own process group.
 
-    The group is killed when the leader ends. When the thread that made the Child ends, or this
+    `on_death` is called at once when the leader ends, before its last lines are read. The group is
+    killed then. When the thread that made the Child ends, or this
     whole process is killed, the kernel sends `dies_with`. So make it in a thread that lives on.
     """
 
@@ -39,12 +40,12 @@ class Child:
         cwd: Path,
         env: Mapping[str, str],
         on_line: Callable[[str], object],
-        on_exit: Callable[[], object] = lambda: None,
+        on_death: Callable[[], object] = lambda: None,
         dies_with: signal.Signals = signal.SIGKILL,
         has_stdin: bool = False,
     ) -> None:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._on_line, self._on_exit = on_line, on_exit
+        self._on_line, self._on_death = on_line, on_death
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
         leash = [sys.executable, "-I", "-S", str(_LEASH), str(int(dies_with)), str(os.getpid())]
@@ -89,7 +90,7 @@ class Child:
         A child that writes without end is given up after a second.
         """
         give_up = time.monotonic() + _DRAIN_WITHIN_S
-        while self._has_unread() and time.monotonic() < give_up:
+        while (left_s := give_up - time.monotonic()) > 0 and self._has_unread(left_s):
             time.sleep(_CATCH_UP_EVERY_S)
 
     def tail(self) -> tuple[str, ...]:
@@ -107,18 +108,22 @@ class Child:
         self._signal_group(signal.SIGKILL)
         with self._lock:
             self._popen.wait()
+        self._on_death()
         # A descendant that left the group may keep the pipe open for as long as it likes.
         self._drainer.join(_DRAIN_WITHIN_S)
         if self._popen.stdin:
             with contextlib.suppress(OSError):
                 self._popen.stdin.close()
         self._ended.set()
-        self._on_exit()
 
-    def _has_unread(self) -> bool:
+    def _has_unread(self, timeout_s: float) -> bool:
         assert self._popen.stdout is not None
-        with self._reading:
+        if not self._reading.acquire(timeout=timeout_s):
+            return True
+        try:
             return not self._popen.stdout.closed and _has_data(self._popen.stdout.fileno())
+        finally:
+            self._reading.release()
 
     def _drain(self) -> None:
         assert self._popen.stdout is not None

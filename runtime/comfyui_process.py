@@ -22,7 +22,7 @@ from runtime.child import Child
 DEFAULT_PORT = 18188
 HOST = "127.0.0.1"
 STOP_GRACE_S = 1.0
-_PROBE_TIMEOUT_S = 2.0
+_PROBE_TIMEOUT_S = 1.0
 _PROBE_EVERY_S = 0.02
 # These only set flags; and a shutdown must not wait for them.
 _POST_TIMEOUT_S = 0.5

@@ -78,6 +78,7 @@ class Worker:
         """Count a job: as long as there is one, the worker does not sleep."""
         with self._changed:
             self._idle.begin_job()
+            self._is_freed = False
             self._changed.notify_all()
 
     def end_job(self) -> None:
@@ -113,12 +114,13 @@ class Worker:
         """Kill ComfyUI now; another one is started. Returns when the death is noted."""
         with self._changed:
             process, starts = self._process, self.starts
-            if self.state is State.READY and process:
-                log("ComfyUI does not give up its job: restarting it")
-                process.stop(grace_s=0.0)
-                self._changed.wait_for(
-                    lambda: self.state is not State.READY or self.starts != starts
-                )
+            if self.state is not State.READY or process is None:
+                return
+        log("ComfyUI does not give up its job: restarting it")
+        # Without the lock: a process that waits for its GPU may take long to die.
+        process.stop(grace_s=0.0)
+        with self._changed:
+            self._changed.wait_for(lambda: self.state is not State.READY or self.starts != starts)
 
     def stop(self, grace_s: float = 0.0) -> None:
         """Take nothing new. ComfyUI may finish its jobs for `grace_s` seconds, then it ends.
@@ -172,7 +174,7 @@ class Worker:
                     self._changed.notify_all()
                 self._changed.wait(self._idle.until_exit_s() if self._prepared else None)
             if (in_a_row := self._failed_starts + self._early_deaths) > 1:
-                pause = min(2.0 ** (in_a_row - 2), _MAX_BACKOFF_S)
+                pause = min(2.0 ** min(in_a_row - 2, 10), _MAX_BACKOFF_S)
                 self._changed.wait_for(lambda: self._stopping, timeout=pause)
             if not self._stopping and self.state is not State.STARTING:
                 self._move(State.STARTING, "wanted")
@@ -183,8 +185,9 @@ class Worker:
 
     def _start(self) -> bool:
         began = time.monotonic()
+        prepared = self._take_prepared()
         try:
-            process = self._take_prepared() or ComfyUIProcess(self.settings, self._log_comfyui)
+            process = prepared or ComfyUIProcess(self.settings, self._log_comfyui)
             with self._changed:
                 self._process = process
             process.begin()
@@ -193,6 +196,9 @@ class Worker:
                 return False
         except (ComfyUIStartError, OSError) as error:
             self._end_processes()
+            if prepared:
+                log(f"the prepared process did not become ComfyUI: starting another. {error}")
+                return self._start()
             self._note_failed_start(str(error))
             return False
         with self._changed:
@@ -202,6 +208,7 @@ class Worker:
             self._failed_starts = 0
             self._cold_start_ms = round((time.monotonic() - began) * 1000, 1)
             self._idle.restart()
+            self._is_freed = False
             self._move(State.READY, process.base_url)
         return True
 
@@ -231,20 +238,20 @@ class Worker:
                     self._wanted = False
                     self._move(State.INACTIVE, self._idle.reason())
                     break
-            if self._is_freed is not (depth is Depth.FREE):
-                self._free(process, depth is Depth.FREE)
+            if depth is Depth.FREE and not self._is_freed:
+                self._free(process)
         self._stop_process()
         if self.state is State.INACTIVE and self._idle.depth() < Depth.EXIT:
-            with contextlib.suppress(ComfyUIStartError):
+            with contextlib.suppress(ComfyUIStartError, OSError):
                 self._prepared = ComfyUIProcess(self.settings, self._log_comfyui, is_prepared=True)
         self._forget_process()
 
-    def _free(self, process: ComfyUIProcess, is_asleep: bool) -> None:
-        if is_asleep:
-            log(f"{self._idle.reason()}: models are unloaded")
-            process.free()
+    def _free(self, process: ComfyUIProcess) -> None:
+        log(f"{self._idle.reason()}: models are unloaded")
+        process.free()
         with self._changed:
-            self._is_freed = is_asleep
+            # A job that has begun meanwhile loads them again.
+            self._is_freed = self._idle.depth() is Depth.FREE
             self._changed.notify_all()
 
     def _sleeps(self, depth: Depth) -> bool:

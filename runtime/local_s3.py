@@ -66,7 +66,7 @@ def local_s3(folder: Path) -> Iterator[LocalS3]:
         cwd=folder,
         env=_environment(key_id, secret),
         on_line=lines.put,
-        on_exit=lambda: lines.put(None),
+        on_death=lambda: lines.put(None),
     )
     try:
         give_up = time.monotonic() + START_TIMEOUT_S

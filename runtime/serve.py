@@ -81,8 +81,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 def _with_job_store(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
     """A queue delivers more than once, so a host of one keeps what it has answered."""
-    default = {"JOBS_DB": str(settings.worker_dir / "jobs.sqlite")}
-    return {**(default if not settings.jobs_table else {}), **environ}
+    if settings.jobs_table or settings.jobs_db:
+        return dict(environ)
+    return {**environ, "JOBS_DB": str(settings.worker_dir / "jobs.sqlite")}
 
 
 def _serve(

@@ -131,29 +131,25 @@ class Environment:
         stack.enter_context(ExtensionsApi(listener, self._extensions, self._function))
         host, port = listener.getsockname()
         environ = self._function.extension_environment(f"{host}:{port}")
-        for index, command in enumerate(self._function.extensions):
-            # Under the lock: it may end before it is in the list.
-            with self._changed:
-                process = Child(
-                    command,
-                    cwd=PROJECT,
-                    env=environ,
-                    on_line=self._on_line,
-                    on_exit=partial(self._note_extension_exit, index),
-                    # If we are killed: it has a ComfyUI to stop.
-                    dies_with=signal.SIGTERM,
-                )
-                self._processes.append(process)
+        for command in self._function.extensions:
+            process = Child(
+                command,
+                cwd=PROJECT,
+                env=environ,
+                on_line=self._on_line,
+                # If we are killed: it has a ComfyUI to stop.
+                dies_with=signal.SIGTERM,
+            )
+            self._processes.append(process)
+            threading.Thread(target=self._watch_extension, args=(process,), daemon=True).start()
 
-    def _note_extension_exit(self, index: int) -> None:
+    def _watch_extension(self, process: Child) -> None:
+        status = process.wait() or 0
         with self._changed:
-            if self._is_ending or self.failure:
-                return
-            status = self._processes[index].wait(0) or 0
-            tail = self._processes[index].tail()
-            ended = f"extension exited with {describe_exit(status)}"
-            self.failure = partial(_crash, ended, tail)
-            self._changed.notify_all()
+            if not self._is_ending and not self.failure:
+                ended = f"extension exited with {describe_exit(status)}"
+                self.failure = partial(_crash, ended, process.tail())
+                self._changed.notify_all()
 
     def _note_init_failure(self) -> None:
         with self._changed:

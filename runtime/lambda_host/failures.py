@@ -49,6 +49,11 @@ def init_timeout_error(timeout_s: float) -> InvocationResult:
     return failure("Sandbox.Timedout", message)
 
 
+def out_of_means(error: Exception) -> InvocationResult:
+    """The machine gave no process, thread or socket (fork(2): EAGAIN, ENOMEM)."""
+    return failure("Runtime.StartError", f"the host cannot start what it needs: {error}")
+
+
 def describe_exit(status: int) -> str:
     """`status` as subprocess gives it: negative for a signal."""
     if status < 0:

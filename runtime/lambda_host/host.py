@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Self
 
 from runtime.lambda_host.environment import RIC_STOP_GRACE_S, Environment
-from runtime.lambda_host.failures import UNAVAILABLE, InvocationResult, timeout_error
+from runtime.lambda_host.failures import UNAVAILABLE, InvocationResult, out_of_means, timeout_error
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.invocations import Invocation, InvocationQueue
 
@@ -115,7 +115,12 @@ class LambdaHost:
         try:
             while environment := self._next_environment():
                 began = time.monotonic()
-                environment.run()
+                try:
+                    environment.run()
+                except (OSError, RuntimeError) as error:
+                    # No process, thread or socket is to be had now.
+                    reason = out_of_means(error)
+                    environment.failure = lambda _, reason=reason: reason
                 if environment.failure is None:
                     return
                 # Not if its extension has said that it is no good: events only delayed that.
@@ -127,7 +132,7 @@ class LambdaHost:
                 failures = 1 if is_stable else failures + 1
                 self._note_failure(environment, failures)
                 # The first time at once; an event cuts every pause short.
-                pause_s = min(2.0 ** (failures - 2), _MAX_PAUSE_S) if failures > 1 else 0
+                pause_s = min(2.0 ** min(failures - 2, 10), _MAX_PAUSE_S) if failures > 1 else 0
                 if not self._queue.wait_until_used(pause_s, or_until=lambda: self._is_closed):
                     return
         finally:

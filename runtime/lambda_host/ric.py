@@ -13,7 +13,12 @@ from functools import partial
 from handler.settings import PROJECT
 from runtime.child import Child
 from runtime.lambda_host.extensions import Extensions
-from runtime.lambda_host.failures import InvocationResult, exit_error, init_timeout_error
+from runtime.lambda_host.failures import (
+    InvocationResult,
+    exit_error,
+    init_timeout_error,
+    out_of_means,
+)
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.invocations import Invocation, InvocationQueue, Taker, Why
 
@@ -84,16 +89,27 @@ class RicPlace:
             # One that served and died is replaced at once. Others could die for ever: they get
             # longer and longer pauses, which an event cuts short.
             failures = 0 if taker.holding else failures + 1
-            pause_s = min(2.0 ** (failures - 1), _MAX_PAUSE_S) if failures else 0
+            pause_s = min(2.0 ** min(failures - 1, 10), _MAX_PAUSE_S) if failures else 0
             if not self._queue.wait_until_used(pause_s, or_until=lambda: self._is_stopped):
                 break
 
     def _run_client(self) -> Taker:
         taker = Taker()
+        try:
+            self._live(taker)
+        except (OSError, RuntimeError) as error:
+            # No process, thread or socket is to be had now; the next try comes after a pause.
+            if self._ric:
+                self._ric.stop(0)
+            reason = out_of_means(error)
+            self._settle(taker, lambda _: reason)
+        return taker
+
+    def _live(self, taker: Taker) -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=_LISTEN_BACKLOG) as listener:
             ric = self._start_client(listener, taker)
             if ric is None:
-                return taker
+                return
             # Only now: http.server takes 30 ms to import, and the client is busy starting.
             from runtime.lambda_host.runtime_api import RuntimeApi  # noqa: PLC0415
 
@@ -106,7 +122,6 @@ class RicPlace:
                     ric.stop(0)
                 status = ric.wait()
         self._settle(taker, partial(_why_it_ended, ric, status or 0, api.init_error))
-        return taker
 
     def _start_client(self, listener: socket.socket, taker: Taker) -> Child | None:
         host, port = listener.getsockname()
@@ -125,7 +140,7 @@ class RicPlace:
                 cwd=PROJECT,
                 env=self._function.client_environment(f"{host}:{port}"),
                 on_line=on_line,
-                on_exit=lambda: self._queue.dismiss(taker),
+                on_death=lambda: self._queue.dismiss(taker),
             )
             return self._ric
 

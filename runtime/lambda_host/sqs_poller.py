@@ -91,7 +91,7 @@ class SqsPoller:
                 is_success = False
             failures = 0 if is_success else failures + 1
             # A machine on which everything fails must not fail the whole queue, too.
-            self._stopping.wait(min(2.0 ** (failures - 1), _MAX_PAUSE_S) if failures else 0)
+            self._stopping.wait(min(2.0 ** min(failures - 1, 10), _MAX_PAUSE_S) if failures else 0)
 
     def _work_off(self, messages: Sequence[Message]) -> bool:
         """False when none of the messages got done. Raises QueueError."""
