@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from handler import comfyui
 from handler.settings import PROJECT
 from tests import workflows
 from tests.conftest import ask_worker, current_client, run
@@ -60,6 +61,17 @@ def test_connections_are_kept_between_jobs() -> None:
     run(workflows.image())
 
     assert (current_client(), current_client()._socket) == before
+
+
+def test_handler_without_a_job_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    run(workflows.image())
+    client = current_client()
+    monkeypatch.setattr(comfyui, "LISTEN_IDLE_S", 0.0)
+
+    assert wait_until(lambda: client._socket is None)
+    details = run(workflows.image())["comfyui_response"]["execution_details"]
+
+    assert details["nodes_executed"] == ["1", "2"]
 
 
 def test_progress_updates_count_up_in_time() -> None:

@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from events.contract import response_problems
+from handler import comfyui
 from handler.settings import PROJECT
 from tests import workflows
 from tests.conftest import ask_worker, current_client, run
@@ -217,6 +218,51 @@ def test_job_that_ignores_the_interrupt_costs_comfyui_a_restart() -> None:
     failed(response, "DeadlineExceeded", retryable=False)
     assert works()
     assert comfyui_pid() != pid
+
+
+def test_node_that_keeps_comfyui_from_answering_is_ended_at_the_deadline() -> None:
+    assert works()
+    pid = comfyui_pid()
+    began = time.monotonic()
+
+    response = run(workflows.one("TestHold", seconds=600), seconds=8.0)
+
+    assert time.monotonic() - began < 8.0
+    failed(response, "DeadlineExceeded", retryable=False)
+    assert works()
+    assert comfyui_pid() != pid
+
+
+def test_job_behind_a_node_that_keeps_comfyui_from_answering_holds_its_deadline() -> None:
+    assert works()
+    with other_handler(workflows.one("TestHold", seconds=600)) as other:
+        # The node holds on half a second after its start was told.
+        time.sleep(1.0)
+        began = time.monotonic()
+
+        response = run(workflows.image(), seconds=8.0)
+
+        assert time.monotonic() - began < 8.0
+        assert other.stdout
+        killed = json.loads(other.stdout.read().splitlines()[-1])
+
+    failed(response, "DeadlineExceeded", retryable=True)
+    failed(killed, "WorkerUnavailable", retryable=True)
+    assert works()
+
+
+def test_workflow_whose_validation_took_too_long_runs_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert works()
+    runs = int(run(workflows.one("TestSlowValidation"))["output"][0]["text"])
+    monkeypatch.setattr(comfyui, "SUBMIT_TIMEOUT_S", 0.5)
+
+    response = run(workflows.one("TestSlowValidation"))
+
+    assert response["status"] == "completed"
+    assert response["output"][0]["text"] == str(runs + 1)
+    assert run(workflows.one("TestSlowValidation"))["output"][0]["text"] == str(runs + 2)
 
 
 def test_expired_invocation_does_not_begin_the_job() -> None:

@@ -1,11 +1,16 @@
 """The webhook, received by a real server and verified by OpenSSL."""
 
+import socket
 import subprocess
+import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from events.contract import webhook_problems
+from handler import webhook
 from tests import workflows
 from tests.conftest import WebhookReceiver, run
 
@@ -31,6 +36,30 @@ def test_completion_is_told_with_the_callers_extra_params(
     assert body["status"] == "completed"
     assert body["id"] == response["id"]
     assert body["output"] == response["output"]
+
+
+def test_receiver_that_never_ends_its_answer_does_not_hold_up_the_handler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(webhook, "_BUDGET_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def trickle() -> None:
+            with server.accept()[0] as connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+                while True:
+                    connection.sendall(b"x")
+                    time.sleep(0.1)
+
+        threading.Thread(target=trickle, daemon=True).start()
+        began = time.monotonic()
+
+        response = run(
+            workflows.image(), webhook={"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
+        )
+
+    assert response["status"] == "completed"
+    assert time.monotonic() - began < 5
 
 
 def test_signature_is_that_of_the_exact_bytes(webhook_receiver: WebhookReceiver) -> None:

@@ -1,5 +1,6 @@
 """Custom nodes for the tests, loaded by the real ComfyUI: each shows one misbehaviour or output."""
 
+import ctypes
 import json
 import os
 import signal
@@ -74,6 +75,35 @@ class TestSleep(_Output):
             if not deaf:
                 comfy.model_management.throw_exception_if_processing_interrupted()
         return {"ui": {"text": ["slept"]}}
+
+
+class TestHold(_Output):
+    """Keeps the interpreter lock, as some C extensions do: no other thread runs, no server answers.
+
+    Not before its "executing" message is on its way.
+    """
+
+    inputs: ClassVar = {"seconds": ("INT", {"default": 1, "max": 1000})}
+
+    def run(self, seconds: int) -> dict[str, Any]:
+        time.sleep(0.5)
+        ctypes.PyDLL(None).sleep(seconds)
+        return {"ui": {"text": ["held"]}}
+
+
+class TestSlowValidation(_Output):
+    """Validates as long as one that looks through a slow disk; counts how often it has run."""
+
+    runs: ClassVar = 0
+
+    @classmethod
+    def VALIDATE_INPUTS(cls) -> bool:
+        time.sleep(1.5)
+        return True
+
+    def run(self) -> dict[str, Any]:
+        TestSlowValidation.runs += 1
+        return {"ui": {"text": [str(TestSlowValidation.runs)]}}
 
 
 class TestBroadcast(_Output):
@@ -159,6 +189,8 @@ NODE_CLASS_MAPPINGS = {
         TestKill,
         TestExit,
         TestSleep,
+        TestHold,
+        TestSlowValidation,
         TestBroadcast,
         TestOddProgress,
         TestUi,
