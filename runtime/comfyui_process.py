@@ -24,7 +24,7 @@ HOST = "127.0.0.1"
 STOP_GRACE_S = 1.0
 _PROBE_TIMEOUT_S = 1.0
 _PROBE_EVERY_S = 0.02
-# These only set flags; and a shutdown must not wait for them.
+# They only set flags. A shutdown must not wait for them.
 _POST_TIMEOUT_S = 0.5
 _TCP_LISTEN = "0A"
 _LAUNCH = Path(__file__).with_name("launch.py")
@@ -114,18 +114,22 @@ class ComfyUIProcess:
         """Have it unload its models."""
         self._post("/free", {"unload_models": True, "free_memory": True})
 
-    def drop(self, prompt_id: str) -> None:
-        """Take a prompt out of its queue, or interrupt it."""
-        self._post("/queue", {"delete": [prompt_id]})
-        self._post("/interrupt", {"prompt_id": prompt_id})
+    def drop(self, prompt_id: str) -> bool:
+        """Take a prompt out of its queue, or interrupt it; False if it does not answer."""
+        return self._post("/queue", {"delete": [prompt_id]}) and self._post(
+            "/interrupt", {"prompt_id": prompt_id}
+        )
 
-    def _post(self, path: str, body: dict[str, object]) -> None:
-        # A ComfyUI that does not answer is somebody else's finding.
+    def _post(self, path: str, body: dict[str, object]) -> bool:
         connection = HTTPConnection(HOST, self.port, timeout=_POST_TIMEOUT_S)
-        with contextlib.suppress(OSError, HTTPException):
+        try:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             connection.getresponse()
-        connection.close()
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+        return True
 
     def last_lines(self) -> list[str]:
         """The last log lines, the newest at the end."""

@@ -90,12 +90,17 @@ class Worker:
             self._changed.notify_all()
 
     def drop(self, prompt_id: str) -> None:
-        """Take a prompt out of ComfyUI that nobody waits for any more."""
+        """Take a prompt out of ComfyUI that nobody waits for any more, while its job still counts.
+
+        A ComfyUI that does not answer is replaced, unless others have jobs: they have deadlines.
+        """
         with self._changed:
             process = self._process if self.state is State.READY else None
+            is_last = self._idle.jobs <= 1
         if process:
             log(f"the handler of prompt {prompt_id} is gone: the prompt is dropped")
-            process.drop(prompt_id)
+            if not process.drop(prompt_id) and is_last:
+                self.restart()
 
     def sleep(self, depth: Depth) -> bool:
         """Sleep now, as after the idle time of that depth; blocks until it is so.

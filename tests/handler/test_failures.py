@@ -20,6 +20,7 @@ from handler import comfyui
 from handler.settings import PROJECT
 from tests import workflows
 from tests.conftest import ask_worker, current_client, run
+from tests.processes import wait_until
 from tests.workflows import event
 
 # A second handler process: an event on stdin, the log and then the response on stdout.
@@ -173,7 +174,7 @@ def test_prompt_of_a_killed_handler_does_not_hold_up_the_next_job() -> None:
     began = time.monotonic()
 
     assert works()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_node_that_ends_the_thread_of_the_queue_is_noticed_at_once() -> None:
@@ -196,16 +197,16 @@ def test_comfyui_that_died_between_two_jobs_is_not_noticed_by_the_caller() -> No
 
 def test_deadline_interrupts_the_job_and_leaves_comfyui_usable() -> None:
     assert works()
+    pid = comfyui_pid()
     began = time.monotonic()
 
-    response = run(workflows.one("TestSleep", seconds=60.0, deaf=False), seconds=2.0)
+    response = run(workflows.one("TestSleep", seconds=60.0, deaf=False), seconds=4.0)
 
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 4.0
     message = failed(response, "DeadlineExceeded", retryable=False)
     assert "node 7" in message
-    began = time.monotonic()
     assert works()
-    assert time.monotonic() - began < 1.0
+    assert comfyui_pid() == pid
 
 
 @pytest.mark.slow
@@ -231,6 +232,17 @@ def test_node_that_keeps_comfyui_from_answering_is_ended_at_the_deadline() -> No
     failed(response, "DeadlineExceeded", retryable=False)
     assert works()
     assert comfyui_pid() != pid
+
+
+def test_comfyui_that_a_killed_handler_left_without_an_answer_is_replaced() -> None:
+    assert works()
+    pid = comfyui_pid()
+    with other_handler(workflows.one("TestHold", seconds=600)) as other:
+        time.sleep(1.0)
+        other.kill()
+
+    assert wait_until(lambda: comfyui_pid() not in (pid, None))
+    assert works()
 
 
 def test_job_behind_a_node_that_keeps_comfyui_from_answering_holds_its_deadline() -> None:
