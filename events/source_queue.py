@@ -24,16 +24,14 @@ from itertools import islice
 from typing import Any
 
 from events import aws
+from events.back_off import back_off_s
 from events.heartbeat import Heartbeat
 
 HIDDEN_S = 60
 # A batch that is answered earlier costs no call, and no import of boto3.
 FIRST_BEAT_AFTER_S = 1.0
 BACK_OFF_S = 10
-# The other invocation may have an hour and a half to go, and each delivery counts towards the
-# dead-letter queue: 1, 5, 25 minutes, 2 hours.
-RUNNING_BACK_OFF_S, RUNNING_FACTOR, MAX_RUNNING_BACK_OFF_S = 60, 5.0, 7200
-FACTOR, MAX_BACK_OFF_S = 2.0, 900
+RUNNING_BACK_OFF_S = 60
 # Of SendMessageBatch and its sisters.
 _MAX_ENTRIES = 10
 _STOP_WITHIN_S = 5.0
@@ -63,20 +61,18 @@ def kept_hidden(records: Sequence[dict[str, Any]], time_left_s: float | None) ->
         heartbeat.stop(_STOP_WITHIN_S)
 
 
-def back_off_s(receive_count: int, error_types: Sequence[str]) -> int:
+def hidden_for_s(receive_count: int, error_types: Sequence[str]) -> int:
     """Seconds until the next try of a message that was received so often; each a multiple.
 
     Up to half of it is left off by chance: what was killed by one job must not meet it each time.
     """
-    is_running = "AlreadyRunning" in error_types
-    base, factor, most = (
-        (RUNNING_BACK_OFF_S, RUNNING_FACTOR, MAX_RUNNING_BACK_OFF_S)
-        if is_running
-        else (BACK_OFF_S, FACTOR, MAX_BACK_OFF_S)
-    )
-    # The exponent stays small: a queue without a redrive policy counts without end.
-    grown = min(base * factor ** min(max(receive_count - 1, 0), 10), most)
-    return math.ceil(grown * random.uniform(0.5, 1))
+    if "AlreadyRunning" in error_types:
+        # The other invocation may have an hour and a half to go, and each delivery counts towards
+        # the dead-letter queue: 1, 5, 25 minutes, 2 hours.
+        seconds = back_off_s(receive_count, first_s=RUNNING_BACK_OFF_S, most_s=7200, factor=5)
+    else:
+        seconds = back_off_s(receive_count, first_s=BACK_OFF_S, most_s=900)
+    return math.ceil(seconds * random.uniform(0.5, 1))
 
 
 def postpone(record: dict[str, Any], error_types: Sequence[str]) -> None:
@@ -86,7 +82,8 @@ def postpone(record: dict[str, Any], error_types: Sequence[str]) -> None:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
     """
     try:
-        hidden_s = back_off_s(int(record["attributes"]["ApproximateReceiveCount"]), error_types)
+        count = int(record["attributes"]["ApproximateReceiveCount"])
+        hidden_s = hidden_for_s(count, error_types)
         with _queue_of(record) as (sqs, url):
             sqs.change_message_visibility(
                 QueueUrl=url, ReceiptHandle=record["receiptHandle"], VisibilityTimeout=hidden_s

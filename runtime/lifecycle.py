@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from events.back_off import back_off_s
 from handler.settings import Settings
 from runtime.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
 from runtime.hooks import Change, Hooks, StateLines, tell
@@ -179,7 +180,7 @@ class Worker:
                     self._changed.notify_all()
                 self._changed.wait(self._idle.until_exit_s() if self._prepared else None)
             if (in_a_row := self._failed_starts + self._early_deaths) > 1:
-                pause = min(2.0 ** min(in_a_row - 2, 10), _MAX_BACKOFF_S)
+                pause = back_off_s(in_a_row - 1, first_s=1.0, most_s=_MAX_BACKOFF_S)
                 self._changed.wait_for(lambda: self._stopping, timeout=pause)
             if not self._stopping and self.state is not State.STARTING:
                 self._move(State.STARTING, "wanted")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
+from events.back_off import back_off_s
 from runtime.lambda_host.environment import RIC_STOP_GRACE_S, Environment
 from runtime.lambda_host.failures import UNAVAILABLE, InvocationResult, out_of_means, timeout_error
 from runtime.lambda_host.function import Function
@@ -132,7 +133,7 @@ class LambdaHost:
                 failures = 1 if is_stable else failures + 1
                 self._note_failure(environment, failures)
                 # The first time at once; an event cuts every pause short.
-                pause_s = min(2.0 ** min(failures - 2, 10), _MAX_PAUSE_S) if failures > 1 else 0
+                pause_s = back_off_s(failures - 1, first_s=1.0, most_s=_MAX_PAUSE_S)
                 if not self._queue.wait_until_used(pause_s, or_until=lambda: self._is_closed):
                     return
         finally:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from events.back_off import back_off_s
 from handler.settings import PROJECT
 from runtime.child import Child
 from runtime.lambda_host.extensions import Extensions
@@ -89,7 +90,7 @@ class RicPlace:
             # One that served and died is replaced at once. Others could die for ever: they get
             # longer and longer pauses, which an event cuts short.
             failures = 0 if taker.holding else failures + 1
-            pause_s = min(2.0 ** min(failures - 1, 10), _MAX_PAUSE_S) if failures else 0
+            pause_s = back_off_s(failures, first_s=1.0, most_s=_MAX_PAUSE_S)
             if not self._queue.wait_until_used(pause_s, or_until=lambda: self._is_stopped):
                 break
 

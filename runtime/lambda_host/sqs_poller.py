@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from events.back_off import back_off_s
 from events.heartbeat import Heartbeat
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.host import LambdaHost, is_unavailable
@@ -91,7 +92,7 @@ class SqsPoller:
                 is_success = False
             failures = 0 if is_success else failures + 1
             # A machine on which everything fails must not fail the whole queue, too.
-            self._stopping.wait(min(2.0 ** min(failures - 1, 10), _MAX_PAUSE_S) if failures else 0)
+            self._stopping.wait(back_off_s(failures, first_s=1.0, most_s=_MAX_PAUSE_S))
 
     def _work_off(self, messages: Sequence[Message]) -> bool:
         """False when none of the messages got done. Raises QueueError."""
@@ -123,9 +124,11 @@ class SqsPoller:
             # They are not to blame, and another machine may be free.
             self._queue.hide(failed, [0.0] * len(failed))
         elif result.function_error:
-            self._queue.hide(failed, [self._back_off_s(each) for each in failed])
-
-    def _back_off_s(self, message: Message) -> float:
-        # The exponent stays small: a queue without a redrive policy counts without end.
-        doubled = self._rules.back_off_s * 2.0 ** min(message.receive_count - 1, 10)
-        return min(doubled, _MAX_BACK_OFF_S)
+            first_s = self._rules.back_off_s
+            self._queue.hide(
+                failed,
+                [
+                    back_off_s(each.receive_count, first_s=first_s, most_s=_MAX_BACK_OFF_S)
+                    for each in failed
+                ],
+            )

@@ -138,7 +138,7 @@ def test_only_the_failed_retryable_message_goes_back(
 def test_message_that_goes_back_waits_longer_each_time(
     receive_count: int, error_types: list[str], seconds: int
 ) -> None:
-    drawn = {source_queue.back_off_s(receive_count, error_types) for _ in range(1000)}
+    drawn = {source_queue.hidden_for_s(receive_count, error_types) for _ in range(1000)}
 
     assert drawn <= set(range(seconds // 2, seconds + 1))
     assert len(drawn) > seconds // 4
