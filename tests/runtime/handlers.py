@@ -51,3 +51,9 @@ def is_too_large(event: int, context: Any) -> str:
 def answers(event: Any, context: Any) -> Any:
     print("a line that is not for stdout")
     return event
+
+
+def leaves(event: Any, context: Any) -> int:
+    """Leaves a process behind that is in nobody's group, and holds the output open."""
+    subprocess.Popen(["sleep", "5"], start_new_session=True)
+    return os.getpid()

@@ -1,0 +1,89 @@
+"""The host when the machine has nothing to give, and when something is left of a dead client."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.child import Child
+from runtime.lambda_host import ric
+from runtime.lambda_host.environment import Environment
+from runtime.lambda_host.failures import InvocationResult
+from runtime.lambda_host.function import Function
+from runtime.lambda_host.host import LambdaHost
+from tests.processes import wait_until
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+def start_host() -> Iterator[Callable[[str], LambdaHost]]:
+    with ExitStack() as stack:
+
+        def start(handler: str) -> LambdaHost:
+            function = Function(handler=f"tests.runtime.handlers.{handler}", environ=os.environ)
+            return stack.enter_context(LambdaHost(function, on_line=lambda _: None))
+
+        yield start
+
+
+def test_client_that_cannot_be_started_now_is_started_later(
+    start_host: Callable[[str], LambdaHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def child(*args: Any, **options: Any) -> Child:
+        tries.append(1)
+        if len(tries) == 2:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return Child(*args, **options)
+
+    monkeypatch.setattr(ric, "Child", child)
+    host = start_host("exits")
+    host.invoke(b'"exit"', timeout_s=10)
+
+    # Whoever waits is told, or served by the next client.
+    answers = [host.invoke(b'"stay"', timeout_s=10) for _ in range(2)]
+
+    assert answers[-1] == InvocationResult(b"null")
+    assert len(tries) >= 3
+
+
+def test_environment_that_cannot_be_started_now_is_started_later(
+    start_host: Callable[[str], LambdaHost], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+    init = Environment._init
+
+    def starve(environment: Environment, *args: Any) -> bool:
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("can't start new thread")
+        return init(environment, *args)
+
+    monkeypatch.setattr(Environment, "_init", starve)
+
+    host = start_host("exits")
+    answers = [host.invoke(b'"stay"', timeout_s=10) for _ in range(2)]
+
+    assert answers[-1] == InvocationResult(b"null")
+
+
+def test_dead_client_gets_no_event_though_its_output_is_still_open(
+    start_host: Callable[[str], LambdaHost],
+) -> None:
+    host = start_host("leaves")
+    pid = json.loads(host.invoke(b"1", timeout_s=10).payload)
+
+    os.kill(pid, signal.SIGKILL)
+    assert wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    # Less than the host waits for the rest of a dead client's output.
+    time.sleep(0.3)
+
+    assert json.loads(host.invoke(b"2", timeout_s=10).payload) != pid
