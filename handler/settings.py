@@ -83,11 +83,11 @@ class Settings:
     s3_bucket_name: str = _var("S3_BUCKET_NAME")
     s3_endpoint_url: str = _var("S3_ENDPOINT_URL")
     s3_region: str = _var("S3_REGION")
-    s3_url_expires_s: float = _var("S3_URL_EXPIRES", _seconds, 86_400.0)
+    s3_url_expires_s: float = _var("S3_URL_EXPIRES", _positive_seconds, 86_400.0)
 
     webhook_url: str = _var("WEBHOOK_URL", secret=True)
     webhook_secret: str = _var("WEBHOOK_SECRET", secret=True)
-    webhook_timeout_s: float = _var("WEBHOOK_TIMEOUT", _seconds, 10.0)
+    webhook_timeout_s: float = _var("WEBHOOK_TIMEOUT", _positive_seconds, 10.0)
 
     comfyui_home: Path = _var("COMFYUI_HOME", _path, PROJECT / ".comfyui")
     comfyui_dir: Path | None = _var("COMFYUI_DIR", _path, None)

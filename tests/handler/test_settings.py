@@ -31,6 +31,12 @@ def test_all_wrong_values_are_named_at_once() -> None:
         assert f"{name} {value!r}" in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["S3_URL_EXPIRES", "WEBHOOK_TIMEOUT"])
+def test_zero_seconds_switch_nothing_off(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} '0': .*more than 0"):
+        Settings.from_env({name: "0"})
+
+
 def test_existing_comfyui_is_run_by_the_python_in_its_folder(tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
