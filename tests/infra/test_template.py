@@ -25,12 +25,11 @@ MAX_VISIBILITY_S = 43_200
 MAX_INIT_S = 900
 # What copying 30 GB takes at 100 MB/s, a tenth of what S3 gives.
 COPY_S = 300
-# AWS's own, Powertools', and those that other people's libraries read.
+# AWS's own, and those that other people's libraries read.
 NOT_SETTINGS = {
     "CUDA_CACHE_PATH",
     "HF_HOME",
     "HOME",
-    "POWERTOOLS_LOG_LEVEL",
     "TORCHINDUCTOR_CACHE_DIR",
     "TORCH_HOME",
     "TRITON_CACHE_DIR",
