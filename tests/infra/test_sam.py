@@ -67,11 +67,21 @@ def test_profile_names_parameters_within_their_limits(profile: str) -> None:
             assert limits.get("MinValue", 0) <= int(value) <= limits.get("MaxValue", int(value))
 
 
+def values(profile: str) -> dict[str, Any]:
+    given: dict[str, Any] = {k: v.get("Default") for k, v in template()["Parameters"].items()}
+    return given if profile == "template" else given | overrides(profile)
+
+
+@pytest.mark.parametrize("profile", [*PROFILES, "template"])
+def test_one_long_job_is_no_alarm(profile: str) -> None:
+    given = values(profile)
+
+    assert int(given["OldestMessageAlarmSeconds"]) > 2 * int(given["TimeoutSeconds"])
+
+
 @pytest.mark.parametrize("profile", [*PROFILES, "template"])
 def test_environments_fit_their_instances(profile: str) -> None:
-    given: dict[str, Any] = {k: v.get("Default") for k, v in template()["Parameters"].items()}
-    if profile != "template":
-        given |= overrides(profile)
+    given = values(profile)
     vcpu, gib = INSTANCES[given["InstanceTypes"]]
     memory_gib = int(given["MemoryMiB"]) / 1024
     environments = int(given["MaxEnvironments"])

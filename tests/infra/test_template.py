@@ -139,6 +139,24 @@ def test_numbers_stay_within_the_limits(name: str, least: int, most: int) -> Non
     assert least <= given["MinValue"] <= given["Default"] <= given["MaxValue"] <= most
 
 
+def test_smallest_memory_is_one_vcpu_at_the_default_ratio() -> None:
+    assert parameter("MemoryMiB")["MinValue"] >= parameter("MemoryGiBPerVCpu")["Default"] * 1024
+
+
+@pytest.mark.parametrize(
+    ("name", "taken", "refused"),
+    [
+        ("ComfyUIArgs", ["", "--highvram --reserve-vram 1"], ['--x "y', "it's", "--x \\"]),
+        ("ModelsPrefix", ["models", "m", "a/b-1.0"], ["", "/models", "models/", "/"]),
+    ],
+)
+def test_pattern_of_a_parameter(name: str, taken: list[str], refused: list[str]) -> None:
+    pattern = re.compile(parameter(name)["AllowedPattern"])
+
+    assert all(pattern.search(value) for value in taken)
+    assert not any(pattern.search(value) for value in refused)
+
+
 def test_timeout_leaves_the_whole_start_budget() -> None:
     """Init may take as long as the timeout, 900 s at most; the timeout may be 5,400 s."""
     allowed = parameter("TimeoutSeconds")["AllowedValues"]
@@ -212,6 +230,22 @@ def test_role_names_its_actions_and_its_resources() -> None:
         assert "*" not in json.dumps(statement["Action"])
         assert statement["Resource"] != "*"
     assert "ManagedPolicyArns" not in properties("FunctionRole")
+
+
+def test_role_may_call_what_the_store_of_jobs_calls() -> None:
+    (statement,) = (s for s in _statements() if "JobsTable" in json.dumps(s["Resource"]))
+
+    calls = {"PutItem", "UpdateItem", "DeleteItem"}
+    assert set(statement["Action"]) == {f"dynamodb:{name}" for name in calls}
+
+
+def test_operator_role_lets_lambda_in_also_where_it_does_not_name_the_account() -> None:
+    (statement,) = properties("OperatorRole")["AssumeRolePolicyDocument"]["Statement"]
+
+    assert statement["Principal"] == {"Service": "lambda.amazonaws.com"}
+    assert statement["Condition"] == {
+        "StringEqualsIfExists": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}
+    }
 
 
 def test_wildcard_of_a_mount_is_bound_to_the_access_point() -> None:
