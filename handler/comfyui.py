@@ -20,15 +20,18 @@ import websocket
 from events.heartbeat import Heartbeat
 from handler.rejection import explain_rejection
 
-# Validation may look through folders of models on a slow disk.
-SUBMIT_TIMEOUT_S = 30.0
+# Only its answer says what validation refuses. That may look through folders of models on a slow
+# disk, and wait for another job's node that keeps the interpreter lock.
+SUBMIT_TIMEOUT_S = 600.0
 QUESTION_TIMEOUT_S = 2.0
 POLL_S = 1.0
-STUCK_AFTER_POLLS = 3
+STUCK_AFTER_S = 3.0
 # ComfyUI sends to its listeners in turn: one that does not read holds up the others.
 LISTEN_IDLE_S = 5.0
 _HISTORY_EVERY_S = 0.01
 _REOPEN_EVERY_S = 0.5
+# 0 would be no limit at all.
+_LEAST_TIMEOUT_S = 0.01
 
 Message = dict[str, Any]
 HistoryEntry = dict[str, Any]
@@ -39,7 +42,7 @@ class ComfyUIGone(ConnectionError):
 
 
 class ComfyUIMute(ConnectionError):
-    """ComfyUI has not answered in time. It may live, and may have done what it was asked for."""
+    """ComfyUI has not answered in time. If it lives, it will do what it was asked for."""
 
 
 class ComfyUIStuck(RuntimeError):
@@ -57,7 +60,7 @@ class ComfyUI:
         self.client_id = uuid.uuid4().hex
         # Not requests: half a millisecond a call counts here, and no proxy must come between.
         self._http = urllib3.connection_from_url(base_url, retries=False)
-        self._idle_polls = 0
+        self._still_since: float | None = None
         self._socket: websocket.WebSocket | None = None
         self._reopen_at = 0.0
         self._resting_since: float | None = time.monotonic()
@@ -71,20 +74,20 @@ class ComfyUI:
         """Queue a workflow under an id of ours, within SUBMIT_TIMEOUT_S and `timeout_s`.
 
         Raises WorkflowRejected when ComfyUI's validation refuses any part of it, ComfyUIGone, and
-        ComfyUIMute, after which the workflow may be in the queue all the same.
+        ComfyUIMute.
         """
-        self._listen()
+        limit_s = SUBMIT_TIMEOUT_S if timeout_s is None else min(timeout_s, SUBMIT_TIMEOUT_S)
+        until = time.monotonic() + limit_s
+        self._listen(until)
         body = {"prompt": workflow, "client_id": self.client_id, "prompt_id": prompt_id}
-        limits_s = (SUBMIT_TIMEOUT_S, SUBMIT_TIMEOUT_S if timeout_s is None else timeout_s)
-        answer = self._request("POST", "/prompt", min(limits_s), json=body)
+        answer = self._request("POST", "/prompt", until - time.monotonic(), json=body)
         accepted = answer.status == 200
         details = _json_object(answer)
         if accepted and not details.get("node_errors"):
             return
         if accepted:
             # ComfyUI would run the valid outputs only and drop the others in silence.
-            with contextlib.suppress(ComfyUIMute):
-                self.interrupt(prompt_id)
+            self.interrupt(prompt_id, QUESTION_TIMEOUT_S)
         raise explain_rejection(details, workflow, answer.status)
 
     def follow(
@@ -95,14 +98,14 @@ class ComfyUI:
         `deadline` is a time of `time.monotonic()`. Raises TimeoutError at the deadline,
         ComfyUIGone and ComfyUIStuck. A dropped WebSocket costs messages, never the result.
         """
-        self._idle_polls = 0
+        self._still_since = None
         until = math.inf if deadline is None else deadline
         is_over = False
         while (left := until - time.monotonic()) > 0:
             # After its last message the job is in the history within milliseconds.
             message = None if is_over else self._receive(min(POLL_S, left))
             if message is None:
-                if (entry := self._look_up(prompt_id, until)) is not None:
+                if (entry := self._look_up(prompt_id, on_message, until)) is not None:
                     return entry
                 if is_over:
                     time.sleep(_HISTORY_EVERY_S)
@@ -111,26 +114,40 @@ class ComfyUI:
                 is_over = message["type"] == "executing" and message["data"]["node"] is None
         raise TimeoutError
 
-    def interrupt(self, prompt_id: str, timeout_s: float = QUESTION_TIMEOUT_S) -> None:
+    def interrupt(self, prompt_id: str, timeout_s: float) -> None:
         """Take the prompt out of the queue, or stop it at its next node or sampler step.
 
-        Raises ComfyUIGone, and ComfyUIMute after `timeout_s`, as all that follows.
+        ComfyUI does so once it reads it, be that after `timeout_s`. Raises ComfyUIGone.
         """
-        self._post("/queue", {"delete": [prompt_id]}, timeout_s)
-        self._post("/interrupt", {"prompt_id": prompt_id}, timeout_s)
+        for path, body in (
+            ("/queue", {"delete": [prompt_id]}),
+            ("/interrupt", {"prompt_id": prompt_id}),
+        ):
+            with contextlib.suppress(ComfyUIMute):
+                self._post(path, body, timeout_s / 2)
 
-    def is_over(self, prompt_id: str, timeout_s: float = QUESTION_TIMEOUT_S) -> bool:
-        """Whether the prompt neither waits nor runs any more."""
-        queue = self._get("/queue", timeout_s)
+    def is_over(self, prompt_id: str, timeout_s: float) -> bool:
+        """Whether the prompt neither waits nor runs any more; False if ComfyUI does not say.
+
+        Raises ComfyUIGone.
+        """
+        try:
+            queue = self._get("/queue", timeout_s)
+        except ComfyUIMute:
+            return False
         return not any(item[1] == prompt_id for part in queue.values() for item in part)
 
     def free(self) -> None:
-        """Unload all models and drop the node cache, before the next prompt runs."""
+        """Unload all models and drop the node cache, before the next prompt runs.
+
+        Raises ComfyUIGone, ComfyUIMute.
+        """
         self._post("/free", {"unload_models": True, "free_memory": True}, QUESTION_TIMEOUT_S)
 
     def rest(self) -> None:
         """The job is over. If no other comes for a while, messages are not listened to."""
-        self._resting_since = time.monotonic()
+        if self._resting_since is None:
+            self._resting_since = time.monotonic()
 
     def close(self) -> None:
         self._rest.stop()
@@ -144,10 +161,12 @@ class ComfyUI:
                 self._hang_up()
         return True
 
-    def _look_up(self, prompt_id: str, until: float) -> HistoryEntry | None:
+    def _look_up(
+        self, prompt_id: str, on_message: Callable[[Message], None], until: float
+    ) -> HistoryEntry | None:
         try:
             entry = self._history(prompt_id, until)
-            if entry is None and self._is_queued(prompt_id, until):
+            if entry is None and self._is_queued(prompt_id, on_message, until):
                 return None
             # It may have ended between the two questions.
             entry = entry or self._history(prompt_id, until)
@@ -158,21 +177,30 @@ class ComfyUI:
             raise ComfyUIGone("ComfyUI does not know the job any more")
         return entry
 
-    def _is_queued(self, prompt_id: str, until: float) -> bool:
+    def _is_queued(
+        self, prompt_id: str, on_message: Callable[[Message], None], until: float
+    ) -> bool:
         queue = self._get("/queue", until - time.monotonic())
+        is_running = any(item[1] == prompt_id for item in queue["queue_running"])
+        if is_running:
+            # The message that said so may have been lost.
+            on_message({"type": "execution_start", "data": {"prompt_id": prompt_id}})
         is_waiting = any(item[1] == prompt_id for item in queue["queue_pending"])
-        stands_still = is_waiting and not queue["queue_running"]
-        self._idle_polls = self._idle_polls + 1 if stands_still else 0
-        if self._idle_polls >= STUCK_AFTER_POLLS:
+        self._note_standstill(is_waiting and not queue["queue_running"])
+        return is_waiting or is_running
+
+    def _note_standstill(self, stands_still: bool) -> None:
+        now = time.monotonic()
+        self._still_since = (self._still_since or now) if stands_still else None
+        if self._still_since and now - self._still_since >= STUCK_AFTER_S:
             raise ComfyUIStuck("ComfyUI takes no job from its queue any more")
-        return is_waiting or any(item[1] == prompt_id for item in queue["queue_running"])
 
     def _history(self, prompt_id: str, until: float) -> HistoryEntry | None:
         left_s = until - time.monotonic()
         found: dict[str, HistoryEntry] = self._get(f"/history/{prompt_id}", left_s)
         return found.get(prompt_id)
 
-    def _listen(self) -> None:
+    def _listen(self, until: float) -> None:
         """Make sure that the WebSocket is open, and drop what came in since the last job."""
         with self._rest_lock:
             self._resting_since = None
@@ -180,13 +208,13 @@ class ComfyUI:
         while self._socket and select.select([self._socket], [], [], 0)[0]:
             self._receive(0.001)
         if self._socket is None:
-            self._open()
+            self._open(until)
 
     def _receive(self, timeout_s: float) -> Message | None:
         """The next JSON message, or None after a silence of `timeout_s` or a dropped socket."""
         give_up = time.monotonic() + timeout_s
         if self._socket is None and time.monotonic() >= self._reopen_at:
-            self._open()
+            self._open(give_up)
         if self._socket is None:
             time.sleep(min(timeout_s, 0.1))
             return None
@@ -208,12 +236,13 @@ class ComfyUI:
             self._reopen_at = time.monotonic() + _REOPEN_EVERY_S
         return None
 
-    def _open(self) -> None:
+    def _open(self, until: float) -> None:
+        left_s = min(until - time.monotonic(), QUESTION_TIMEOUT_S)
         address = self.base_url.replace("http", "ws", 1) + f"/ws?clientId={self.client_id}"
         try:
             self._socket = websocket.create_connection(
                 address,
-                timeout=QUESTION_TIMEOUT_S,
+                timeout=max(left_s, _LEAST_TIMEOUT_S),
                 skip_utf8_validation=True,
             )
         except (websocket.WebSocketException, OSError):
@@ -234,8 +263,7 @@ class ComfyUI:
         self, method: str, path: str, timeout_s: float, **body: Any
     ) -> urllib3.BaseHTTPResponse:
         try:
-            # 0 would be no limit at all.
-            limit = urllib3.Timeout(total=max(timeout_s, 0.01))
+            limit = urllib3.Timeout(total=max(timeout_s, _LEAST_TIMEOUT_S))
             return self._http.request(method, path, timeout=limit, **body)
         except urllib3.exceptions.NewConnectionError as error:
             # It is a TimeoutError to urllib3, but here nobody listens any more.
@@ -243,6 +271,9 @@ class ComfyUI:
         except urllib3.exceptions.TimeoutError as error:
             raise ComfyUIMute(f"ComfyUI does not answer {path} in time") from error
         except urllib3.exceptions.HTTPError as error:
+            # So ends what could not even be sent in time.
+            if any(isinstance(cause, TimeoutError) for cause in error.args):
+                raise ComfyUIMute(f"ComfyUI does not read {path} in time") from error
             raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
 
 

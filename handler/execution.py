@@ -18,6 +18,8 @@ MAX_SAID = 2000
 # torch raises OutOfMemoryError on a GPU; on a CPU the allocator's RuntimeError says it in words.
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_cpu")
 
+_TOLD_OF_A_RUN = {"execution_start", "execution_cached", "executing", "progress", "executed"}
+
 OnOutput = Callable[[str, dict[str, Any]], None]
 
 
@@ -39,10 +41,11 @@ class Execution:
 
     def observe(self, message: Message) -> None:
         """Take in one message of this prompt."""
-        data = message["data"]
-        match message["type"]:
-            case "execution_start":
-                self._begin()
+        data, kind = message["data"], message["type"]
+        # The first message may have come while nobody listened.
+        if kind in _TOLD_OF_A_RUN and not self.began:
+            self._begin()
+        match kind:
             case "execution_cached":
                 self._cached = len(data["nodes"])
             case "executing" if data["node"] is not None:

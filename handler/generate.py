@@ -88,7 +88,7 @@ class Generator:
             outcome.return_base64 = job.return_base64
             workflow = fill_random_ints(job.workflow)
             self._warn_of_standins(workflow, outcome)
-            is_ready = self._runner.begin(model_names(workflow))
+            is_ready = self._runner.begin(model_names(workflow), deadline)
         with self._uploads(job, claim, outcome, deadline) as uploads:
             worker = self._runner.wait_ready(is_ready, outcome.timings, deadline)
             if uploads:

@@ -3,12 +3,20 @@
 Every such case becomes one of the errors that a caller can act on; see handler/errors.py.
 """
 
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from handler.clock import Deadline, Timings
-from handler.comfyui import ComfyUI, ComfyUIGone, ComfyUIMute, ComfyUIStuck, HistoryEntry
+from handler.comfyui import (
+    SUBMIT_TIMEOUT_S,
+    ComfyUI,
+    ComfyUIGone,
+    ComfyUIMute,
+    ComfyUIStuck,
+    HistoryEntry,
+)
 from handler.errors import DeadlineExceeded, WorkerUnavailable
 from handler.execution import Execution
 from handler.log import emit
@@ -31,15 +39,16 @@ class Runner:
         self._worker = Worker(settings)
         self._client: tuple[ReadyWorker, ComfyUI] | None = None
 
-    def begin(self, models: Sequence[str]) -> bool:
+    def begin(self, models: Sequence[str], deadline: Deadline) -> bool:
         """Ask for a ready ComfyUI without waiting; True when it is ready now.
 
         Raises WorkerUnavailable.
         """
         try:
-            is_ready = self._worker.begin_wake(models)
+            is_ready = self._worker.begin_wake(models, deadline.work_left_s())
         except OSError as error:
-            raise WorkerUnavailable(f"the worker does not answer: {error.strerror}") from error
+            reason = error.strerror or "it stands still"
+            raise WorkerUnavailable(f"the worker does not answer: {reason}") from error
         if not is_ready:
             emit("worker.starting", "cold: waiting for ComfyUI")
         return is_ready
@@ -86,7 +95,7 @@ class Runner:
                         raise WorkerUnavailable(
                             f"ComfyUI died before the job ran. {died}"
                         ) from died
-                    worker = self.wait_ready(self.begin(()), timings, deadline)
+                    worker = self.wait_ready(self.begin((), deadline), timings, deadline)
             raise AssertionError
         finally:
             ran_ms = (time.monotonic() - began) * 1000
@@ -116,14 +125,19 @@ class Runner:
         execution: Execution,
         deadline: Deadline,
     ) -> None:
+        left_s = deadline.work_left_s()
+        if left_s is not None and left_s <= 0:
+            raise _deadline_exceeded(execution)
         self._worker.runs(execution.prompt_id)
         client = self._client_of(worker)
         try:
-            client.submit(workflow, execution.prompt_id, deadline.work_left_s())
+            client.submit(workflow, execution.prompt_id, left_s)
         except ComfyUIMute as error:
             # Another job's node keeps it from answering: as good as waiting in its queue.
-            emit("job.unanswered", str(error), prompt_id=execution.prompt_id)
-            return
+            self._make_way(client, execution, deadline)
+            if left_s is None or left_s > SUBMIT_TIMEOUT_S:
+                raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
+            raise _deadline_exceeded(execution) from None
         except ComfyUIGone as error:
             # It died since the last event, and the worker is about to replace it.
             raise _DiedBeforeOurJob(self._worker.last_words(worker) or str(error)) from error
@@ -138,34 +152,36 @@ class Runner:
                 execution.prompt_id, execution.observe, deadline=deadline.work_until
             )
         except TimeoutError:
-            self._make_way(client, execution.prompt_id, deadline)
+            self._make_way(client, execution, deadline)
             raise _deadline_exceeded(execution) from None
         except ComfyUIStuck as error:
             lines = self._worker.last_lines()
             self._worker.restart()
             raise WorkerUnavailable(f"{error}; it is restarted. {lines}") from error
         except ComfyUIGone as error:
-            words = self._worker.last_words(worker)
-            if not execution.began:
-                raise _DiedBeforeOurJob(words or str(error)) from error
-            if not words:
+            if not (words := self._worker.last_words(worker)):
                 raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
+            if not execution.began:
+                raise _DiedBeforeOurJob(words) from error
             raise WorkerUnavailable(f"ComfyUI died while the job ran. {words}") from error
 
-    def _make_way(self, client: ComfyUI, prompt_id: str, deadline: Deadline) -> None:
-        """Interrupt the job; a ComfyUI that does not let go of it is replaced."""
+    def _make_way(self, client: ComfyUI, execution: Execution, deadline: Deadline) -> None:
+        """Interrupt the job; a ComfyUI that does not let go of it is replaced.
+
+        Unless the job has only waited: what keeps ComfyUI busy is another one's, with a deadline of
+        its own, and this one is taken out of the queue once ComfyUI reads it.
+        """
         left_s = deadline.answer_left_s()
         wait_s = _INTERRUPT_WAIT_S if left_s is None else min(_INTERRUPT_WAIT_S, left_s / 2)
         give_up = time.monotonic() + wait_s
-        try:
-            client.interrupt(prompt_id, wait_s)
-            while not client.is_over(prompt_id, wait_s):
+        with contextlib.suppress(ComfyUIGone):
+            client.interrupt(execution.prompt_id, wait_s / 2)
+            while not client.is_over(execution.prompt_id, give_up - time.monotonic()):
                 if time.monotonic() > give_up:
-                    self._worker.restart()
+                    if execution.began or self._worker.is_ours_alone():
+                        self._worker.restart()
                     return
                 time.sleep(_INTERRUPT_POLL_S)
-        except OSError:
-            self._worker.restart()
 
     def _client_of(self, worker: ReadyWorker) -> ComfyUI:
         if self._client is None or self._client[0] != worker:

@@ -22,10 +22,12 @@ CONNECT_TIMEOUT_S = 10.0
 _START_MARGIN_S = 30.0
 _RETRY_S = 0.01
 _DEATH_NOTED_WITHIN_S = 2.0
-_RENEWED_WITHIN_S = 2.0
-# When it is called, the invocation's time is nearly over.
+# These are asked when the invocation's time is nearly over.
+_TOLD_WITHIN_S = 1.0
+_RENEWED_WITHIN_S = 1.0
 _RESTARTED_WITHIN_S = 0.5
 _ENDED_WITHIN_S = 2.0
+_CONNECTED_WITHIN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,26 +51,30 @@ class Worker:
         self._ready: dict[str, Any] = {}
         self._started: subprocess.Popen[bytes] | None = None
 
-    def begin_wake(self, model_names: Sequence[str]) -> bool:
+    def begin_wake(self, model_names: Sequence[str], timeout_s: float | None = None) -> bool:
         """Begin a job: ask for a ready ComfyUI without waiting. True when it is ready now.
 
         A cold worker reads the files of these names from the disk while ComfyUI starts. Raises
-        WorkerUnavailable when no worker answers and none can be started.
+        WorkerUnavailable when no worker answers and none can be started, OSError when one does not
+        answer within CONNECT_TIMEOUT_S and `timeout_s`.
         """
+        limit_s = CONNECT_TIMEOUT_S
+        if timeout_s is not None:
+            limit_s = min(max(timeout_s, _TOLD_WITHIN_S), CONNECT_TIMEOUT_S)
         for attempt in (1, 2):
             try:
                 self._send("wake", models=model_names)
-                self._ready = self._receive(CONNECT_TIMEOUT_S)
+                self._ready = self._receive(limit_s)
                 if attempt == 1 and self._ready["state"] in ("draining", "stopped"):
                     # If it ends because its last handler has gone, another one can be started.
                     self._wait_for_its_end()
                     continue
                 self._owes_answer = self._ready["state"] != "ready"
                 return not self._owes_answer
-            except OSError:
+            except OSError as error:
                 # The worker of the last event is gone; a new connection finds or starts another.
                 self._disconnect()
-                if attempt == 2:
+                if attempt == 2 or isinstance(error, TimeoutError):
                     raise
         raise AssertionError
 
@@ -109,14 +115,20 @@ class Worker:
                 self._owes_answer = False
 
     def restart(self) -> None:
-        """Have a ComfyUI that hangs replaced; the next event waits for it."""
+        """Have a ComfyUI that hangs replaced; waits a moment for its end."""
         with contextlib.suppress(OSError, WorkerUnavailable):
             self._ask("restart", _RESTARTED_WITHIN_S)
+
+    def is_ours_alone(self) -> bool:
+        """Whether no other handler has a job; also when nobody says."""
+        with contextlib.suppress(OSError, WorkerUnavailable):
+            return bool(self._ask("state", _TOLD_WITHIN_S)["jobs"] <= 1)
+        return True
 
     def last_lines(self) -> str:
         """What ComfyUI has logged last, to end a message with; '' when nobody knows."""
         with contextlib.suppress(OSError, WorkerUnavailable, KeyError):
-            if lines := self._ask("log", CONNECT_TIMEOUT_S)["lines"]:
+            if lines := self._ask("log", _TOLD_WITHIN_S)["lines"]:
                 return "\n".join(["Its last log lines:", *lines])
         return ""
 
@@ -128,7 +140,7 @@ class Worker:
         give_up = time.monotonic() + _DEATH_NOTED_WITHIN_S
         with contextlib.suppress(OSError, WorkerUnavailable):
             while time.monotonic() < give_up:
-                answer = self._ask("state", CONNECT_TIMEOUT_S)
+                answer = self._ask("state", _TOLD_WITHIN_S)
                 if answer["state"] != "ready" or answer["starts"] != dead.starts:
                     return str(answer["failure"])
                 time.sleep(_RETRY_S)
@@ -245,6 +257,8 @@ def _start_worker() -> "subprocess.Popen[bytes]":
 
 def _try_connect(path: Path) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX)
+    # A worker that stands still takes no connections when those that wait are too many.
+    connection.settimeout(_CONNECTED_WITHIN_S)
     try:
         connection.connect(str(path))
     except OSError:

@@ -16,7 +16,6 @@ import pytest
 import requests
 
 from events.contract import response_problems
-from handler import comfyui
 from handler.settings import PROJECT
 from tests import workflows
 from tests.conftest import ask_worker, current_client, run
@@ -255,26 +254,50 @@ def test_job_behind_a_node_that_keeps_comfyui_from_answering_holds_its_deadline(
         response = run(workflows.image(), seconds=8.0)
 
         assert time.monotonic() - began < 8.0
-        assert other.stdout
-        killed = json.loads(other.stdout.read().splitlines()[-1])
+        other.kill()
 
     failed(response, "DeadlineExceeded", retryable=True)
-    failed(killed, "WorkerUnavailable", retryable=True)
     assert works()
 
 
-def test_workflow_whose_validation_took_too_long_runs_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_job_that_only_waits_does_not_end_the_one_that_runs() -> None:
     assert works()
-    runs = int(run(workflows.one("TestSlowValidation"))["output"][0]["text"])
-    monkeypatch.setattr(comfyui, "SUBMIT_TIMEOUT_S", 0.5)
+    with other_handler(workflows.one("TestHold", seconds=8)) as other:
+        time.sleep(1.0)
 
-    response = run(workflows.one("TestSlowValidation"))
+        response = run(workflows.image(), seconds=4.0)
 
-    assert response["status"] == "completed"
-    assert response["output"][0]["text"] == str(runs + 1)
-    assert run(workflows.one("TestSlowValidation"))["output"][0]["text"] == str(runs + 2)
+        assert other.stdout
+        running = json.loads(other.stdout.read().splitlines()[-1])
+
+    failed(response, "DeadlineExceeded", retryable=True)
+    assert running["status"] == "completed"
+
+
+def test_verdict_of_a_comfyui_that_is_slow_to_answer_is_waited_for() -> None:
+    assert works()
+    with other_handler(workflows.one("TestHold", seconds=5)) as other:
+        time.sleep(1.0)
+
+        response = run(workflows.one("NoSuchNode"))
+
+        assert other.stdout
+        running = json.loads(other.stdout.read().splitlines()[-1])
+
+    failed(response, "WorkflowRejected", retryable=False)
+    assert running["status"] == "completed"
+
+
+def test_run_whose_beginning_was_not_heard_has_begun_all_the_same() -> None:
+    assert works()
+    with other_handler(workflows.one("TestHold", seconds=5)):
+        time.sleep(1.0)
+
+        # While the lock is held no WebSocket can be opened.
+        current_client()._hang_up()
+        response = run(workflows.one("TestSleep", seconds=60.0, deaf=False), seconds=15.0)
+
+    failed(response, "DeadlineExceeded", retryable=False)
 
 
 def test_expired_invocation_does_not_begin_the_job() -> None:

@@ -91,21 +91,6 @@ class TestHold(_Output):
         return {"ui": {"text": ["held"]}}
 
 
-class TestSlowValidation(_Output):
-    """Validates as long as one that looks through a slow disk; counts how often it has run."""
-
-    runs: ClassVar = 0
-
-    @classmethod
-    def VALIDATE_INPUTS(cls) -> bool:
-        time.sleep(1.5)
-        return True
-
-    def run(self) -> dict[str, Any]:
-        TestSlowValidation.runs += 1
-        return {"ui": {"text": [str(TestSlowValidation.runs)]}}
-
-
 class TestBroadcast(_Output):
     """Sends messages of its own to everybody, in shapes that ComfyUI itself never uses."""
 
@@ -190,7 +175,6 @@ NODE_CLASS_MAPPINGS = {
         TestExit,
         TestSleep,
         TestHold,
-        TestSlowValidation,
         TestBroadcast,
         TestOddProgress,
         TestUi,
