@@ -14,9 +14,10 @@ def client(service: str, region: str | None = None) -> Any:
     import boto3  # noqa: PLC0415 - see the module's first lines
     from botocore.config import Config  # noqa: PLC0415
 
+    # A service that does not answer must not take what is left of the invocation's time.
     config = Config(
-        connect_timeout=5,
-        read_timeout=30,
+        connect_timeout=2,
+        read_timeout=5,
         retries={"mode": "standard", "total_max_attempts": 3},
     )
     return boto3.session.Session().client(service, region, config=config)

@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Callable
 
+_STOP_WITHIN_S = 5.0
+
 
 class Heartbeat:
     """Calls `beat` every `every_s` seconds in a thread of its own, from `start` to `stop`;
@@ -31,7 +33,7 @@ class Heartbeat:
         self.start()
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.stop(_STOP_WITHIN_S)
 
     def _run(self) -> None:
         pause_s = self._first_after_s

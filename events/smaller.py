@@ -14,9 +14,11 @@ def smaller(response: Response, max_bytes: int, size: Callable[[Any], int]) -> R
     for leave_out in (_contents, _urls, _files):
         if size(response) <= max_bytes:
             break
-        response, what = leave_out(response)
+        left, what = leave_out(response)
+        if left == response:
+            continue
         warning = f"{what} left out: too large for this reply"
-        response = {**response, "warnings": [*response.get("warnings", []), warning]}
+        response = {**left, "warnings": [*left.get("warnings", []), warning]}
     return response
 
 
@@ -28,12 +30,12 @@ def _contents(response: Response) -> tuple[Response, str]:
 
 def _urls(response: Response) -> tuple[Response, str]:
     files = [_without(item, "url") for item in response["output"]]
-    what = "the files' URLs (a file's key in the bucket is the end of its local_path) are"
+    what = "the files' URLs (a file's key in its bucket is the end of its local_path) are"
     return {**response, "output": files}, what
 
 
 def _files(response: Response) -> tuple[Response, str]:
-    what = f"the list of {len(response['output'])} files (in the bucket below {response['id']}/) is"
+    what = f"the list of {len(response['output'])} files (below {response['id']}/) is"
     return {**response, "output": []}, what
 
 

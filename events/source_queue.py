@@ -34,7 +34,6 @@ BACK_OFF_S = 10
 RUNNING_BACK_OFF_S = 60
 # Of SendMessageBatch and its sisters.
 _MAX_ENTRIES = 10
-_STOP_WITHIN_S = 5.0
 _log = logging.getLogger("lambda-comfyui.sqs")
 
 
@@ -53,12 +52,8 @@ def kept_hidden(records: Sequence[dict[str, Any]], time_left_s: float | None) ->
         # Beyond its time whoever runs it hangs, and Managed Instances do not stop it.
         return is_allowed and time.monotonic() < until
 
-    heartbeat = Heartbeat(HIDDEN_S / 3, beat, first_after_s=FIRST_BEAT_AFTER_S)
-    heartbeat.start()
-    try:
+    with Heartbeat(HIDDEN_S / 3, beat, first_after_s=FIRST_BEAT_AFTER_S):
         yield
-    finally:
-        heartbeat.stop(_STOP_WITHIN_S)
 
 
 def hidden_for_s(receive_count: int, error_types: Sequence[str]) -> int:
@@ -75,21 +70,25 @@ def hidden_for_s(receive_count: int, error_types: Sequence[str]) -> int:
     return math.ceil(seconds * random.uniform(0.5, 1))
 
 
-def postpone(record: dict[str, Any], error_types: Sequence[str]) -> None:
-    """Hide the message of an SQS record for its back-off.
+def postpone(failed: Sequence[tuple[dict[str, Any], Sequence[str]]]) -> None:
+    """Hide the messages of SQS records, each with its error types, for their back-off.
 
     Needs sqs:GetQueueUrl and sqs:ChangeMessageVisibility:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
     """
+    if not failed:
+        return
     try:
-        count = int(record["attributes"]["ApproximateReceiveCount"])
-        hidden_s = hidden_for_s(count, error_types)
-        with _queue_of(record) as (sqs, url):
-            sqs.change_message_visibility(
-                QueueUrl=url, ReceiptHandle=record["receiptHandle"], VisibilityTimeout=hidden_s
-            )
+        with _queue_of(failed[0][0]) as (sqs, url):
+            for record, error_types in failed:
+                count = int(record["attributes"]["ApproximateReceiveCount"])
+                sqs.change_message_visibility(
+                    QueueUrl=url,
+                    ReceiptHandle=record["receiptHandle"],
+                    VisibilityTimeout=hidden_for_s(count, error_types),
+                )
     except Exception as error:
-        _log.info("the message's back-off was not set", extra={"reason": aws.reason(error)})
+        _log.info("not every message's back-off was set", extra={"reason": aws.reason(error)})
 
 
 def delete(record: dict[str, Any]) -> None:

@@ -64,10 +64,14 @@ def process(
     with source_queue.kept_hidden(event["Records"], time_left_s):
         reply = cast(dict[str, Any], process_partial_response(event, run, processor, context=None))
     back = {item["itemIdentifier"] for item in reply["batchItemFailures"]}
-    for record in event["Records"]:
-        # At the very end: what keeps the batch hidden would undo it.
-        if record["messageId"] in back:
-            source_queue.postpone(record, error_types.get(record["messageId"], ()))
+    # At the very end: what keeps the batch hidden would undo it.
+    source_queue.postpone(
+        [
+            (record, error_types.get(record["messageId"], ()))
+            for record in event["Records"]
+            if record["messageId"] in back
+        ]
+    )
     return reply
 
 

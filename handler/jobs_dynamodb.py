@@ -3,9 +3,11 @@
 Importing Powertools' module costs a tenth of a second (it imports boto3): see handler/jobs.py.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from aws_lambda_powertools.utilities.idempotency import DynamoDBPersistenceLayer
+from aws_lambda_powertools.utilities.idempotency.persistence.datarecord import DataRecord
 from botocore.config import Config
 
 # A table that does not answer holds a job up for some seconds, not for the default minutes.
@@ -38,6 +40,17 @@ class DynamoDBLayer(DynamoDBPersistenceLayer):
             # Not one that was taken away meanwhile.
             ConditionExpression=f"attribute_exists({self.key_attr})",
         )
+
+    def _delete_record(self, data_record: DataRecord) -> None:
+        # Not the response of a repeat that took the claim over when it had lapsed.
+        with suppress(self.client.exceptions.ConditionalCheckFailedException):
+            self.client.delete_item(
+                TableName=self.table_name,
+                Key=self._get_key(data_record.idempotency_key),
+                ConditionExpression="#status = :running",
+                ExpressionAttributeNames={"#status": self.status_attr},
+                ExpressionAttributeValues={":running": {"S": "INPROGRESS"}},
+            )
 
     def close(self) -> None:
         self.client.close()

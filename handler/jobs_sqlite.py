@@ -43,6 +43,7 @@ WHERE jobs.status = 'INPROGRESS' AND jobs.in_progress_expiration < ?
 """
 _GET = f"SELECT {_COLUMNS} FROM jobs WHERE id = ?"
 _RENEW = "UPDATE jobs SET in_progress_expiration = ? WHERE id = ?"
+_DELETE = "DELETE FROM jobs WHERE id = ? AND status = 'INPROGRESS'"
 _UPDATE = "UPDATE jobs SET status = ?, expiration = ?, data = ? WHERE id = ?"
 
 
@@ -105,7 +106,8 @@ class SqliteLayer(BasePersistenceLayer):
         self._db.execute(_UPDATE, (*values, data_record.idempotency_key))
 
     def _delete_record(self, data_record: DataRecord) -> None:
-        self._db.execute("DELETE FROM jobs WHERE id = ?", (data_record.idempotency_key,))
+        # Not the response of a repeat that took the claim over when it had lapsed.
+        self._db.execute(_DELETE, (data_record.idempotency_key,))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -113,7 +113,7 @@ class Outcome:
 
     def _add_base64(self, body: dict[str, Any]) -> None:
         left = MAX_RESPONSE_BYTES - encoded_size(body)
-        for (artifact, _), item in zip(self.artifacts, body["output"], strict=True):
+        for (artifact, _), item in zip(self.artifacts, body["output"], strict=False):
             if artifact.problem:
                 continue
             try:

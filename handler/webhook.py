@@ -100,7 +100,8 @@ def sign(body: bytes, secret: str) -> str:
 def _within(limit_s: float, call: Callable[[], int]) -> int:
     """What it returns or raises; TimeoutError after `limit_s`.
 
-    The timeout of requests is one between two bytes: who sends one now and then is never late.
+    The timeout of requests is one between two bytes: who sends one now and then is never late, and
+    keeps its thread for as long as it does so.
     """
     future: Future[int] = Future()
 

@@ -4,6 +4,7 @@ What the lines mean, and whether a dead child is started again, is decided by it
 """
 
 import contextlib
+import errno
 import os
 import re
 import select
@@ -28,9 +29,10 @@ _LINE_END = re.compile(rb"\r\n?|\n")
 class Child:
     """A started command, leader of its own process group.
 
-    `on_death` is called at once when the leader ends, before its last lines are read. The group is
-    killed then. When the thread that made the Child ends, or this
-    whole process is killed, the kernel sends `dies_with`. So make it in a thread that lives on.
+    The group is killed when the leader ends, and `on_death` is called at once, before its last
+    lines are read. When the thread that made the Child ends, or this whole process is killed, the
+    kernel sends `dies_with`. So make it in a thread that lives on. Raises OSError when it cannot be
+    started.
     """
 
     def __init__(
@@ -59,8 +61,14 @@ class Child:
             start_new_session=True,
         )
         self._drainer = threading.Thread(target=self._drain, daemon=True)
-        self._drainer.start()
-        threading.Thread(target=self._watch, daemon=True).start()
+        try:
+            self._drainer.start()
+            threading.Thread(target=self._watch, daemon=True).start()
+        except RuntimeError as error:
+            # Nobody would have it.
+            os.killpg(self.pid, signal.SIGKILL)
+            self._popen.wait()
+            raise BlockingIOError(errno.EAGAIN, str(error)) from error
 
     @property
     def pid(self) -> int:

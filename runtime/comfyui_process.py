@@ -24,8 +24,10 @@ HOST = "127.0.0.1"
 STOP_GRACE_S = 1.0
 _PROBE_TIMEOUT_S = 1.0
 _PROBE_EVERY_S = 0.02
-# They only set flags. A shutdown must not wait for them.
-_POST_TIMEOUT_S = 0.5
+# It only sets a flag. A shutdown must not wait for it.
+_FREE_TIMEOUT_S = 0.5
+# After it ComfyUI counts as hung.
+_DROP_TIMEOUT_S = 2.0
 _TCP_LISTEN = "0A"
 _LAUNCH = Path(__file__).with_name("launch.py")
 _TAIL_LINES = 200
@@ -112,16 +114,21 @@ class ComfyUIProcess:
 
     def free(self) -> None:
         """Have it unload its models."""
-        self._post("/free", {"unload_models": True, "free_memory": True})
+        self._post("/free", {"unload_models": True, "free_memory": True}, _FREE_TIMEOUT_S)
 
     def drop(self, prompt_id: str) -> bool:
-        """Take a prompt out of its queue, or interrupt it; False if it does not answer."""
-        return self._post("/queue", {"delete": [prompt_id]}) and self._post(
-            "/interrupt", {"prompt_id": prompt_id}
-        )
+        """Take a prompt out of its queue, or interrupt it; False if it does not answer.
 
-    def _post(self, path: str, body: dict[str, object]) -> bool:
-        connection = HTTPConnection(HOST, self.port, timeout=_POST_TIMEOUT_S)
+        It then does so when it reads it.
+        """
+        answers = [
+            self._post("/queue", {"delete": [prompt_id]}, _DROP_TIMEOUT_S),
+            self._post("/interrupt", {"prompt_id": prompt_id}, _DROP_TIMEOUT_S),
+        ]
+        return all(answers)
+
+    def _post(self, path: str, body: dict[str, object], timeout_s: float) -> bool:
+        connection = HTTPConnection(HOST, self.port, timeout=timeout_s)
         try:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             connection.getresponse()

@@ -201,8 +201,9 @@ class Worker:
             if not process.wait_until_ready(timeout_s, lambda: self._stopping):
                 return False
         except (ComfyUIStartError, OSError) as error:
+            has_ended = prepared is not None and prepared.wait(0) is not None
             self._end_processes()
-            if prepared:
+            if has_ended:
                 log(f"the prepared process did not become ComfyUI: starting another. {error}")
                 return self._start()
             self._note_failed_start(str(error))

@@ -181,10 +181,15 @@ class Environment:
         stopping = [
             threading.Thread(target=place.stop, args=(grace_s, self.failure)) for place in started
         ]
+        for place, thread in zip(started, stopping, strict=True):
+            try:
+                thread.start()
+            except RuntimeError:
+                # No thread is to be had: one after the other, then.
+                place.stop(grace_s, self.failure)
         for thread in stopping:
-            thread.start()
-        for thread in stopping:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
 
 def _crash(ended: str, tail: tuple[str, ...], invocation: Invocation) -> InvocationResult:

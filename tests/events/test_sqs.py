@@ -159,7 +159,7 @@ def test_message_that_goes_back_comes_again_before_the_queue_s_own_time(
 def test_message_of_a_killed_handler_comes_again_soon(
     sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hide_for_a_second(monkeypatch)
+    hide_for_two_seconds(monkeypatch)
     queue = Queue(sqs, "killed", VisibilityTimeout="5400")
     queue.send("{}")
 
@@ -176,7 +176,7 @@ def test_message_of_a_killed_handler_comes_again_soon(
 def test_messages_are_hidden_while_their_batch_runs_but_not_beyond_its_time(
     sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hide_for_a_second(monkeypatch)
+    hide_for_two_seconds(monkeypatch)
     queue = Queue(sqs, "long", VisibilityTimeout="5400")
     for number in range(12):
         queue.send(str(number))
@@ -185,21 +185,20 @@ def test_messages_are_hidden_while_their_batch_runs_but_not_beyond_its_time(
 
     def takes_long(_: Any) -> dict[str, Any]:
         if not seen:
-            for _ in range(6):
+            for _ in range(8):
                 time.sleep(0.5)
                 seen.append(queue.waiting())
-            time.sleep(3)
-            seen.append(queue.waiting())
+            assert wait_until(lambda: queue.waiting() == 12)
         return {}
 
-    sqs_source.process({"Records": records}, takes_long, time_left_s=3.5)
+    sqs_source.process({"Records": records}, takes_long, time_left_s=4.5)
 
     assert len(records) == 12
-    assert seen == [0] * 6 + [12]
+    assert seen == [0] * 8
 
 
-def hide_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_queue, "HIDDEN_S", 1)
+def hide_for_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_queue, "HIDDEN_S", 2)
     monkeypatch.setattr(source_queue, "FIRST_BEAT_AFTER_S", 0.0)
 
 

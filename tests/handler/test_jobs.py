@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from events.contract import response_problems
-from handler import app
+from events.contract import caller_of, parse_request, response_problems
+from handler import app, jobs
+from handler.errors import WorkerUnavailable
 from handler.jobs import MAX_DYNAMODB_BYTES, _small
-from handler.settings import PROJECT
+from handler.outcome import Outcome
+from handler.settings import PROJECT, Settings
 from runtime.local_s3 import LocalS3
 from tests import workflows
 from tests.aws import moto_client, objects_in
@@ -159,6 +161,26 @@ def test_claim_of_a_killed_handler_ends_soon(webhook_receiver: WebhookReceiver) 
     assert webhook_receiver.calls == []
     assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "", 3)
     assert [body["status"] for body in webhook_receiver.bodies()] == ["completed"]
+
+
+@pytest.mark.usefixtures("store")
+def test_job_that_lost_its_claim_and_failed_leaves_the_stored_response_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, "LEASE_S", 0.2)
+    asked = event(image(), request_id="lapsed")
+    job = parse_request(asked, caller_of(asked))
+    store = jobs.Jobs(Settings.from_env(os.environ))
+    lapsed = store.claim(job)
+    lapsed.release()
+    time.sleep(0.5)
+    response = {"id": "lapsed", "status": "completed"}
+    store.claim(job).end(response, Outcome(job.caller))
+
+    lapsed.end({}, Outcome(job.caller, error=WorkerUnavailable("it hung for long")))
+
+    assert store.claim(job).stored == response
+    store.close()
 
 
 @pytest.mark.usefixtures("store")
