@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from handler import app
 from handler.comfyui import ComfyUI
 from handler.settings import PROJECT, Settings
 from runtime.local_s3 import LocalS3, local_s3
-from tests.processes import wait_until
+from tests.processes import connect_to
 from tests.workflows import event
 
 CUSTOM_NODES = PROJECT / "tests" / "custom_nodes"
@@ -53,10 +52,10 @@ def environment() -> Iterator[Path]:
     }
     # As an extension would: the worker is there before the handlers, and outlives them.
     worker = subprocess.Popen([sys.executable, "-m", "runtime", "worker"], cwd=PROJECT)
-    assert wait_until((folder / "worker" / "worker.sock").exists)
+    connect_to(folder / "worker" / "worker.sock").close()
     yield folder
     worker.terminate()
-    assert worker.wait(10) == 0
+    assert worker.wait(30) == 0
     for generator in app._generators.values():
         generator.close()
     os.environ.clear()
@@ -88,9 +87,7 @@ def current_client() -> ComfyUI:
 
 def ask_worker(operation: str) -> dict[str, Any]:
     """One question over the worker's control socket."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(30)
-        connection.connect(str(Settings.from_env(os.environ).worker_dir / "worker.sock"))
+    with connect_to(Settings.from_env(os.environ).worker_dir / "worker.sock") as connection:
         connection.sendall(json.dumps({"op": operation}).encode() + b"\n")
         with connection.makefile() as lines:
             answer: dict[str, Any] = json.loads(lines.readline())

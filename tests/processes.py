@@ -33,9 +33,19 @@ def processes_with(variable: str, word: str = "") -> list[int]:
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
     give_up = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < give_up:
+    while not condition():
+        if time.monotonic() > give_up:
+            return False
         time.sleep(0.01)
-    return condition()
+    return True
+
+
+def connect_to(path: Path) -> socket.socket:
+    """A connection to a Unix socket. Its file is there from bind() on, which is before listen()."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(60)
+    assert wait_until(lambda: connection.connect_ex(str(path)) == 0), f"nobody listens on {path}"
+    return connection
 
 
 def free_ports(count: int) -> list[int]:
