@@ -24,10 +24,15 @@ def acts(event: Any, context: Any) -> Any:
 
 
 def act(action: Any, context: Any) -> Any:
-    """`marks` is a folder: a file for each beginning and each end, with process id and time."""
+    """`marks` is a folder: a file for each beginning and each end, with process id and time.
+
+    With `until` it does not end before a file of that name is there.
+    """
     mark(action, "begin")
     if "together" in action:
         wait_for_company(Path(action["marks"]), action["together"])
+    while "until" in action and not Path(action["until"]).exists():
+        time.sleep(0.01)
     time.sleep(action.get("seconds", 0))
     match action.get("do"):
         case "raise":
@@ -45,7 +50,7 @@ def act(action: Any, context: Any) -> Any:
 
 
 def wait_for_company(folder: Path, count: int) -> None:
-    give_up = time.monotonic() + 8
+    give_up = time.monotonic() + 30
     while len(list(folder.glob("*.begin"))) < count:
         if time.monotonic() > give_up:
             raise TimeoutError("alone")
@@ -55,5 +60,8 @@ def wait_for_company(folder: Path, count: int) -> None:
 def mark(action: Any, what: str) -> None:
     if "marks" in action:
         path = Path(action["marks"]) / f"{action['name']}.{what}"
-        with path.open("a") as file:
-            file.write(f"{os.getpid()} {time.time()}\n")
+        before = path.read_text() if path.exists() else ""
+        # Whoever waits for the file reads it at once: it must not be there without its content.
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(f"{before}{os.getpid()} {time.time()}\n")
+        partial.rename(path)
