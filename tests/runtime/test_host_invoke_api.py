@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +24,7 @@ from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.invoke_api import MAX_REQUEST_BYTES, InvokeApi
 from tests.processes import wait_until
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(90)
 
 NAME = "lambda-comfyui"
 Start = Callable[..., Any]
@@ -37,19 +36,26 @@ def failed() -> list[FailedEvent]:
 
 
 @pytest.fixture
-def start(failed: list[FailedEvent]) -> Iterator[Start]:
+def hosts() -> list[LambdaHost]:
+    """Those that `start` has started."""
+    return []
+
+
+@pytest.fixture
+def start(failed: list[FailedEvent], hosts: list[LambdaHost]) -> Iterator[Start]:
     """Starts an endpoint and returns a boto3 client for it; what is given overrides defaults."""
     with ExitStack() as stack:
 
         def start(*, limit: int = 10, timeout_s: float = 10, **rules: Any) -> Any:
             function = Function(handler="tests.runtime.host_handlers.acts", environ=os.environ)
             host = stack.enter_context(LambdaHost(function, on_line=lambda _: None))
+            hosts.append(host)
             rules = {"first_retry_after_s": 0.1, **rules}
             events = AsyncInvocations(
                 host, AsyncRules(**rules), timeout_s=timeout_s, on_failure=failed.append
             )
             events.start()
-            stack.callback(events.close, 5)
+            stack.callback(events.close, 30)
             stack.callback(host.close, 1)
             listener = socket.create_server(("127.0.0.1", 0))
             api = InvokeApi(listener, host, events, timeout_s=timeout_s, limit=limit)
@@ -196,7 +202,7 @@ def test_what_cannot_be_run_is_refused_by_its_aws_name(start: Start) -> None:
 
 def test_body_of_unknown_length_is_refused(start: Start) -> None:
     address = urlsplit(start().meta.endpoint_url).netloc
-    connection = http.client.HTTPConnection(address, timeout=5)
+    connection = http.client.HTTPConnection(address, timeout=30)
     path = f"/2015-03-31/functions/{NAME}/invocations"
     connection.request("POST", path, iter([b"{}"]), {"Transfer-Encoding": "chunked"})
 
@@ -208,37 +214,44 @@ def test_body_of_unknown_length_is_refused(start: Start) -> None:
 
 
 def test_calls_wait_for_their_turn_and_one_too_many_is_refused(
-    start: Start, tmp_path: Path
+    start: Start, hosts: list[LambdaHost], tmp_path: Path
 ) -> None:
-    client = start(limit=1)
+    client = start(limit=1, timeout_s=60)
+    release = tmp_path / "release"
     answers: list[Any] = []
 
     def call(name: str) -> None:
-        action = {"marks": str(tmp_path), "name": name, "seconds": 0.7, "do": name}
+        action = {"marks": str(tmp_path), "name": name, "until": str(release), "do": name}
         answers.append(json.load(invoke(client, Payload=action)["Payload"]))
 
     first = in_background(lambda: call("first"))
     assert wait_until((tmp_path / "first.begin").exists)
     second = in_background(lambda: call("second"))
-    time.sleep(0.3)  # nothing shows from outside that a call waits
+    # Nothing shows from outside that a call waits.
+    assert wait_until(lambda: len(hosts[0]._queue._waiting) == 1)
     refused = refusal(client, Payload={})
+    has_begun = (tmp_path / "second.begin").exists()
+    release.touch()
     first.join()
     second.join()
 
     assert refused == ("TooManyRequestsException", 429)
-    assert answers == ["first", "second"]
+    assert not has_begun
+    assert sorted(answers) == ["first", "second"]
 
 
 def test_event_is_accepted_at_once_and_run_later(
     start: Start, failed: list[FailedEvent], tmp_path: Path
 ) -> None:
-    action = {"marks": str(tmp_path), "name": "later", "seconds": 0.3}
+    release = tmp_path / "release"
+    action = {"marks": str(tmp_path), "name": "later", "until": str(release)}
 
     answer = invoke(start(), InvocationType="Event", Payload=action)
 
     assert answer["StatusCode"] == 202
     assert answer["Payload"].read() == b""
     assert not (tmp_path / "later.end").exists()
+    release.touch()
     assert wait_until((tmp_path / "later.end").exists)
     assert failed == []
 
@@ -294,7 +307,7 @@ def test_one_event_too_many_is_refused_and_the_others_are_not_lost_by_a_stop(
 
         events.stop()
         host.close(0.1)
-        events.close(5)
+        assert events.close(30)
 
     assert accepted == [True, True, False]
     # The first one was tried, and would have been tried again.
