@@ -22,7 +22,7 @@ from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import MAX_FAILURES, LambdaHost
 from tests.processes import is_running, wait_until
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(90)
 
 EXTENSION = Path(__file__).with_name("host_extension.py")
 StartHost = Callable[..., LambdaHost]
@@ -72,7 +72,7 @@ def start_host(diary: Diary, states: list[str]) -> Iterator[StartHost]:
 
 
 def run(host: LambdaHost, **action: Any) -> InvocationResult:
-    return host.invoke(json.dumps(action).encode(), timeout_s=10)
+    return host.invoke(json.dumps(action).encode(), timeout_s=60)
 
 
 def test_extension_registers_and_is_told_of_the_end(start_host: StartHost, diary: Diary) -> None:
@@ -80,7 +80,8 @@ def test_extension_registers_and_is_told_of_the_end(start_host: StartHost, diary
     assert run(host, do="ok").payload == b'"ok"'
 
     before_ms = time.time() * 1000
-    host.close(5.0)
+    host.close(20.0)
+    after_ms = time.time() * 1000
 
     (registered,) = diary.lines("registered")
     assert registered.startswith("200 ")
@@ -91,7 +92,8 @@ def test_extension_registers_and_is_told_of_the_end(start_host: StartHost, diary
     }
     (told,) = diary.lines("told")
     event = json.loads(told.removeprefix("200 "))
-    assert before_ms + 3_000 < event.pop("deadlineMs") <= before_ms + 6_000
+    # Rounded to a whole one.
+    assert before_ms + 19_999 < event.pop("deadlineMs") < after_ms + 20_001
     assert event == {"eventType": "SHUTDOWN", "shutdownReason": "spindown"}
     assert not is_running(int(diary.lines("started")[0]))
 
@@ -163,7 +165,8 @@ def test_extension_that_does_not_stop_is_killed_after_the_grace(
     began = time.monotonic()
     host.close(1.0)
 
-    assert 0.9 < time.monotonic() - began < 3
+    # Left alone it would end after a minute.
+    assert 0.9 < time.monotonic() - began < 30
     assert not is_running(int(diary.lines("started")[0]))
 
 
@@ -176,7 +179,7 @@ def test_environments_that_fail_again_and_again_are_given_up(start_host: StartHo
     while not given_up.is_set() and failed < 2 * MAX_FAILURES:
         failed += run(host).function_error == "Extension.Crash"
 
-    assert given_up.wait(10)
+    assert given_up.wait(30)
     assert run(host).function_error == "Runtime.Unavailable"
 
 
