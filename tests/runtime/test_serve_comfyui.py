@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tests.workflows import event
 
 __all__ = ["start_worker"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 class Host:
@@ -89,17 +90,23 @@ def test_environment_whose_comfyui_cannot_start_is_replaced(tmp_path: Path) -> N
 def test_drained_worker_ends_its_environment_after_the_answer(tmp_path: Path) -> None:
     with serve(tmp_path) as host:
         assert host.invoke(event(workflows.image()))["status"] == "completed"
-        sleeper = event(workflows.one("TestSleep", seconds=2.0, deaf=False))
-        drain = [sys.executable, "-m", "runtime", "ask", "drain"]
-        environ = os.environ | {"WORKER_DIR": str(tmp_path)}
-        draining = subprocess.Popen(["sh", "-c", f"sleep 1; exec {' '.join(drain)}"], cwd=PROJECT,
-                                    env=environ, stdout=subprocess.DEVNULL)  # fmt: skip
+        started = host.said.count("node.started")
+        sleeper = event(workflows.one("TestSleep", seconds=5.0, deaf=False))
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(host.invoke, sleeper)
+            assert wait_until(lambda: host.said.count("node.started") > started)
+            drained = subprocess.run(
+                [sys.executable, "-m", "runtime", "ask", "drain"],
+                cwd=PROJECT,
+                env=os.environ | {"WORKER_DIR": str(tmp_path)},
+                capture_output=True,
+                check=True,
+            )
 
-        answer = host.invoke(sleeper)
-
-        assert draining.wait(10) == 0
-        assert answer["status"] == "completed"
+        told = json.loads(drained.stdout)
+        assert (told["state"], told["jobs"]) == ("draining", 1)
+        assert answer.result()["status"] == "completed"
         # Another environment with a worker of its own.
         assert wait_until(
-            lambda: host.invoke(event(workflows.image())).get("status") == "completed", 20
+            lambda: host.invoke(event(workflows.image())).get("status") == "completed", 60
         )
