@@ -13,9 +13,10 @@ import pytest
 from handler.settings import PROJECT, Settings
 from runtime import invoke
 from runtime.lambda_host.failures import InvocationResult
+from tests.conftest import ask_worker
 from tests.processes import is_running, wait_until
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(90)
 
 
 @pytest.fixture(autouse=True)
@@ -132,10 +133,14 @@ def test_signal_stops_everything(number: signal.Signals, status: int, tmp_path: 
     )
 
     with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT) as process:
-        wait_until(pids_file.exists)
+        assert wait_until(pids_file.exists)
+        # The worker has looked for a ComfyUI, in vain: from then on it unlinks its socket itself.
+        assert wait_until(lambda: ask_worker("state")["state"] == "inactive")
         process.send_signal(number)
-        ended = process.wait(10)
+        ended = process.wait(30)
 
     assert ended == status
-    assert not any(is_running(int(pid)) for pid in pids_file.read_text().split())
+    pids = [int(pid) for pid in pids_file.read_text().split()]
+    # What is killed along with its leader may take a moment longer to be gone.
+    assert wait_until(lambda: not any(is_running(pid) for pid in pids))
     assert not (tmp_path / "w" / "worker.sock").exists()
