@@ -16,7 +16,7 @@ import pytest
 
 from handler.settings import PROJECT
 from runtime.comfyui_process import child_environment
-from tests.processes import is_running, wait_until
+from tests.processes import connect_to, is_running, wait_until
 
 
 def own_folders(folder: Path) -> dict[str, str]:
@@ -39,10 +39,7 @@ class RunningWorker:
         assert wait_until(lambda: self.socket.exists() or self.process.poll() is not None)
 
     def connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(30)
-        connection.connect(str(self.socket))
-        return connection
+        return connect_to(self.socket)
 
     def ask(self, operation: str, **details: str) -> dict[str, Any]:
         """The answer to one question. What `wake` began has ended when it is returned."""
@@ -97,7 +94,8 @@ def test_wake_answers_when_comfyui_serves_and_term_ends_everything(
     assert is_running(pid)
     began = time.monotonic()
     worker.process.terminate()
-    assert worker.process.wait(5) == 0
+    assert worker.process.wait(30) == 0
+    # Lambda's limit; a quiet machine needs a tenth of it.
     assert time.monotonic() - began < 2.0
     assert not is_running(pid)
     assert not worker.socket.exists()
@@ -112,8 +110,12 @@ def test_term_during_a_cold_start_is_obeyed_at_once(start_worker: StartWorker) -
 
     worker.process.terminate()
 
-    assert worker.process.wait(2) == 0
+    assert worker.process.wait(30) == 0
     assert not is_running(pid)
+    assert worker.process.stderr
+    said = worker.process.stderr.read()
+    assert b"worker starting -> draining" in said
+    assert b"-> ready" not in said
 
 
 def test_comfyui_dies_with_a_killed_worker(start_worker: StartWorker) -> None:
@@ -123,16 +125,21 @@ def test_comfyui_dies_with_a_killed_worker(start_worker: StartWorker) -> None:
 
     worker.process.kill()
 
-    assert wait_until(lambda: not is_running(pid), timeout_s=2)
+    assert wait_until(lambda: not is_running(pid))
 
 
 def test_second_worker_leaves_the_first_alone(start_worker: StartWorker) -> None:
     first = start_worker()
+    assert wait_until(lambda: first.ask("state")["comfyui_pid"] is not None)
+    pid = first.ask("state")["comfyui_pid"]
     second = start_worker()
 
-    assert second.process.wait(5) == 0
+    assert second.process.wait(30) == 0
     assert first.process.poll() is None
-    assert first.ask("state")["state"] == "starting"
+    left = first.ask("state")
+    assert left["state"] in ("starting", "ready")
+    assert left["comfyui_pid"] == pid
+    assert left["starts"] <= 1
 
 
 def test_leased_worker_ends_with_its_last_connection(start_worker: StartWorker) -> None:
@@ -146,7 +153,7 @@ def test_leased_worker_ends_with_its_last_connection(start_worker: StartWorker) 
     assert worker.process.poll() is None
     other.close()
 
-    assert worker.process.wait(5) == 0
+    assert worker.process.wait(30) == 0
     assert pid is None or not is_running(pid)
 
 
@@ -198,12 +205,17 @@ def test_killed_comfyui_is_replaced(start_worker: StartWorker) -> None:
     pid = worker.ask("wake")["comfyui_pid"]
 
     os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: worker.ask("state")["state"] == "starting")
+    assert wait_until(lambda: has_begun_again(worker.ask("state")))
     answer = worker.ask("wake")
 
     assert answer["starts"] == 2
     assert answer["comfyui_pid"] != pid
     assert "signal SIGKILL" in answer["failure"]
+
+
+def has_begun_again(told: dict[str, Any]) -> bool:
+    """Whether the worker has noted the death; a start may be over before anybody sees it."""
+    return bool(told["state"] == "starting" or told["starts"] == 2)
 
 
 def test_comfyui_gets_none_of_the_credentials(start_worker: StartWorker) -> None:
