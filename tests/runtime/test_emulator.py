@@ -121,7 +121,7 @@ def emulator(**variables: str) -> Iterator[Emulator]:
             yield running
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(30)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -143,9 +143,10 @@ def test_init_is_held_until_comfyui_is_ready_and_nothing_survives_the_end() -> N
 
         began = time.monotonic()
         running.process.terminate()
-        running.process.wait(10)
-        assert wait_until(lambda: not running.processes("python"), timeout_s=3)
+        running.process.wait(30)
+        assert wait_until(lambda: not running.processes("python"))
 
+        # A quiet machine needs a tenth of what Lambda leaves.
         assert time.monotonic() - began < 4
         assert "extension: SHUTDOWN" in running.log()
         assert not any(is_running(pid) for pid in everything)
@@ -161,7 +162,7 @@ def test_death_of_comfyui_costs_one_job_and_death_of_the_extension_one_environme
 
         (extension,) = running.processes("runtime\0extension")
         os.kill(extension, signal.SIGKILL)
-        assert wait_until(lambda: not running.processes("launch.py"), timeout_s=5)
+        assert wait_until(lambda: not running.processes("launch.py"))
 
         assert wait_until(
             lambda: running.invoke(event(workflows.image())).get("status") == "completed",
@@ -204,11 +205,11 @@ def test_every_one_of_many_invocations_is_answered_whenever_comfyui_dies(workers
         # A death costs the jobs that ran or waited for that start, and no others.
         assert ends["WorkerUnavailable"] <= KILLS * int(workers or 1)
         assert wait_until(
-            lambda: until_answered(running, event(workflows.image()))["status"] == "completed", 20
+            lambda: until_answered(running, event(workflows.image()))["status"] == "completed", 60
         )
         assert len(running.processes("launch.py")) == 1
 
-        end_in_the_middle_of(running, event(workflows.one("TestSleep", seconds=30.0, deaf=True)))
+        end_in_the_middle_of(running, event(workflows.one("TestSleep", seconds=300.0, deaf=True)))
 
         check_states(running.log())
 
@@ -234,9 +235,9 @@ def end_in_the_middle_of(running: Emulator, request: Any) -> None:
         assert wait_until(lambda: running.log().count("node.started") > started)
         began = time.monotonic()
         running.process.terminate()
-        running.process.wait(10)
-        assert wait_until(lambda: not running.processes(""), timeout_s=3)
-        # The emulator leaves no more than that itself.
+        running.process.wait(30)
+        assert wait_until(lambda: not running.processes(""))
+        # The emulator leaves no more than that itself; a quiet machine needs a tenth of it.
         assert time.monotonic() - began < 3
         with contextlib.suppress(requests.ConnectionError):
             assert cut_off.result().get("status") != "completed"
@@ -264,7 +265,7 @@ def test_lone_worker_of_managed_instances_that_dies_ends_the_environment() -> No
         os.kill(worker, signal.SIGKILL)
 
         # By the platform when awslambdaric's parent ends as well, else by the extension.
-        assert wait_until(lambda: not is_running(extension[0]), timeout_s=10), running.log()
+        assert wait_until(lambda: not is_running(extension[0])), running.log()
 
 
 def parent_of(pid: int) -> int:
