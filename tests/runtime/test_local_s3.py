@@ -17,7 +17,7 @@ from runtime import local_s3 as module
 from runtime.example import fetch_outputs
 from runtime.local_s3 import LocalS3, LocalS3Error, local_s3
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(90)
 
 
 @pytest.fixture(scope="module")

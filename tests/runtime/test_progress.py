@@ -12,7 +12,7 @@ from runtime.progress import PlainRenderer, Progress, parse, progress_on, readab
 from runtime.progress_terminal import TerminalRenderer
 from tests.processes import wait_until
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(90)
 
 
 def is_shown(console: Console, text: str) -> bool:
