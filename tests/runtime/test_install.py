@@ -122,13 +122,18 @@ def test_installation_holds_comfyui_its_packages_and_bytecode(installed: Path) -
 def test_second_run_does_nothing_at_once(
     home: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    started = time.monotonic()
+    before = times_of_change(home)
+
     install(recipe, home)
 
-    assert time.monotonic() - started < 1
+    assert times_of_change(home) == before
     captured = capsys.readouterr()
     assert captured.err == f"ComfyUI 1.0 is in place in {home}\n"
     assert captured.out == ""
+
+
+def times_of_change(home: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
 
 
 def test_run_that_installed_reports_versions_and_gpu(
@@ -280,13 +285,13 @@ def test_second_installation_waits_for_the_first(
 
     with locked(home / ".install.lock"):
         second.start()
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + 30
         while "waiting for it" not in said and time.monotonic() < give_up:
             time.sleep(0.01)
             said += capsys.readouterr().err
         assert "waiting for it" in said
         assert not (home / "ComfyUI/main.py").exists()
-    second.join(30)
+    second.join(60)
 
     assert (home / "ComfyUI/main.py").exists()
 
