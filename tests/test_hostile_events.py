@@ -420,14 +420,19 @@ def test_dangling_link_that_no_output_needs_does_not_matter() -> None:
 
 
 def test_storage_that_hangs_does_not_cost_more_than_the_invocation_has() -> None:
+    # A start of ComfyUI would take the time that is for the storage.
+    assert works()
     with silent_server() as url:
         workflow = image()
         # More files than are uploaded at a time: some have not begun when the time is over.
         workflow["1"]["inputs"]["batch_size"] = 6
         began = time.monotonic()
-        answer(event(workflow, s3={**_KEYS, "endpoint_url": url}), seconds=2.0)
+        response = answer(event(workflow, s3={**_KEYS, "endpoint_url": url}), seconds=3.0)
 
-    assert time.monotonic() - began < 10
+    # The storage itself would be given up after half a minute, and tried again.
+    assert time.monotonic() - began < 15
+    assert len(response["output"]) == 6
+    assert all(item["upload_error"] for item in response["output"])
 
 
 def test_storage_that_hangs_does_not_hold_up_the_next_request() -> None:
@@ -446,9 +451,9 @@ def test_comfyui_whose_worker_thread_died_is_replaced() -> None:
     pid = ask_worker("state")["comfyui_pid"]
     prompt = deep_workflow(600)
     # ComfyUI copies what it queues, in the thread that runs prompts, and that thread ends of it.
-    requests.post(current_client().base_url + "/prompt", json={"prompt": prompt}, timeout=5)
+    requests.post(current_client().base_url + "/prompt", json={"prompt": prompt}, timeout=30)
     try:
-        assert run(image(), seconds=20.0)["status"] == "completed"
+        assert works()
         assert ask_worker("state")["comfyui_pid"] != pid
     finally:
         ask_worker("restart")
