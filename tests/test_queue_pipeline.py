@@ -25,7 +25,7 @@ from tests.workflows import event, node
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(500),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
@@ -148,7 +148,7 @@ def test_killed_machine_costs_no_job_and_no_job_is_done_twice(
         first.process.wait()
         died_at = time.monotonic()
     environment = f"WORKER_DIR={tmp_path}/worker"
-    assert wait_until(lambda: not processes_with(environment), 5)
+    assert wait_until(lambda: not processes_with(environment))
     with machine(tmp_path, "second", queues, s3) as second:
         assert wait_until(lambda: queues.left() == 0, PATIENCE_S), second.events()[-10:]
 
@@ -165,6 +165,7 @@ def assert_nothing_runs_after_its_success(events: list[dict[str, Any]]) -> None:
     for each in events:
         if each["event"] == "node.started":
             assert each["request_id"] not in succeeded
-        if each["event"] == "job.completed":
+        # The line that told of the end may have died with its machine: a repeat tells of it, too.
+        if each["event"] in ("job.completed", "job.repeated"):
             succeeded.add(each["request_id"])
     assert len(succeeded) == JOBS
