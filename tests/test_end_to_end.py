@@ -82,7 +82,7 @@ def test_documented_workflow_becomes_a_video_behind_a_url(
     (item,) = response["output"]
     assert item["subfolder"] == "video"
     assert item["node_id"] == "98"
-    film = requests.get(item["url"], timeout=10).content
+    film = requests.get(item["url"], timeout=30).content
     assert frames_of(film) == ("h264", 64, 64, 5)
     details = response["comfyui_response"]["execution_details"]
     assert len(details["nodes_executed"]) == 14
@@ -134,7 +134,7 @@ def test_no_secret_is_in_anything_that_is_written(s3: LocalS3) -> None:
     )
     envelope = {"payload": request, "auth_data": {"signature": "canary-5"}}
 
-    done = invoke(envelope, "--verbose", "--timeout", "20", **s3.environ)
+    done = invoke(envelope, "--verbose", "--timeout", "60", **s3.environ)
 
     assert json.loads(done.stdout)["output"][0]["upload_error"]
     assert "canary" not in done.stdout + done.stderr
