@@ -6,13 +6,11 @@ Its libraries are imported with the first call: many jobs have no webhook, and a
 import hashlib
 import hmac
 import json
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from events.background import in_background
 from events.job import Caller
 from handler.log import emit, logger
 from handler.settings import Settings
@@ -71,7 +69,9 @@ def deliver(
     host = "?"
     try:
         host = urlsplit(url).hostname or host
-        status = _within(budget_s, lambda: attempts(post))
+        # The timeout of requests is one between two bytes: a receiver that sends one now and then is
+        # never late, and keeps this thread for as long as it does so.
+        status = in_background(lambda: attempts(post)).result(budget_s)
     except TimeoutError:
         _log_failure(host, f"no answer within {budget_s:.0f} s")
     except RetryError as error:
@@ -95,24 +95,6 @@ def body_of(response: dict[str, Any], caller: Caller) -> dict[str, Any]:
 def sign(body: bytes, secret: str) -> str:
     """`sha256=<hex HMAC-SHA256 of the body>`."""
     return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
-
-
-def _within(limit_s: float, call: Callable[[], int]) -> int:
-    """What it returns or raises; TimeoutError after `limit_s`.
-
-    The timeout of requests is one between two bytes: who sends one now and then is never late, and
-    keeps its thread for as long as it does so.
-    """
-    future: Future[int] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future.result(limit_s)
 
 
 def _post(url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> int:

@@ -20,6 +20,7 @@ from runtime.control import ControlError, owned_worker
 from runtime.hooks import Change, HookError, Hooks
 from runtime.lifecycle import Worker
 from runtime.log import log
+from runtime.signals import run_beside_signals
 from runtime.states import State
 
 API = "/2020-01-01/extension"
@@ -167,7 +168,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
                 target=environment.follow, args=(worker, settings.init_budget_s), daemon=True
             )
             follower.start()
-            worker.supervise()
+            run_beside_signals(worker.supervise)
     except (ControlError, HookError) as error:
         log(str(error))
         return 2

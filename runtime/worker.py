@@ -8,6 +8,7 @@ from handler.settings import Settings
 from runtime.control import ControlError, owned_worker
 from runtime.hooks import HookError
 from runtime.log import log
+from runtime.signals import run_beside_signals
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
                         target=worker.stop, args=(settings.shutdown_grace_s,)
                     ).start(),
                 )
-            worker.supervise()
+            run_beside_signals(worker.supervise)
     except (ControlError, HookError) as error:
         log(str(error))
         return 2

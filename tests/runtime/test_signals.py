@@ -1,0 +1,50 @@
+"""A signal is noticed though another thread takes it, as one that starts threads does."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from handler.settings import PROJECT
+
+# Prints "ready", and ends with 7 at SIGTERM. Without the wait's limit one in four hangs.
+PROGRAM = """
+import queue, signal, sys, threading
+from runtime.signals import get_beside_signals, run_beside_signals
+
+def start_threads():
+    while True:
+        thread = threading.Thread(target=int)
+        thread.start()
+        thread.join()
+
+stops = queue.SimpleQueue()
+signal.signal(signal.SIGTERM, lambda *_: stops.put(7))
+for _ in range(2):
+    threading.Thread(target=start_threads, daemon=True).start()
+print("ready", flush=True)
+if sys.argv[1] == "queue":
+    status = get_beside_signals(stops)
+else:
+    run_beside_signals(stops.get)
+    status = 7
+import os
+os._exit(status)
+"""
+
+
+@pytest.mark.parametrize("way", ["queue", "thread"])
+def test_signal_is_noticed_while_threads_are_started(way: str) -> None:
+    for _ in range(8):
+        line = [sys.executable, "-c", PROGRAM, way]
+        with subprocess.Popen(line, cwd=PROJECT, stdout=subprocess.PIPE) as program:
+            assert program.stdout
+            assert program.stdout.readline() == b"ready\n"
+
+            program.send_signal(signal.SIGTERM)
+
+            try:
+                assert program.wait(20) == 7
+            finally:
+                program.kill()
