@@ -69,8 +69,8 @@ def deliver(
     host = "?"
     try:
         host = urlsplit(url).hostname or host
-        # The timeout of requests is one between two bytes: a receiver that sends one now and then is
-        # never late, and keeps this thread for as long as it does so.
+        # The timeout of requests is one between two bytes: who sends one now and then is never
+        # late, and keeps this thread for as long as it does so.
         status = in_background(lambda: attempts(post)).result(budget_s)
     except TimeoutError:
         _log_failure(host, f"no answer within {budget_s:.0f} s")
