@@ -37,7 +37,7 @@ class Invocation:
 
     def take(self) -> None:
         """Start its clock. `deadline_ms` is Unix time, as in Lambda-Runtime-Deadline-Ms."""
-        self.deadline_ms = round((time.time() + self.timeout_s) * 1000)
+        self.deadline_ms = int((time.time() + self.timeout_s) * 1000)
         self.taken.set()
 
     def finish(self, result: InvocationResult) -> bool:
