@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from events.background import in_background
 from events.job import Caller
+from handler.background import in_background
 from handler.log import emit, logger
 from handler.settings import Settings
 

@@ -6,6 +6,8 @@ worker's process: be quick. One that raises is logged and changes nothing.
 """
 
 import importlib
+import queue
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +93,31 @@ class PyWorkerLines(Hooks):
     def _append(self, line: str) -> None:
         with self._path.open("a") as file:
             file.write(line + "\n")
+
+
+class Teller:
+    """Tells the hooks of every change, one after the other, in a thread of its own."""
+
+    def __init__(self, hooks: Sequence[Hooks], write: Write) -> None:
+        self._hooks, self._write = hooks, write
+        self._changes: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, change: Change) -> None:
+        """Have it told; also before `start`."""
+        self._changes.put(change)
+
+    def stop(self, wait_s: float) -> None:
+        """Wait until all is told, `wait_s` at most."""
+        self._changes.put(None)
+        self._thread.join(wait_s)
+
+    def _run(self) -> None:
+        while (change := self._changes.get()) is not None:
+            tell(self._hooks, change, self._write)
 
 
 class HookError(ValueError):

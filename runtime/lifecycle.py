@@ -3,9 +3,7 @@
 How handlers ask for it is runtime/control.py; what its states are, runtime/states.py.
 """
 
-import contextlib
 import math
-import queue
 import threading
 import time
 from collections.abc import Sequence
@@ -14,10 +12,11 @@ from typing import Any
 from events.back_off import back_off_s
 from handler.settings import Settings
 from runtime.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
-from runtime.hooks import Change, Hooks, StateLines, tell
+from runtime.hooks import Change, Hooks, StateLines, Teller
 from runtime.idle import Idle
 from runtime.log import log
 from runtime.prefetch import Prefetcher
+from runtime.prepared import Prepared
 from runtime.states import Depth, State, check_move
 
 MAX_FAILED_STARTS = 5
@@ -35,13 +34,12 @@ class Worker:
         self.state = State.STARTING
         self.starts = 0
         self.last_failure = ""
-        self._hooks = [StateLines(log), *hooks]
+        self._teller = Teller([StateLines(log), *hooks], log)
         self._changed = threading.Condition()
-        self._changes: queue.SimpleQueue[Change | None] = queue.SimpleQueue()
         self._since = time.monotonic()
         self._cold_start_ms = 0.0
         self._process: ComfyUIProcess | None = None
-        self._prepared: ComfyUIProcess | None = None
+        self._prepared = Prepared(settings, self._log_comfyui)
         self._prefetcher = Prefetcher(settings)
         self._wanted, self._stopping, self._stop_at = True, False, math.inf
         self._attempts = self._failed_starts = self._early_deaths = 0
@@ -49,8 +47,7 @@ class Worker:
 
     def supervise(self) -> None:
         """Run until `stop`: start ComfyUI when it is wanted, and serve until it dies or sleeps."""
-        teller = threading.Thread(target=self._tell_hooks, daemon=True)
-        teller.start()
+        self._teller.start()
         try:
             while self._wait_until_wanted():
                 if self._start():
@@ -59,8 +56,7 @@ class Worker:
             self.stop()
             self._end_processes()
             self._move(State.STOPPED)
-            self._changes.put(None)
-            teller.join(_HOOKS_WITHIN_S)
+            self._teller.stop(_HOOKS_WITHIN_S)
 
     def wake(self) -> None:
         """Block until ComfyUI is ready, or the start that is under way (or made now) has failed."""
@@ -154,7 +150,7 @@ class Worker:
         """What a handler needs to know: state, and where ComfyUI and its files are."""
         data = self.settings.comfyui_data
         with self._changed:
-            process, prepared = self._process, self._living_prepared()
+            process = self._process
             return {
                 "state": self.state.value,
                 "starts": self.starts,
@@ -163,7 +159,7 @@ class Worker:
                 "failure": self.last_failure,
                 "base_url": process.base_url if process else "",
                 "comfyui_pid": process.pid if process else None,
-                "prepared_pid": prepared.pid if prepared else None,
+                "prepared_pid": self._prepared.pid,
                 "prefetched_bytes": self._prefetcher.read_bytes,
                 "folders": {
                     "output": str(data / "output"),
@@ -175,10 +171,11 @@ class Worker:
     def _wait_until_wanted(self) -> bool:
         with self._changed:
             while not self._may_go_on():
-                if self._idle.depth() is Depth.EXIT and self._prepared:
-                    self._end_prepared(self._idle.reason())
+                if self._idle.depth() is Depth.EXIT and self._prepared.is_there:
+                    self._prepared.end(self._idle.reason())
                     self._changed.notify_all()
-                self._changed.wait(self._idle.until_exit_s() if self._prepared else None)
+                is_there = self._prepared.is_there
+                self._changed.wait(self._idle.until_exit_s() if is_there else None)
             if (in_a_row := self._failed_starts + self._early_deaths) > 1:
                 pause = back_off_s(in_a_row - 1, first_s=1.0, most_s=_MAX_BACKOFF_S)
                 self._changed.wait_for(lambda: self._stopping, timeout=pause)
@@ -191,7 +188,7 @@ class Worker:
 
     def _start(self) -> bool:
         began = time.monotonic()
-        prepared = self._take_prepared()
+        prepared = self._prepared.take()
         try:
             process = prepared or ComfyUIProcess(self.settings, self._log_comfyui)
             with self._changed:
@@ -219,13 +216,6 @@ class Worker:
             self._move(State.READY, process.base_url)
         return True
 
-    def _take_prepared(self) -> ComfyUIProcess | None:
-        prepared, self._prepared = self._living_prepared(), None
-        return prepared
-
-    def _living_prepared(self) -> ComfyUIProcess | None:
-        return self._prepared if self._prepared and self._prepared.wait(0) is None else None
-
     def _serve(self) -> None:
         """Until ComfyUI dies, falls asleep, or has to end."""
         process, ready_at = self._process, time.monotonic()
@@ -249,8 +239,7 @@ class Worker:
                 self._free(process)
         self._stop_process()
         if self.state is State.INACTIVE and self._idle.depth() < Depth.EXIT:
-            with contextlib.suppress(ComfyUIStartError, OSError):
-                self._prepared = ComfyUIProcess(self.settings, self._log_comfyui, is_prepared=True)
+            self._prepared.start()
         self._forget_process()
 
     def _free(self, process: ComfyUIProcess) -> None:
@@ -270,7 +259,7 @@ class Worker:
                 return depth is Depth.FREE and self._is_freed
             case _:
                 is_gone = self._process is None
-                return is_gone and (depth < Depth.EXIT or self._prepared is None)
+                return is_gone and (depth < Depth.EXIT or not self._prepared.is_there)
 
     def _note_failed_start(self, reason: str) -> None:
         with self._changed:
@@ -296,7 +285,7 @@ class Worker:
 
     def _end_processes(self) -> None:
         self._stop_process()
-        self._end_prepared("")
+        self._prepared.end()
         self._forget_process()
 
     def _stop_process(self) -> None:
@@ -309,24 +298,13 @@ class Worker:
             self._process = None
             self._changed.notify_all()
 
-    def _end_prepared(self, reason: str) -> None:
-        prepared, self._prepared = self._prepared, None
-        if prepared:
-            if reason:
-                log(f"{reason}: the prepared process ends, too")
-            prepared.stop(grace_s=0.0)
-
     def _move(self, state: State, reason: str = "") -> None:
         with self._changed:
             check_move(self.state, state)
             now = time.monotonic()
-            self._changes.put(Change(self.state, state, now - self._since, reason))
+            self._teller.put(Change(self.state, state, now - self._since, reason))
             self.state, self._since = state, now
             self._changed.notify_all()
-
-    def _tell_hooks(self) -> None:
-        while (change := self._changes.get()) is not None:
-            tell(self._hooks, change, log)
 
     def _log_comfyui(self, line: str) -> None:
         log(f"comfyui: {line}")

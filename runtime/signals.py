@@ -9,7 +9,7 @@ import queue
 from collections.abc import Callable
 from concurrent.futures import wait
 
-from events.background import in_background
+from handler.background import in_background
 
 _NOTICED_WITHIN_S = 0.2
 
