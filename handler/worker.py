@@ -1,6 +1,7 @@
 """Asks the worker for a ready ComfyUI, and starts a worker where the container has none.
 
-The worker is another process (runtime/worker.py); this is its line protocol, seen from a handler.
+The worker is another process (runtime/commands/worker.py); this is its line protocol, seen from a
+handler.
 The connection stays open between events: as long as it is, the worker knows that it is needed.
 """
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
         if name == chosen:
-            module = importlib.import_module(f"runtime.{name.replace('-', '_')}")
+            module = importlib.import_module(f"runtime.commands.{name.replace('-', '_')}")
             module.add_arguments(command)
     args = parser.parse_args(arguments)
     try:

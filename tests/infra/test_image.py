@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from handler.settings import PROJECT
-from runtime import extension
+from runtime.commands import extension
 from tests.infra.template import variables
 
 DOCKER = PROJECT / "infra" / "docker"

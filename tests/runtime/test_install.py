@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from handler.settings import Settings
-from runtime.install import add_arguments, default_recipe, install, locked, run
+from runtime.commands.install import add_arguments, default_recipe, install, locked, run
 from runtime.install_steps import InstallError, Recipe
 
 STEPS = 6

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from handler.settings import PROJECT, Settings
-from runtime import invoke
+from runtime.commands import invoke
 from runtime.lambda_host.failures import InvocationResult
 from tests.conftest import ask_worker
 from tests.processes import is_running, wait_until

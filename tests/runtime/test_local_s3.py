@@ -14,7 +14,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from runtime import local_s3 as module
-from runtime.example import fetch_outputs
+from runtime.commands.example import fetch_outputs
 from runtime.local_s3 import LocalS3, LocalS3Error, local_s3
 
 pytestmark = pytest.mark.timeout(90)

@@ -39,7 +39,7 @@ class Serving:
         self._said = folder / "said"
         extension = [sys.executable, str(EXTENSION), str(folder / "diary"), "is plain"]
         program = (
-            "import sys; from runtime import cli, serve\n"
+            "import sys; from runtime import cli; from runtime.commands import serve\n"
             "from runtime.lambda_host import sqs_queue; sqs_queue.LONG_POLL_S = 1\n"
             "serve.HANDLER = 'tests.runtime.host_handlers.acts'\n"
             f"serve.extension_commands = lambda: [{extension!r}]\n"

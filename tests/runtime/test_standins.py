@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from handler.settings import Settings
-from runtime.standins import add_arguments, generate, run
+from runtime.commands.standins import add_arguments, generate, run
 
 NAMES = {
     "diffusion_models/wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from handler.settings import PROJECT, Settings
-from runtime.install import locked, say
+from runtime.commands.install import locked, say
 from runtime.install_steps import DISK_HINT, InstallError, run_command
 
 SCRIPT = PROJECT / "infra" / "standin_weights.py"

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from handler.settings import Settings
-from runtime.invoke import HANDLER, seconds
+from runtime.commands.invoke import HANDLER, seconds
 from runtime.lambda_host.async_invocations import AsyncRules
 from runtime.lambda_host.destination import destination_of
 from runtime.lambda_host.function import Function

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from handler.settings import Settings
-from runtime.invoke import (
+from runtime.commands.invoke import (
     DEFAULT_TIMEOUT_S,
     EventFileError,
     add_verbose,
@@ -72,7 +72,10 @@ def _run(args: argparse.Namespace, settings: Settings) -> int:
 
 def _prepare(settings: Settings) -> int:
     """Install ComfyUI and generate stand-in weights, unless they are there."""
-    from runtime import install, standins  # noqa: PLC0415 - not needed to reject an event
+    from runtime.commands import (
+        install,  # noqa: PLC0415 - not needed to reject an event
+        standins,  # noqa: PLC0415 - not needed to reject an event
+    )
 
     # stdout is for the response alone.
     with contextlib.redirect_stdout(sys.stderr):

@@ -7,7 +7,8 @@ import argparse
 from dataclasses import replace
 
 from handler.settings import Settings
-from runtime import function_environment, serve
+from runtime import function_environment
+from runtime.commands import serve
 
 # The port of `sam local start-lambda`.
 PORT = 3001
