@@ -14,7 +14,7 @@ from benchmarks.place import own_environment, wait_for
 from benchmarks.report import print_table
 from handler.settings import PROJECT, Settings
 from handler.worker import Worker
-from runtime.control import SOCKET_NAME
+from runtime.worker.control import SOCKET_NAME
 
 TARGET = 0.35
 # Long enough for the prepared process to have imported everything.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.states import State
+from runtime.worker.states import State
 
 Write = Callable[[str], None]
 

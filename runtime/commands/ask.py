@@ -1,6 +1,6 @@
 """`python -m runtime ask OPERATION`: a question to this machine's worker, its answer as JSON.
 
-What may be asked, and what is answered, is in runtime/control.py.
+What may be asked, and what is answered, is in runtime/worker/control.py.
 """
 
 import argparse
@@ -10,8 +10,8 @@ import sys
 from typing import Any, TextIO
 
 from handler.settings import Settings
-from runtime.control import SOCKET_NAME
-from runtime.states import DEPTHS, State
+from runtime.worker.control import SOCKET_NAME
+from runtime.worker.states import DEPTHS, State
 
 OPERATIONS = ("state", "log", "wake", "sleep", "drain", "restart")
 

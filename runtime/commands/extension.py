@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from handler.settings import Settings
-from runtime.control import ControlError, owned_worker
 from runtime.hooks import Change, HookError, Hooks
-from runtime.lifecycle import Worker
 from runtime.log import log
 from runtime.signals import run_beside_signals
-from runtime.states import State
+from runtime.worker.control import ControlError, owned_worker
+from runtime.worker.lifecycle import Worker
+from runtime.worker.states import State
 
 API = "/2020-01-01/extension"
 NAME = "lambda-comfyui"

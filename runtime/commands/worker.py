@@ -5,10 +5,10 @@ import signal
 import threading
 
 from handler.settings import Settings
-from runtime.control import ControlError, owned_worker
 from runtime.hooks import HookError
 from runtime.log import log
 from runtime.signals import run_beside_signals
+from runtime.worker.control import ControlError, owned_worker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,7 @@ import pytest
 import requests
 
 from handler.settings import PROJECT
-from runtime.states import MOVES, State
+from runtime.worker.states import MOVES, State
 from tests import workflows
 from tests.processes import free_ports, is_running, processes_with, wait_until
 from tests.workflows import event

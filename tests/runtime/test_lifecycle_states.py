@@ -24,10 +24,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from handler.settings import PROJECT, Settings
-from runtime import lifecycle
 from runtime.hooks import Change, Hooks
-from runtime.lifecycle import MAX_FAILED_STARTS, Worker
-from runtime.states import MOVES, Depth, State
+from runtime.worker import lifecycle
+from runtime.worker.lifecycle import MAX_FAILED_STARTS, Worker
+from runtime.worker.states import MOVES, Depth, State
 from tests.processes import is_running, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

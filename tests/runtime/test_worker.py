@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from handler.settings import PROJECT
-from runtime.comfyui_process import child_environment
+from runtime.worker.comfyui_process import child_environment
 from tests.processes import connect_to, is_running, wait_until
 
 

@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Callable
 
 from handler.settings import Settings
-from runtime.comfyui_process import ComfyUIProcess, ComfyUIStartError
 from runtime.log import log
+from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError
 
 
 class Prepared:

@@ -1,6 +1,6 @@
 """Keeps one ComfyUI for all handlers of a container: starts it, watches it, lets it sleep, ends it.
 
-How handlers ask for it is runtime/control.py; what its states are, runtime/states.py.
+How handlers ask for it is runtime/worker/control.py; what its states are, runtime/worker/states.py.
 """
 
 import math
@@ -11,13 +11,13 @@ from typing import Any
 
 from events.back_off import back_off_s
 from handler.settings import Settings
-from runtime.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
 from runtime.hooks import Change, Hooks, StateLines, Teller
-from runtime.idle import Idle
 from runtime.log import log
 from runtime.prefetch import Prefetcher
-from runtime.prepared import Prepared
-from runtime.states import Depth, State, check_move
+from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
+from runtime.worker.idle import Idle
+from runtime.worker.prewarmed_process import Prepared
+from runtime.worker.states import Depth, State, check_move
 
 MAX_FAILED_STARTS = 5
 _MAX_BACKOFF_S = 8.0

@@ -8,7 +8,7 @@ One JSON object a line, `{"op": ...}`:
   the prompt is taken out of ComfyUI.
 - `done` ends the job and has no answer.
 - `state` tells how things are.
-- `sleep` lets an idle worker sleep now (`depth`: `free`, `stop` or `exit`, see runtime/states.py),
+- `sleep` lets an idle worker sleep now (`depth`: `free`, `stop` or `exit`),
   and is answered when it does; while a job runs, with an error.
 - `drain` takes nothing new, and ends the worker when the jobs that run are done.
 - `restart` replaces a ComfyUI that hangs.
@@ -32,8 +32,8 @@ from typing import Any, TextIO
 
 from handler.settings import Settings
 from runtime.hooks import Hooks, PyWorkerLines, StateMetrics, load_hooks
-from runtime.lifecycle import Worker
-from runtime.states import DEPTHS, Depth, State
+from runtime.worker.lifecycle import Worker
+from runtime.worker.states import DEPTHS, Depth, State
 
 SOCKET_NAME = "worker.sock"
 OPERATIONS = ("wake", "runs", "done", "state", "sleep", "drain", "restart", "log")

@@ -1,6 +1,6 @@
 """One ComfyUI process: how it is started, when it is ready, how its whole group is stopped.
 
-Who wants it running, and what happens after it died, is decided in runtime/lifecycle.py.
+Who wants it running, and what happens after it died, is decided in runtime/worker/lifecycle.py.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _FREE_TIMEOUT_S = 0.5
 # After it ComfyUI counts as hung.
 _DROP_TIMEOUT_S = 2.0
 _TCP_LISTEN = "0A"
-_LAUNCH = Path(__file__).with_name("launch.py")
+_LAUNCH = Path(__file__).with_name("inside_comfyui.py")
 _TAIL_LINES = 200
 _SHOWN_LINES = 20
 # Custom nodes are other people's code: they get none of the handler's credentials.

@@ -3,7 +3,7 @@
 import time
 
 from handler.settings import Settings
-from runtime.states import Depth
+from runtime.worker.states import Depth
 
 
 class Idle:
