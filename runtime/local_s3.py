@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
-from runtime.child import Child
+from runtime.process.child import Child
 
 BUCKET = "lambda-comfyui"
 REGION = "us-east-1"

@@ -18,7 +18,7 @@ from typing import Any
 from handler.settings import Settings
 from runtime.hooks import Change, HookError, Hooks
 from runtime.log import log
-from runtime.signals import run_beside_signals
+from runtime.process.signals import run_beside_signals
 from runtime.worker.control import ControlError, owned_worker
 from runtime.worker.lifecycle import Worker
 from runtime.worker.states import State

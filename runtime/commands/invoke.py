@@ -16,10 +16,10 @@ from typing import Any
 
 from handler.settings import PROJECT, Settings
 from runtime import function_environment
-from runtime.child import Child
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
+from runtime.process.child import Child
 from runtime.progress import progress_on
 
 HANDLER = "handler.app.lambda_handler"

@@ -22,7 +22,7 @@ from runtime.lambda_host.function import Function
 from runtime.lambda_host.service import Service, ServiceRules
 from runtime.lambda_host.sqs_poller import PollerRules
 from runtime.lambda_host.sqs_queue import QueueError, SqsQueue
-from runtime.signals import get_beside_signals
+from runtime.process.signals import get_beside_signals
 
 # As on Managed Instances: the function's timeout, but at least 130 s and at most 900.
 _MIN_INIT_S, _MAX_INIT_S = 130.0, 900.0

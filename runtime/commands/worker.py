@@ -7,7 +7,7 @@ import threading
 from handler.settings import Settings
 from runtime.hooks import HookError
 from runtime.log import log
-from runtime.signals import run_beside_signals
+from runtime.process.signals import run_beside_signals
 from runtime.worker.control import ControlError, owned_worker
 
 

@@ -14,7 +14,6 @@ from dataclasses import replace
 from functools import partial
 
 from handler.settings import PROJECT
-from runtime.child import Child
 from runtime.lambda_host.extensions import Extensions
 from runtime.lambda_host.failures import (
     InvocationResult,
@@ -25,6 +24,7 @@ from runtime.lambda_host.failures import (
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.invocations import Invocation, InvocationQueue, Why
 from runtime.lambda_host.ric import RicPlace
+from runtime.process.child import Child
 
 # What Lambda leaves a runtime between SIGTERM and SIGKILL, of 2 s for everything.
 RIC_STOP_GRACE_S = 0.6

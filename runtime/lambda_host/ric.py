@@ -12,7 +12,6 @@ from functools import partial
 
 from events.back_off import back_off_s
 from handler.settings import PROJECT
-from runtime.child import Child
 from runtime.lambda_host.extensions import Extensions
 from runtime.lambda_host.failures import (
     InvocationResult,
@@ -22,6 +21,7 @@ from runtime.lambda_host.failures import (
 )
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.invocations import Invocation, InvocationQueue, Taker, Why
+from runtime.process.child import Child
 
 _LISTEN_BACKLOG = 16
 _MAX_PAUSE_S = 30.0

@@ -17,7 +17,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from handler.settings import PROJECT, Settings
-from runtime.child import Child
+from runtime.process.child import Child
 
 DEFAULT_PORT = 18188
 HOST = "127.0.0.1"

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from runtime.child import Child
 from runtime.lambda_host import ric
 from runtime.lambda_host.environment import Environment
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
+from runtime.process.child import Child
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.timeout(90)

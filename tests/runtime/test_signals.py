@@ -11,7 +11,7 @@ from handler.settings import PROJECT
 # Prints "ready", and ends with 7 at SIGTERM. Without the wait's limit one in four hangs.
 PROGRAM = """
 import queue, signal, sys, threading
-from runtime.signals import get_beside_signals, run_beside_signals
+from runtime.process.signals import get_beside_signals, run_beside_signals
 
 def start_threads():
     while True:

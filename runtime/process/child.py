@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-_LEASH = Path(__file__).with_name("leash.py")
+_DIE_WITH_PARENT = Path(__file__).with_name("die_with_parent.py")
 _TAIL_LINES = 40
 _DRAIN_WITHIN_S = 1.0
 _CATCH_UP_EVERY_S = 0.001
@@ -50,9 +50,16 @@ class Child:
         self._on_line, self._on_death = on_line, on_death
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._ended = threading.Event()
-        leash = [sys.executable, "-I", "-S", str(_LEASH), str(int(dies_with)), str(os.getpid())]
+        prefix = [
+            sys.executable,
+            "-I",
+            "-S",
+            str(_DIE_WITH_PARENT),
+            str(int(dies_with)),
+            str(os.getpid()),
+        ]
         self._popen = subprocess.Popen(
-            [*leash, *command],
+            [*prefix, *command],
             cwd=cwd,
             env=env,
             stdin=subprocess.PIPE if has_stdin else subprocess.DEVNULL,
