@@ -35,9 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     try:
         if "env_vars" in args:
-            from runtime import function_environment  # noqa: PLC0415 - as the commands, see above
+            from runtime.sam import environment  # noqa: PLC0415 - as the commands, see above
 
-            function_environment.take(args)
+            environment.take(args)
         settings = Settings.from_env(os.environ)
     except SettingsError as error:
         print(error, file=sys.stderr)

@@ -15,12 +15,12 @@ from types import FrameType
 from typing import Any
 
 from handler.settings import PROJECT, Settings
-from runtime import function_environment
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
 from runtime.process.child import Child
 from runtime.progress import progress_on
+from runtime.sam import environment
 
 HANDLER = "handler.app.lambda_handler"
 DEFAULT_TIMEOUT_S = 900.0
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"the function's timeout (default: the template's, or {DEFAULT_TIMEOUT_S:g})",
     )
-    function_environment.add_arguments(parser)
+    environment.add_arguments(parser)
     add_verbose(parser)
 
 

@@ -7,8 +7,8 @@ import argparse
 from dataclasses import replace
 
 from handler.settings import Settings
-from runtime import function_environment
 from runtime.commands import serve
+from runtime.sam import environment
 
 # The port of `sam local start-lambda`.
 PORT = 3001
@@ -16,7 +16,7 @@ PORT = 3001
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_endpoint_arguments(parser)
-    function_environment.add_arguments(parser)
+    environment.add_arguments(parser)
     parser.set_defaults(queue=None, port=PORT)
 
 

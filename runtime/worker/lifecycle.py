@@ -13,7 +13,7 @@ from events.back_off import back_off_s
 from handler.settings import Settings
 from runtime.hooks import Change, Hooks, StateLines, Teller
 from runtime.log import log
-from runtime.prefetch import Prefetcher
+from runtime.models.prefetch import Prefetcher
 from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
 from runtime.worker.idle import Idle
 from runtime.worker.prewarmed_process import Prepared

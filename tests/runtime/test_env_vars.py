@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from runtime.env_vars import (
+from runtime.sam.env_vars_file import (
     EnvVarsError,
     must_be_known,
     only_function,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from handler.settings import SettingsError
-from runtime import cli, function_environment
-from runtime.function_environment import FunctionEnvironment, environment_of
+from runtime import cli
+from runtime.sam import environment
+from runtime.sam.environment import FunctionEnvironment, environment_of
 
 TEMPLATE = """
 Parameters: {Stage: {Type: String, Default: dev}}
@@ -51,7 +52,7 @@ def env_vars(folder: Path, **owners: Any) -> str:
 def parsed(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--timeout", type=float)
-    function_environment.add_arguments(parser)
+    environment.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -156,7 +157,7 @@ def test_process_lives_in_that_environment_and_says_in_one_line_what_is_left_out
     os.environ["GONE"] = "shell"
     args = parsed("-t", template, "-n", env_vars(tmp_path, Parameters={"GONE": None}))
 
-    function_environment.take(args)
+    environment.take(args)
 
     assert os.environ["C"] == "written"
     assert "GONE" not in os.environ
@@ -173,7 +174,7 @@ def test_process_lives_in_that_environment_and_says_in_one_line_what_is_left_out
 def test_timeout_that_is_given_wins(template: str) -> None:
     args = parsed("-t", template, "--timeout", "5")
 
-    function_environment.take(args)
+    environment.take(args)
 
     assert args.timeout == 5
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from runtime.intrinsics import NO_VALUE, Intrinsics, UnresolvableError
+from runtime.sam.intrinsics import NO_VALUE, Intrinsics, UnresolvableError
 
 INTRINSICS = Intrinsics(
     parameters={"Stage": "dev", "Empty": "", "AWS::Region": "eu-west-1"},

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from handler.settings import PROJECT, Settings
-from runtime.sam_template import (
+from runtime.sam.template import (
     TemplateError,
     TemplateFunction,
     function_in,

@@ -12,8 +12,8 @@ import pytest
 
 from handler.comfyui import ComfyUI
 from handler.settings import PROJECT, Settings
-from runtime import prefetch
 from runtime.hooks import Change, HookError, Hooks, PyWorkerLines, load_hooks, tell
+from runtime.models import prefetch
 from runtime.worker.states import MOVES, IllegalMove, State, check_move
 from tests.processes import is_running, wait_until
 from tests.runtime.test_worker import RunningWorker, StartWorker, ask, read_answer, start_worker

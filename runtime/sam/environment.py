@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from handler.settings import SettingsError
-from runtime.env_vars import (
+from runtime.sam.env_vars_file import (
     EnvVarsError,
     Variables,
     must_be_known,
@@ -96,7 +96,7 @@ def _with_template(
     args: argparse.Namespace, env_vars: Mapping[str, Variables], shell: Mapping[str, str]
 ) -> FunctionEnvironment:
     # PyYAML is there for this alone, and takes its time.
-    from runtime.sam_template import (  # noqa: PLC0415
+    from runtime.sam.template import (  # noqa: PLC0415
         TemplateError,
         function_in,
         function_names,

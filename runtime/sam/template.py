@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from runtime.intrinsics import NO_VALUE, Intrinsics, UnresolvableError
+from runtime.sam.intrinsics import NO_VALUE, Intrinsics, UnresolvableError
 
 # As SAM CLI has it.
 STACK_NAME = "local"
