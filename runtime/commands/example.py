@@ -72,10 +72,8 @@ def _run(args: argparse.Namespace, settings: Settings) -> int:
 
 def _prepare(settings: Settings) -> int:
     """Install ComfyUI and generate stand-in weights, unless they are there."""
-    from runtime.commands import (
-        install,  # noqa: PLC0415 - not needed to reject an event
-        standins,  # noqa: PLC0415 - not needed to reject an event
-    )
+    # Not needed to reject an event.
+    from runtime.commands import install, standins  # noqa: PLC0415
 
     # stdout is for the response alone.
     with contextlib.redirect_stdout(sys.stderr):

@@ -1,4 +1,4 @@
-"""Ties a command to the process that starts it: `python die_with_parent.py SIGNAL PARENT_PID COMMAND...`.
+"""Runs a command that dies with its parent: `die_with_parent.py SIGNAL PARENT_PID COMMAND...`.
 
 A program of its own, run just before the command: the usual `preexec_fn` may deadlock in a process
 with threads, and Python 3.12 and later warn about it. Costs about 10 ms.
