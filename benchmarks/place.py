@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from handler.settings import PROJECT, Settings
-from handler.worker import ReadyWorker, Worker
+from handler.worker_client import ReadyWorker, WorkerClient
 from runtime.worker.control import SOCKET_NAME, lock_folder
 
 _OURS = ("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEADLINE_", "POWERTOOLS_")
@@ -68,7 +68,7 @@ def running_comfyui(settings: Settings, models: Sequence[str] = ()) -> Iterator[
     process = subprocess.Popen(
         [sys.executable, "-m", "runtime", "worker"], cwd=PROJECT, stderr=subprocess.DEVNULL
     )
-    worker = Worker(settings)
+    worker = WorkerClient(settings)
     try:
         wait_for((settings.worker_dir / SOCKET_NAME).exists)
         worker.begin_wake(models)

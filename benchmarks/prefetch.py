@@ -27,7 +27,7 @@ from benchmarks.place import own_environment, running_comfyui
 from benchmarks.raw_client import RawClient
 from benchmarks.report import print_table
 from handler.settings import Settings
-from handler.worker import ReadyWorker, Worker
+from handler.worker_client import ReadyWorker, WorkerClient
 from handler.workflow import model_names
 
 _WRITER = Path(__file__).with_name("large_models.py")
@@ -86,7 +86,7 @@ def hot_job(files: list[Path], folder: Path, models: Sequence[str]) -> float:
     """Milliseconds from the job to its end, on a ComfyUI that was up before."""
     with _environment(folder) as settings, running_comfyui(settings) as ready:
         drop_from_cache(files)
-        worker = Worker(settings)
+        worker = WorkerClient(settings)
         began = time.perf_counter()
         worker.begin_wake(models)
         try:

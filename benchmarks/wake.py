@@ -13,7 +13,7 @@ import time
 from benchmarks.place import own_environment, wait_for
 from benchmarks.report import print_table
 from handler.settings import PROJECT, Settings
-from handler.worker import Worker
+from handler.worker_client import WorkerClient
 from runtime.worker.control import SOCKET_NAME
 
 TARGET = 0.35
@@ -29,7 +29,7 @@ def boot_and_wake() -> tuple[float, float]:
         process = subprocess.Popen(
             [sys.executable, "-m", "runtime", "worker"], cwd=PROJECT, stderr=subprocess.DEVNULL
         )
-        worker = Worker(settings)
+        worker = WorkerClient(settings)
         started = time.perf_counter()
         try:
             wait_for((settings.worker_dir / SOCKET_NAME).exists)

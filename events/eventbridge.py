@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from events import asynchronous, stepfunctions
-from events.identity import identified
+from events.default_request_id import identified
 from events.s3_objects import S3Object, requests_in
 
 # A child of the handler's logger: its lines have the same form.

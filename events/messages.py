@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from events import asynchronous, eventbridge, s3, stepfunctions
-from events.identity import identified
-from events.text import request_of
+from events.decode import request_of
+from events.default_request_id import identified
 
 Handle = Callable[[Any], dict[str, Any]]
 

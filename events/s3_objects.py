@@ -12,9 +12,9 @@ from typing import Any
 from events import aws
 from events.asynchronous import TryAgain
 from events.contract import MAX_ID_LENGTH
+from events.decode import request_of
+from events.default_request_id import identified
 from events.errors import InvalidRequest
-from events.identity import identified
-from events.text import request_of
 
 MAX_BYTES = 10 * 1024 * 1024
 # Gone, or overwritten since: what the event told of cannot be read any more.

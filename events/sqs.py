@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from events import dead_letters, messages, source_queue
+from events import dead_letters, messages, sqs_visibility
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.batch import BatchProcessor
@@ -61,11 +61,11 @@ def process(
 
     processor = _processor(str(event["Records"][0].get("eventSourceARN")))
     # Powertools reads nothing of the Lambda context unless the record handler asks for it.
-    with source_queue.kept_hidden(event["Records"], time_left_s):
+    with sqs_visibility.kept_hidden(event["Records"], time_left_s):
         reply = cast(dict[str, Any], process_partial_response(event, run, processor, context=None))
     back = {item["itemIdentifier"] for item in reply["batchItemFailures"]}
     # At the very end: what keeps the batch hidden would undo it.
-    source_queue.postpone(
+    sqs_visibility.postpone(
         [
             (record, error_types.get(record["messageId"], ()))
             for record in event["Records"]
@@ -80,7 +80,7 @@ def _run(record: dict[str, Any], handle: Handle, dead_letter_queue_url: str) -> 
     failures = [response["error"] for response in responses if response.get("error")]
     if failures and dead_letter_queue_url:
         dead_letters.send(dead_letter_queue_url, record, failures[0])
-        source_queue.delete(record)
+        sqs_visibility.delete(record)
 
 
 def _processor(queue_arn: str) -> "BatchProcessor":

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from events import asynchronous, aws
-from events.heartbeat import Heartbeat
-from events.identity import identified
-from events.smaller import smaller
+from events.contract.response_size import smaller
+from events.default_request_id import identified
+from events.repeating_timer import RepeatingTimer
 
 Handle = Callable[[Any], dict[str, Any]]
 
@@ -51,7 +51,7 @@ def process(event: dict[str, Any], handle: Handle) -> dict[str, Any]:
         # Also because the time until the first heartbeat began when the task did.
         if (reason := _beat(client, token)) in _OVER:
             return {"skipped": f"Step Functions does not wait for this task: {reason}"}
-        with Heartbeat(HEARTBEAT_S, lambda: _beat(client, token) not in _UNTOLD):
+        with RepeatingTimer(HEARTBEAT_S, lambda: _beat(client, token) not in _UNTOLD):
             response = handle(_request_in(event))
         _tell(client, token, response)
     finally:

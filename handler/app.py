@@ -5,10 +5,10 @@ from typing import Any
 
 from events import sources, sqs
 from events.contract import caller_of
+from events.errors import Misconfigured
 from handler.clock import Deadline
-from handler.errors import Misconfigured
 from handler.generate import Generator
-from handler.outcome import Outcome
+from handler.response import Outcome
 from handler.settings import Settings, SettingsError
 
 _generators: dict[Settings, Generator] = {}

@@ -17,7 +17,7 @@ from typing import Any
 import urllib3
 import websocket
 
-from events.heartbeat import Heartbeat
+from events.repeating_timer import RepeatingTimer
 from handler.rejection import explain_rejection
 
 # Only its answer says what validation refuses. That may look through folders of models on a slow
@@ -65,7 +65,7 @@ class ComfyUI:
         self._reopen_at = 0.0
         self._resting_since: float | None = time.monotonic()
         self._rest_lock = threading.Lock()
-        self._rest = Heartbeat(LISTEN_IDLE_S, self._hang_up_after_rest)
+        self._rest = RepeatingTimer(LISTEN_IDLE_S, self._hang_up_after_rest)
         self._rest.start()
 
     def submit(

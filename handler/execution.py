@@ -8,9 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from events.errors import JobError
+from events.errors import Cancelled, ExecutionFailed, JobError, OutOfMemory
 from handler.comfyui import HistoryEntry, Message
-from handler.errors import Cancelled, ExecutionFailed, OutOfMemory
 from handler.log import emit
 
 PROGRESS_LOG_EVERY_S = 0.5

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from events.smaller import smaller
+from events.contract.response_size import smaller
 
 # https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
 MAX_RESPONSE_BYTES = 6 * 1024 * 1024

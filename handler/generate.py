@@ -9,21 +9,20 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from events.contract import caller_of, parse_request
-from events.errors import JobError
+from events.errors import AlreadyRunning, InternalError, JobError, OutOfMemory
 from events.job import Job
 from handler import webhook
 from handler.artifacts import Collector
 from handler.clock import Deadline
-from handler.errors import AlreadyRunning, InternalError, OutOfMemory
 from handler.execution import Execution, failure_in
 from handler.jobs import Claim, Jobs
 from handler.log import emit, logger
-from handler.outcome import Outcome
+from handler.response import Outcome
 from handler.runner import Runner
 from handler.settings import Settings
 from handler.storage import Storage, Uploads, target_of
-from handler.worker import ReadyWorker
-from handler.workflow import fill_random_ints, model_names, run_anew, standins_used
+from handler.worker_client import ReadyWorker
+from handler.workflow import fill_random_ints, force_rerun, model_names, standins_used
 
 
 class Generator:
@@ -98,7 +97,7 @@ class Generator:
             self._execute(workflow, worker, outcome, deadline)
             if lost := outcome.lost_from_cache():
                 # Somebody cleaned the files of an earlier run that ComfyUI's cache still names.
-                self._execute(run_anew(workflow, lost), worker, outcome, deadline)
+                self._execute(force_rerun(workflow, lost), worker, outcome, deadline)
 
     @contextmanager
     def _uploads(

@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from events.heartbeat import Heartbeat
+from events.contract.response_size import smaller
+from events.errors import AlreadyRunning
 from events.job import Job
-from events.smaller import smaller
-from handler.errors import AlreadyRunning
+from events.repeating_timer import RepeatingTimer
 from handler.leftovers import Attempt
 from handler.log import emit, logger
-from handler.outcome import Outcome
+from handler.response import Outcome
 from handler.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class _Claimed:
     store: "Store"
     data: dict[str, Any]
     max_bytes: int | None
-    heartbeat: Heartbeat
+    heartbeat: RepeatingTimer
     attempt: Attempt
 
 
@@ -118,7 +118,7 @@ class Jobs:
         # secrets: whoever has a file's URL can read its metadata.
         request = _hash([store.identity, job.id, job.workflow])
         attempt = Attempt(request, began=datetime.now(UTC))
-        heartbeat = Heartbeat(LEASE_S / _RENEWALS_IN_A_LEASE, lambda: _renew(store, data))
+        heartbeat = RepeatingTimer(LEASE_S / _RENEWALS_IN_A_LEASE, lambda: _renew(store, data))
         heartbeat.start()
         return Claim(_claimed=_Claimed(store, data, max_bytes, heartbeat, attempt))
 

@@ -5,7 +5,7 @@ The answers of `POST /prompt`: execution.py `validate_prompt` and `validate_inpu
 
 from typing import Any
 
-from handler.errors import WorkflowRejected
+from events.errors import WorkflowRejected
 from handler.workflow import explain_links, shown
 
 MAX_CHOICES = 20

@@ -1,6 +1,6 @@
 """Runs one prompt on a ComfyUI that may be cold, die, stand still, or not let go in time.
 
-Every such case becomes one of the errors that a caller can act on; see handler/errors.py.
+Every such case becomes one of the errors that a caller can act on; see events/errors.py.
 """
 
 import contextlib
@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from events.errors import DeadlineExceeded, WorkerUnavailable
 from handler.clock import Deadline, Timings
 from handler.comfyui import (
     SUBMIT_TIMEOUT_S,
@@ -17,11 +18,10 @@ from handler.comfyui import (
     ComfyUIStuck,
     HistoryEntry,
 )
-from handler.errors import DeadlineExceeded, WorkerUnavailable
 from handler.execution import Execution
 from handler.log import emit
 from handler.settings import Settings
-from handler.worker import ReadyWorker, Worker
+from handler.worker_client import ReadyWorker, WorkerClient
 
 _INTERRUPT_WAIT_S = 5.0
 _INTERRUPT_POLL_S = 0.05
@@ -36,7 +36,7 @@ class Runner:
     """The connections of a handler process to its worker and to ComfyUI, kept between jobs."""
 
     def __init__(self, settings: Settings) -> None:
-        self._worker = Worker(settings)
+        self._worker = WorkerClient(settings)
         self._client: tuple[ReadyWorker, ComfyUI] | None = None
 
     def begin(self, models: Sequence[str], deadline: Deadline) -> bool:
@@ -134,7 +134,7 @@ class Runner:
             client.submit(workflow, execution.prompt_id, left_s)
         except ComfyUIMute as error:
             # Another job's node keeps it from answering: as good as waiting in its queue.
-            self._make_way(client, execution, deadline)
+            self._interrupt(client, execution, deadline)
             if left_s is None or left_s > SUBMIT_TIMEOUT_S:
                 raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
             raise _deadline_exceeded(execution) from None
@@ -152,7 +152,7 @@ class Runner:
                 execution.prompt_id, execution.observe, deadline=deadline.work_until
             )
         except TimeoutError:
-            self._make_way(client, execution, deadline)
+            self._interrupt(client, execution, deadline)
             raise _deadline_exceeded(execution) from None
         except ComfyUIStuck as error:
             lines = self._worker.last_lines()
@@ -165,7 +165,7 @@ class Runner:
                 raise _DiedBeforeOurJob(words) from error
             raise WorkerUnavailable(f"ComfyUI died while the job ran. {words}") from error
 
-    def _make_way(self, client: ComfyUI, execution: Execution, deadline: Deadline) -> None:
+    def _interrupt(self, client: ComfyUI, execution: Execution, deadline: Deadline) -> None:
         """Interrupt the job; a ComfyUI that does not let go of it is replaced.
 
         Unless the job has only waited: what keeps ComfyUI busy is another one's, with a deadline of

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from events.errors import InvalidRequest
+from events.errors import InvalidRequest, Misconfigured
 from events.job import S3Override
 from handler.artifacts import Artifact
-from handler.errors import Misconfigured
 from handler.leftovers import METADATA, Attempt, remove_leftovers
 from handler.log import emit, logger
 from handler.settings import Settings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from events.job import Caller
-from handler.background import in_background
+from handler.daemon_future import in_background
 from handler.log import emit, logger
 from handler.settings import Settings
 

@@ -7,7 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from handler.errors import WorkflowRejected
+from events.errors import WorkflowRejected
 
 RANDOM_INT = "__RANDOM_INT__"
 # folder_paths.py of ComfyUI: supported_pt_extensions, and what popular node packs add.
@@ -34,13 +34,13 @@ def fill_random_ints(value: Any) -> Any:
             return value
 
 
-def run_anew(workflow: dict[str, Any], nodes: Iterable[str]) -> dict[str, Any]:
+def force_rerun(workflow: dict[str, Any], nodes: Iterable[str]) -> dict[str, Any]:
     """A copy in which these nodes run again although nothing of theirs has changed.
 
     ComfyUI's cache compares all inputs (comfy_execution/caching.py), but nodes only get the ones
     that they declare.
     """
-    fresh = {"run_anew": _draw()}
+    fresh = {"force_rerun": _draw()}
     return workflow | {
         node: workflow[node] | {"inputs": workflow[node]["inputs"] | fresh}
         for node in nodes

@@ -95,7 +95,7 @@ class PyWorkerLines(Hooks):
             file.write(line + "\n")
 
 
-class Teller:
+class HookDispatcher:
     """Tells the hooks of every change, one after the other, in a thread of its own."""
 
     def __init__(self, hooks: Sequence[Hooks], write: Write) -> None:

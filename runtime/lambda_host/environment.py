@@ -22,8 +22,8 @@ from runtime.lambda_host.failures import (
     init_timeout_error,
 )
 from runtime.lambda_host.function import Function
-from runtime.lambda_host.invocations import Invocation, InvocationQueue, Why
-from runtime.lambda_host.ric import RicPlace
+from runtime.lambda_host.invocations import Invocation, InvocationQueue, ResultFactory
+from runtime.lambda_host.ric import RuntimeClientSlot
 from runtime.process.child import Child
 
 # What Lambda leaves a runtime between SIGTERM and SIGKILL, of 2 s for everything.
@@ -54,9 +54,9 @@ class Environment:
         self._stop_at: float | None = None
         self._is_ending = False
         self.was_ready = False
-        self.failure: Why | None = None
+        self.failure: ResultFactory | None = None
         self._places = [
-            RicPlace(function, queue, self._extensions, on_line, self._note_init_failure)
+            RuntimeClientSlot(function, queue, self._extensions, on_line, self._note_init_failure)
             for _ in range(function.concurrency)
         ]
 

@@ -52,7 +52,7 @@ class Invocation:
 
 
 @dataclass(eq=False, slots=True)
-class Taker:
+class QueueConsumer:
     """One runtime client's place at the queue. Its fields belong to the queue's lock."""
 
     holding: Invocation | None = None
@@ -70,7 +70,7 @@ class Taker:
             held.log.append(line)
 
 
-Why = Callable[[Invocation], InvocationResult]
+ResultFactory = Callable[[Invocation], InvocationResult]
 
 
 class InvocationQueue:
@@ -82,7 +82,7 @@ class InvocationQueue:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self._waiting: deque[Invocation] = deque()
-        self._takers: set[Taker] = set()
+        self._takers: set[QueueConsumer] = set()
         self._asking = 0
         self._is_gate_open = False
         self._is_closed = False
@@ -105,7 +105,7 @@ class InvocationQueue:
             self.changed.notify_all()
             return True
 
-    def take(self, taker: Taker) -> Invocation | None:
+    def take(self, taker: QueueConsumer) -> Invocation | None:
         """Block until there is an invocation for this taker; None once it is dismissed."""
         with self.changed:
             self._takers.add(taker)
@@ -126,12 +126,12 @@ class InvocationQueue:
             taker.holding.take()
             return taker.holding
 
-    def wait_until_asked(self, taker: Taker, timeout_s: float) -> bool:
+    def wait_until_asked(self, taker: QueueConsumer, timeout_s: float) -> bool:
         """Block until the taker asks for the first time or is dismissed; False if neither."""
         with self.changed:
             return self.changed.wait_for(lambda: taker.has_asked or taker.is_dismissed, timeout_s)
 
-    def dismiss(self, taker: Taker) -> Invocation | None:
+    def dismiss(self, taker: QueueConsumer) -> Invocation | None:
         """Send the taker home; returns the invocation that it held last."""
         with self.changed:
             taker.is_dismissed = True
@@ -170,7 +170,7 @@ class InvocationQueue:
                 lambda: not any(taker.is_busy for taker in self._takers), timeout_s
             )
 
-    def fail_waiting(self, why: Why) -> None:
+    def fail_waiting(self, why: ResultFactory) -> None:
         """Settle all that nobody has taken."""
         with self.changed:
             while self._waiting:

@@ -20,14 +20,19 @@ from runtime.lambda_host.failures import (
     out_of_means,
 )
 from runtime.lambda_host.function import Function
-from runtime.lambda_host.invocations import Invocation, InvocationQueue, Taker, Why
+from runtime.lambda_host.invocations import (
+    Invocation,
+    InvocationQueue,
+    QueueConsumer,
+    ResultFactory,
+)
 from runtime.process.child import Child
 
 _LISTEN_BACKLOG = 16
 _MAX_PAUSE_S = 30.0
 
 
-class RicPlace:
+class RuntimeClientSlot:
     """Runs one client after the other in a thread of its own, from `start` to `stop`.
 
     `init_failure` says why the latest client did not come up; None while one is up or starting.
@@ -45,13 +50,13 @@ class RicPlace:
         self._on_line, self._on_init_failure = on_line, on_init_failure
         self._lock = threading.Lock()
         self._ric: Child | None = None
-        self._taker = Taker()
+        self._taker = QueueConsumer()
         self._is_stopped = False
-        self._environment_failure: Why | None = None
+        self._environment_failure: ResultFactory | None = None
         # A thread for each place: the kernel kills a child when the *thread* that started it
         # ends (see child.py), so a thread that serves one invocation must not start one.
         self._thread = threading.Thread(target=self._keep_running)
-        self.init_failure: Why | None = None
+        self.init_failure: ResultFactory | None = None
 
     def start(self) -> None:
         self._thread.start()
@@ -64,7 +69,7 @@ class RicPlace:
     def has_asked(self) -> bool:
         return self._taker.has_asked
 
-    def stop(self, grace_s: float, why: Why | None = None) -> None:
+    def stop(self, grace_s: float, why: ResultFactory | None = None) -> None:
         """SIGTERM, SIGKILL after `grace_s`; `why` is what its invocation is answered."""
         with self._lock:
             self._is_stopped = True
@@ -94,8 +99,8 @@ class RicPlace:
             if not self._queue.wait_until_used(pause_s, or_until=lambda: self._is_stopped):
                 break
 
-    def _run_client(self) -> Taker:
-        taker = Taker()
+    def _run_client(self) -> QueueConsumer:
+        taker = QueueConsumer()
         try:
             self._live(taker)
         except (OSError, RuntimeError) as error:
@@ -106,7 +111,7 @@ class RicPlace:
             self._settle(taker, lambda _: reason)
         return taker
 
-    def _live(self, taker: Taker) -> None:
+    def _live(self, taker: QueueConsumer) -> None:
         with socket.create_server(("127.0.0.1", 0), backlog=_LISTEN_BACKLOG) as listener:
             ric = self._start_client(listener, taker)
             if ric is None:
@@ -124,7 +129,7 @@ class RicPlace:
                 status = ric.wait()
         self._settle(taker, partial(_why_it_ended, ric, status or 0, api.init_error))
 
-    def _start_client(self, listener: socket.socket, taker: Taker) -> Child | None:
+    def _start_client(self, listener: socket.socket, taker: QueueConsumer) -> Child | None:
         host, port = listener.getsockname()
 
         def on_line(line: str) -> None:
@@ -145,7 +150,7 @@ class RicPlace:
             )
             return self._ric
 
-    def _settle(self, taker: Taker, why: Why) -> None:
+    def _settle(self, taker: QueueConsumer, why: ResultFactory) -> None:
         held = self._queue.dismiss(taker)
         if held:
             held.finish((self._environment_failure or why)(held))

@@ -16,7 +16,7 @@ from runtime.lambda_host.extensions_api import PREFIX as EXTENSIONS_PREFIX
 from runtime.lambda_host.extensions_api import ExtensionsApi, ExtensionsCall
 from runtime.lambda_host.failures import InvocationResult, failure
 from runtime.lambda_host.function import Function
-from runtime.lambda_host.invocations import Invocation, InvocationQueue, Taker
+from runtime.lambda_host.invocations import Invocation, InvocationQueue, QueueConsumer
 
 PREFIX = "/2018-06-01/runtime"
 MAX_RESPONSE_BYTES = 6 * 1024 * 1024 + 100
@@ -34,7 +34,7 @@ class RuntimeApi(ExtensionsApi):
         extensions: Extensions,
         function: Function,
         queue: InvocationQueue,
-        taker: Taker,
+        taker: QueueConsumer,
         catch_up: Callable[[], None],
     ) -> None:
         super().__init__(listener, extensions, function, _RuntimeCall)

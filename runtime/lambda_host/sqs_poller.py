@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from events.back_off import back_off_s
-from events.heartbeat import Heartbeat
+from events.repeating_timer import RepeatingTimer
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.host import LambdaHost, is_unavailable
 from runtime.lambda_host.sqs_event import event_of, failed_messages
@@ -99,7 +99,7 @@ class SqsPoller:
         if self._stopping.is_set():
             self._queue.hide(messages, [0.0] * len(messages))
             return True
-        with Heartbeat(self._rules.visibility_s / 3, partial(self._keep_hidden, messages)):
+        with RepeatingTimer(self._rules.visibility_s / 3, partial(self._keep_hidden, messages)):
             event = event_of(messages, self._queue.arn)
             result = self._host.invoke(event, timeout_s=self._timeout_s)
         failed = failed_messages(messages, result)

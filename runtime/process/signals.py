@@ -9,7 +9,7 @@ import queue
 from collections.abc import Callable
 from concurrent.futures import wait
 
-from handler.background import in_background
+from handler.daemon_future import in_background
 
 _NOTICED_WITHIN_S = 0.2
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from events.back_off import back_off_s
 from handler.settings import Settings
-from runtime.hooks import Change, Hooks, StateLines, Teller
+from runtime.hooks import Change, HookDispatcher, Hooks, StateLines
 from runtime.log import log
 from runtime.models.prefetch import Prefetcher
 from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
@@ -34,7 +34,7 @@ class Worker:
         self.state = State.STARTING
         self.starts = 0
         self.last_failure = ""
-        self._teller = Teller([StateLines(log), *hooks], log)
+        self._teller = HookDispatcher([StateLines(log), *hooks], log)
         self._changed = threading.Condition()
         self._since = time.monotonic()
         self._cold_start_ms = 0.0

@@ -2,7 +2,7 @@
 
 import time
 
-from events.heartbeat import Heartbeat
+from events.repeating_timer import RepeatingTimer
 from tests.processes import wait_until
 
 
@@ -13,7 +13,7 @@ def test_heartbeat_ends_with_what_it_accompanies() -> None:
         beats.append(time.monotonic())
         return True
 
-    with Heartbeat(0.01, beat):
+    with RepeatingTimer(0.01, beat):
         assert wait_until(lambda: len(beats) >= 3)
     count = len(beats)
     time.sleep(0.05)
@@ -28,7 +28,7 @@ def test_heartbeat_that_nobody_wants_any_more_ends_early() -> None:
         beats.append(time.monotonic())
         return len(beats) < 2
 
-    with Heartbeat(0.01, beat):
+    with RepeatingTimer(0.01, beat):
         assert wait_until(lambda: len(beats) == 2)
         time.sleep(0.05)
 

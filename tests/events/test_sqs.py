@@ -10,8 +10,8 @@ import boto3
 import pytest
 import requests
 
-from events import source_queue
 from events import sqs as sqs_source
+from events import sqs_visibility
 from handler import app
 from tests import workflows
 from tests.conftest import Context, WebhookReceiver, ask_worker
@@ -138,7 +138,7 @@ def test_only_the_failed_retryable_message_goes_back(
 def test_message_that_goes_back_waits_longer_each_time(
     receive_count: int, error_types: list[str], seconds: int
 ) -> None:
-    drawn = {source_queue.hidden_for_s(receive_count, error_types) for _ in range(1000)}
+    drawn = {sqs_visibility.hidden_for_s(receive_count, error_types) for _ in range(1000)}
 
     assert drawn <= set(range(seconds // 2, seconds + 1))
     assert len(drawn) > seconds // 4
@@ -147,7 +147,7 @@ def test_message_that_goes_back_waits_longer_each_time(
 def test_message_that_goes_back_comes_again_before_the_queue_s_own_time(
     sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source_queue, "BACK_OFF_S", 1)
+    monkeypatch.setattr(sqs_visibility, "BACK_OFF_S", 1)
     queue = Queue(sqs, "slow", VisibilityTimeout="5400")
     queue.send(event(workflows.one("TestOutOfMemory")))
 
@@ -198,8 +198,8 @@ def test_messages_are_hidden_while_their_batch_runs_but_not_beyond_its_time(
 
 
 def hide_for_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source_queue, "HIDDEN_S", 2)
-    monkeypatch.setattr(source_queue, "FIRST_BEAT_AFTER_S", 0.0)
+    monkeypatch.setattr(sqs_visibility, "HIDDEN_S", 2)
+    monkeypatch.setattr(sqs_visibility, "FIRST_BEAT_AFTER_S", 0.0)
 
 
 def test_message_without_an_id_is_known_by_its_own(sqs: Any, tmp_path: Path) -> None:

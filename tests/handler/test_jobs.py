@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from events.contract import caller_of, parse_request, response_problems
+from events.errors import WorkerUnavailable
 from handler import app, jobs
-from handler.errors import WorkerUnavailable
 from handler.jobs import MAX_DYNAMODB_BYTES, _small
-from handler.outcome import Outcome
+from handler.response import Outcome
 from handler.settings import PROJECT, Settings
 from runtime.local_s3 import LocalS3
 from tests import workflows

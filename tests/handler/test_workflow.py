@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from handler.errors import WorkflowRejected
+from events.errors import WorkflowRejected
 from handler.workflow import explain_links, fill_random_ints, standins_used
 from tests.workflows import node
 

@@ -17,7 +17,7 @@ from handler.settings import PROJECT
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
-from runtime.lambda_host.invocations import Taker
+from runtime.lambda_host.invocations import QueueConsumer
 from runtime.lambda_host.runtime_api import MAX_RESPONSE_BYTES
 from tests.processes import is_running, wait_until
 
@@ -202,7 +202,7 @@ def test_client_that_dies_while_idle_costs_no_event(start_host: StartHost) -> No
     assert answer["pid"] != pid
 
 
-def taker_of(host: LambdaHost) -> Taker:
+def taker_of(host: LambdaHost) -> QueueConsumer:
     """What stands for the only client at the queue: another one when another client is started."""
     assert host._environment
     (place,) = host._environment._places

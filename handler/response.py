@@ -7,12 +7,11 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any
 
-from events.errors import JobError
+from events.errors import Cancelled, JobError, UploadFailed
 from events.job import Caller
 from handler.artifacts import Artifact, Collector
 from handler.clock import Timings
 from handler.comfyui import HistoryEntry
-from handler.errors import Cancelled, UploadFailed
 from handler.execution import Execution
 from handler.fitting import MAX_RESPONSE_BYTES, encoded_size, fit
 from handler.storage import Stored, Uploads

@@ -6,7 +6,7 @@ from collections.abc import Callable
 _STOP_WITHIN_S = 5.0
 
 
-class Heartbeat:
+class RepeatingTimer:
     """Calls `beat` every `every_s` seconds in a thread of its own, from `start` to `stop`;
     for the first time after `first_after_s`, if that is given.
 

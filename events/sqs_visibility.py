@@ -25,7 +25,7 @@ from typing import Any
 
 from events import aws
 from events.back_off import back_off_s
-from events.heartbeat import Heartbeat
+from events.repeating_timer import RepeatingTimer
 
 HIDDEN_S = 60
 # A batch that is answered earlier costs no call, and no import of boto3.
@@ -52,7 +52,7 @@ def kept_hidden(records: Sequence[dict[str, Any]], time_left_s: float | None) ->
         # Beyond its time whoever runs it hangs, and Managed Instances do not stop it.
         return is_allowed and time.monotonic() < until
 
-    with Heartbeat(HIDDEN_S / 3, beat, first_after_s=FIRST_BEAT_AFTER_S):
+    with RepeatingTimer(HIDDEN_S / 3, beat, first_after_s=FIRST_BEAT_AFTER_S):
         yield
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handler.errors import WorkerUnavailable
+from events.errors import WorkerUnavailable
 from handler.settings import PROJECT, Settings
 
 CONNECT_TIMEOUT_S = 10.0
@@ -40,7 +40,7 @@ class ReadyWorker:
     starts: int
 
 
-class Worker:
+class WorkerClient:
     """The worker of this container. One object per handler process, used by one thread."""
 
     def __init__(self, settings: Settings) -> None:
