@@ -1,6 +1,7 @@
 """template.yaml: agrees with the settings, keeps Lambda's limits, and can be deployed.
 
-The limits are AWS's for Managed Instances with a GPU; docs/deploy-aws-reference.md names their sources.
+The limits are AWS's for Managed Instances with a GPU. docs/deploy-aws-reference.md names their
+sources.
 """
 
 import json
