@@ -1,1 +1,1 @@
-"""Comparisons to run by hand, each `python -m benchmarks.NAME`. No test depends on their times."""
+"""Comparisons to run by hand: `python -m benchmarks.NAME`. No test depends on their times."""

@@ -1,20 +1,20 @@
-"""A cold invocation against the ComfyUI boot that it cannot do without.
+"""Compares a cold invocation with the start of ComfyUI that it includes.
 
-Nothing runs before each of these; every one has new data folders, all do the same small workflow
-(EmptyImage -> SaveImage, 64x64), and they take turns:
+No process runs before a measurement. Each measurement has new data folders and runs the same small
+workflow (EmptyImage -> SaveImage, 64x64). The sides take turns:
 
-- ComfyUI alone: `main.py` with the flags that our worker gives it, from the start of the process
-  to the first /system_stats that answers, plus one warm run by a raw client (its second run).
-- lambda_handler: a new process that imports handler.app and calls the handler once, which starts
-  the worker, which starts ComfyUI; to the moment the response is here.
-- runtime invoke: `python -m runtime invoke -e event.json`, through AWS's runtime client, to the
-  moment the response is on stdout.
-- container: `python -m runtime serve`, that is extension and AWS's runtime client as in the image,
-  with a call that waits from the moment that somebody listens, to its response.
+- ComfyUI alone: `main.py` with the worker's flags, from the start of the process to the first
+  /system_stats that answers, plus one warm run by a raw client (its second run).
+- lambda_handler: a new process imports handler.app and calls the handler once. The handler starts
+  the worker, which starts ComfyUI. The time ends when the response has arrived.
+- runtime invoke: `python -m runtime invoke -e event.json`, through AWS's runtime client, until the
+  response is on stdout.
+- container: `python -m runtime serve`, which runs the extension and AWS's runtime client as in the
+  image. One call is sent as soon as the port is open. The time ends with its response.
 
-How to read it: the ratio is what our processes add to a boot that is ComfyUI's own affair. The
-last lines tell how long `invoke` takes until its processes are gone too, and what ComfyUI's first
-run costs, which both of our sides contain and the first side does not.
+How to read it: the ratio is what this project's processes add to ComfyUI's own start. The last
+lines show how long `invoke` takes until its processes have ended, and how long ComfyUI's first run
+takes. Each side except ComfyUI alone includes that first run.
 """
 
 import argparse
@@ -47,7 +47,7 @@ os.close(int(sys.argv[2]))
 
 
 def boot_comfyui() -> tuple[float, float, float]:
-    """Milliseconds of the boot, of the first run and of the second."""
+    """Milliseconds of the start, of the first run and of the second run."""
     with own_environment() as settings, socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cold_start")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     rounds = parser.parse_args().rounds
-    boot_comfyui()  # its files are compiled, and in the page cache
+    boot_comfyui()  # compiles ComfyUI's files and reads them into the page cache
     timed = [(boot_comfyui(), call_handler(), invoke(), container()) for _ in range(rounds)]
     sides = {
         "ComfyUI alone": [boot + second for (boot, _, second), _, _, _ in timed],

@@ -1,9 +1,10 @@
-"""What `import handler.app` costs in a fresh interpreter: the part of a cold start that is ours.
+"""Measures `import handler.app` in a fresh interpreter: this project's part of a cold start.
 
-The first line is the budget, the second the import alone, without the start of the interpreter.
-Below it are the five costliest imports that our own modules make, each with all that it pulls in,
-as `-X importtime` saw them (which itself makes imports slower). A module that several need counts
-for the first of them. Ends with an error if torch is imported: it belongs to ComfyUI's process.
+The first line is the budget. The second is the import alone, without the start of the interpreter.
+The list below has the five slowest imports that this project's modules make, each with everything
+that it imports, as reported by `-X importtime` (which itself slows imports down). A module that
+several modules import counts for the first of them. The command fails if torch is imported: torch
+belongs to ComfyUI's process.
 """
 
 import subprocess
@@ -30,12 +31,12 @@ def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
 
 
-def costliest_imports(importtime: str) -> list[tuple[float, str]]:
-    """(milliseconds, module) of the imports that our own modules make, the costliest first."""
-    found: list[tuple[float, str]] = []
+def slowest_imports(importtime: str) -> list[tuple[float, str]]:
+    """(milliseconds, module) of the imports that this project's modules make, the slowest first."""
+    imports: list[tuple[float, str]] = []
     importers: list[str] = []
-    # Each line is `import time: self | cumulative | name`, indented below the importer's line,
-    # which comes after it: read from the end, it is a tree from the root.
+    # Each line is `import time: self | cumulative | name`. The line of an imported module precedes
+    # its importer's line and is indented below it, so the lines are read from the end.
     for line in reversed(importtime.splitlines()):
         fields = line.removeprefix("import time:").split("|")
         if line.startswith("import time:") and fields[1].strip().isdigit():
@@ -44,8 +45,8 @@ def costliest_imports(importtime: str) -> list[tuple[float, str]]:
             importers[depth:] = [name]
             importer = importers[depth - 1] if depth else ""
             if _is_ours(importer) and not _is_ours(name):
-                found.append((int(fields[1]) / 1000, name))
-    return sorted(found, reverse=True)
+                imports.append((int(fields[1]) / 1000, name))
+    return sorted(imports, reverse=True)
 
 
 def _is_ours(module: str) -> bool:
@@ -53,16 +54,16 @@ def _is_ours(module: str) -> bool:
 
 
 def main() -> None:
-    python("-c", "import handler.app")  # the files are compiled, and in the page cache
+    python("-c", "import handler.app")  # compiles the files and reads them into the page cache
     times = [float(python("-c", _TIMED).stdout) for _ in range(RUNS)]
     modules = python("-c", _LISTED).stdout.split()
     assert "handler.app" in modules
     assert "torch" not in modules, "the handler imports torch"
     sides = {"budget": [BUDGET_MS], "import handler.app": times}
     print_table(sides, {"import handler.app": 1.0})
-    print(f"\n{SHOWN} costliest imports of {len(modules)} modules, ms:")
+    print(f"\n{SHOWN} slowest imports of {len(modules)} modules, ms:")
     importtime = python("-X", "importtime", "-c", "import handler.app").stderr
-    for ms, name in costliest_imports(importtime)[:SHOWN]:
+    for ms, name in slowest_imports(importtime)[:SHOWN]:
         print(f"{ms:8.1f}  {name}")
 
 

@@ -1,7 +1,7 @@
-"""Writes two Wan diffusion models of 2 GB each, noise in the layout that ComfyUI's loader knows.
+"""Writes two Wan diffusion models of 2 GB each: noise in the layout that ComfyUI's loader accepts.
 
-Runs in ComfyUI's interpreter: `large_models.py COMFYUI_DIR FOLDER`. 32 bits a weight: the loader of
-a ComfyUI on a CPU then only copies, and what is measured is the reading.
+Runs in ComfyUI's interpreter: `large_models.py COMFYUI_DIR FOLDER`. The weights have 32 bits, so
+that ComfyUI on a CPU only copies them and the benchmark measures the reading.
 """
 
 import json
@@ -17,7 +17,7 @@ BLOCK_BYTES = 64 * 1024 * 1024
 def main() -> None:
     comfyui, folder = map(Path, sys.argv[1:])
     sys.path.insert(0, str(comfyui))
-    import comfy.cli_args  # noqa: PLC0415 - only importable now
+    import comfy.cli_args  # noqa: PLC0415 - importable only with the changed path
 
     comfy.cli_args.args.cpu = True
     shapes = wan_shapes()
@@ -50,7 +50,7 @@ def wan_shapes() -> dict[str, list[int]]:
 
 
 def write(path: Path, shapes: dict[str, list[int]]) -> None:
-    """The format: https://huggingface.co/docs/safetensors/index#format"""
+    """Write random tensors of these shapes. The format: https://huggingface.co/docs/safetensors/index#format"""
     header: dict[str, Any] = {}
     end = 0
     for name, shape in shapes.items():
@@ -63,7 +63,7 @@ def write(path: Path, shapes: dict[str, list[int]]) -> None:
         file.write(len(described).to_bytes(8, "little") + described)
         for start in range(0, end, BLOCK_BYTES):
             file.write(noise[: min(BLOCK_BYTES, end - start)])
-        # What is not on the disk yet cannot be dropped from the page cache.
+        # Only data that is on the disk can be dropped from the page cache.
         os.fsync(file.fileno())
 
 

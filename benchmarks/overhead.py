@@ -1,21 +1,23 @@
-"""What the handler costs on top of ComfyUI, when everything is warm.
+"""Measures what the handler adds to ComfyUI when everything is warm.
 
-All sides run the same model-free workflow (EmptyImage -> SaveImage, 64x64, never the same colour)
-in turn, in this process, on the same ComfyUI:
+All sides run the same workflow without models (EmptyImage -> SaveImage, 64x64, a new colour each
+time) in turn, in this process, on the same ComfyUI:
 
-- raw, http.client: POST /prompt, WebSocket until the prompt is over, GET /history; connections are
-  kept, and HTTP is that of the standard library. The floor, which the target is measured from.
-- raw, requests: the same with a requests.Session, the client that most programs have.
-- lambda_handler: the whole handler without S3 and webhook: validation, the question to the worker,
-  the run, the files linked into the job's folder, the response, the log (to /dev/null).
+- raw, http.client: POST /prompt, WebSocket messages until the prompt has ended, GET /history, with
+  kept connections and the standard library's HTTP. This is the baseline of the target.
+- raw, requests: the same with a requests.Session, the client that most programs use.
+- lambda_handler: the whole handler without S3 and webhook: validation, request to the worker, run,
+  links to the files in the job's folder, response, log (to /dev/null).
 
-Two things keep the sides from disturbing each other. Each measured run follows an unmeasured one
-of the same side: ComfyUI tells every client about the queue, and whoever comes second would read
-the messages about the other's run. And its output folder is emptied each time: SaveImage lists it,
-so ComfyUI becomes slower with every file in it, which would flatter the ratio.
+Two measures keep the sides from disturbing each other:
 
-How to read it: the ratio is the worst case, since the workflow itself takes a few milliseconds;
-the difference of the p50s is what the handler adds to any job, however long.
+- Each measured run follows an unmeasured run of the same side. ComfyUI sends messages about the
+  queue to every client, so the second client would otherwise read messages of the other's run.
+- ComfyUI's output folder is emptied each time. SaveImage lists it, so ComfyUI becomes slower with
+  every file in it, which would reduce the ratio.
+
+How to read it: the ratio is the worst case, because the workflow itself takes only a few
+milliseconds. The difference of the p50s is what the handler adds to any job, however long.
 """
 
 import argparse
@@ -70,17 +72,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead")
     parser.add_argument("--rounds", type=int, default=60, help="default: %(default)s")
     rounds = parser.parse_args().rounds
-    # The logger holds on to sys.stdout: the descriptor below it is what can be changed.
+    # The logger keeps sys.stdout, so the file descriptor is redirected instead.
     terminal = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     with own_environment() as settings, running_comfyui(settings) as comfyui:
-        floor, usual = RawClient(comfyui.base_url), RawRequestsClient(comfyui.base_url)
+        baseline, usual = RawClient(comfyui.base_url), RawRequestsClient(comfyui.base_url)
         output = comfyui.folders["output"]
         timed = [
-            (run_raw(floor, output), run_raw(usual, output), run_handler(output))
+            (run_raw(baseline, output), run_raw(usual, output), run_handler(output))
             for _ in range(WARM_UP_ROUNDS + rounds)
         ][WARM_UP_ROUNDS:]
-        floor.close()
+        baseline.close()
         usual.close()
     sides = zip(
         ("raw, http.client", "raw, requests", "lambda_handler"),

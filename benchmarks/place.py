@@ -1,4 +1,4 @@
-"""Where a comparison runs: an environment of its own, so that no other ComfyUI is in it."""
+"""The isolated environment in which a comparison runs, without any other ComfyUI."""
 
 import os
 import subprocess
@@ -17,12 +17,12 @@ from runtime.worker.control import SOCKET_NAME, lock_folder
 
 _OURS = ("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEADLINE_", "POWERTOOLS_")
 _PLACES = ("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR")
-_PATIENCE_S = 60.0
+_TIMEOUT_S = 60.0
 _colours = count(1)
 
 
 def small_image() -> dict[str, Any]:
-    """EmptyImage -> SaveImage, 64x64, in a new colour each time: ComfyUI can cache nothing."""
+    """EmptyImage -> SaveImage, 64x64, in a new colour each time: ComfyUI cannot cache it."""
     image = {"width": 64, "height": 64, "batch_size": 1, "color": next(_colours)}
     return {
         "1": {"class_type": "EmptyImage", "inputs": image},
@@ -36,9 +36,9 @@ def event(workflow: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def own_environment() -> Iterator[Settings]:
-    """Temporary folders, no S3, no webhook, and of the caller's settings only the installation.
+    """Settings with temporary folders, without S3 and webhook, with the caller's ComfyUI.
 
-    It is left again, and the folders are removed, when the worker in them (if any) has ended.
+    The context ends, and the folders are removed, when a worker in them has ended.
     """
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="lc-bench-") as folder:
@@ -61,9 +61,9 @@ def own_environment() -> Iterator[Settings]:
 
 @contextmanager
 def running_comfyui(settings: Settings, models: Sequence[str] = ()) -> Iterator[ReadyWorker]:
-    """A worker as an extension would start it, with its ComfyUI ready; both end with the block.
+    """A worker as an extension starts it, with its ComfyUI ready. Both end with the context.
 
-    The files of `models` are read while it boots.
+    The worker reads the files in `models` while ComfyUI starts.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "runtime", "worker"], cwd=PROJECT, stderr=subprocess.DEVNULL
@@ -76,21 +76,21 @@ def running_comfyui(settings: Settings, models: Sequence[str] = ()) -> Iterator[
     finally:
         worker.close()
         process.terminate()
-        process.wait(_PATIENCE_S)
+        process.wait(_TIMEOUT_S)
 
 
 def wait_for(condition: Callable[[], bool], every_s: float = 0.01) -> None:
-    give_up = time.monotonic() + _PATIENCE_S
+    give_up = time.monotonic() + _TIMEOUT_S
     while not condition():
         if time.monotonic() > give_up:
-            raise TimeoutError("waited in vain")
+            raise TimeoutError(f"the condition is still false after {_TIMEOUT_S:.0f} s")
         time.sleep(every_s)
 
 
 def check_completed(response: dict[str, Any]) -> None:
-    """A run that failed is no measurement."""
+    """Exit unless the run completed, because a failed run is not a measurement."""
     if response["status"] != "completed" or len(response["output"]) != 1:
-        raise SystemExit(f"the run failed, nothing was measured: {response['message']}")
+        raise SystemExit(f"nothing was measured, because the run failed: {response['message']}")
 
 
 def _has_no_worker(folder: Path) -> bool:

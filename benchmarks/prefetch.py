@@ -1,16 +1,18 @@
-"""What reading model files while ComfyUI boots is worth, with 4 GB of them cold on the disk.
+"""Measures the effect of reading model files while ComfyUI starts, with 4 GB of cold files.
 
 `python -m benchmarks.prefetch`: a worker starts, and its first job loads two diffusion models of
-2 GB each, which were dropped from the page cache just before. With prefetch the handler tells the
-worker the names of the files, as it does for every job; without, it does not. They take turns.
+2 GB each, which were dropped from the page cache before. With prefetch, the handler sends the names
+of the files to the worker, as it does for every job. Without prefetch, it does not. The sides take
+turns.
 
-- cold: the job is there when the worker starts, as after a sleep; from the start of the worker's
-  process to the end of the job.
-- hot: ComfyUI is up when the job comes, as after Lambda's Init; from the job to its end.
+- cold: the job is there when the worker starts, as after a sleep. The time runs from the start of
+  the worker's process to the end of the job.
+- hot: ComfyUI is ready when the job arrives, as after Lambda's Init. The time runs from the arrival
+  of the job to its end.
 
-How to read it: the slower the disk, the more is gained, up to what the disk needs for 4 GB or the
-boot takes, whichever is less. `--folder` puts the files on another disk; the first line tells how
-fast it is.
+How to read it: the gain grows with the time that the disk needs for 4 GB, up to the time of
+ComfyUI's start. `--folder` puts the files on another disk. The first line of the output shows the
+disk's speed.
 """
 
 import argparse
@@ -35,7 +37,7 @@ _CHUNK_BYTES = 8 * 1024 * 1024
 
 
 def workflow() -> dict[str, Any]:
-    """Load both models; nothing is sampled."""
+    """A workflow that loads both models and samples nothing."""
     nodes: dict[str, Any] = {}
     for number, noise in enumerate(("high", "low")):
         loader = {"unet_name": f"large_{noise}.safetensors", "weight_dtype": "default"}
@@ -83,7 +85,7 @@ def cold_job(files: list[Path], folder: Path, models: Sequence[str]) -> float:
 
 
 def hot_job(files: list[Path], folder: Path, models: Sequence[str]) -> float:
-    """Milliseconds from the job to its end, on a ComfyUI that was up before."""
+    """Milliseconds from the arrival of the job to its end, with a ComfyUI that is already ready."""
     with _environment(folder) as settings, running_comfyui(settings) as ready:
         drop_from_cache(files)
         worker = WorkerClient(settings)

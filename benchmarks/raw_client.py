@@ -1,6 +1,6 @@
-"""The least that a program can do to run a workflow on ComfyUI and to know what came out.
+"""The minimal client that runs a workflow on ComfyUI and reads its result.
 
-A kept WebSocket and a kept HTTP connection; no deadline, no answer to anything that goes wrong.
+It keeps a WebSocket and an HTTP connection. It has no deadline and no error handling.
 """
 
 import json
@@ -13,7 +13,7 @@ import websocket
 
 
 class RawClient:
-    """HTTP with the standard library alone: the floor."""
+    """The baseline: HTTP with the standard library."""
 
     def __init__(self, base_url: str) -> None:
         host = base_url.removeprefix("http://")
@@ -23,7 +23,7 @@ class RawClient:
         self._socket = websocket.create_connection(address, skip_utf8_validation=True)
 
     def run(self, workflow: dict[str, Any]) -> dict[str, Any]:
-        """Queue the workflow, wait for the message that it is over, return its history entry."""
+        """Queue the workflow, wait for the message that it has ended, return its history entry."""
         body = {"prompt": workflow, "client_id": self._client_id}
         prompt_id = self._ask("POST", "/prompt", json.dumps(body).encode())["prompt_id"]
         while True:
@@ -47,7 +47,7 @@ class RawClient:
 
 
 class RawRequestsClient(RawClient):
-    """HTTP with a kept requests.Session, as most people would write it."""
+    """HTTP with a kept requests.Session, the usual choice."""
 
     def __init__(self, base_url: str) -> None:
         super().__init__(base_url)

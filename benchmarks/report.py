@@ -13,7 +13,7 @@ def p90(values: list[float]) -> float:
 def print_table(
     sides: dict[str, list[float]], targets: dict[str, float], file: TextIO | None = None
 ) -> None:
-    """One line a side, times in milliseconds; ratios are those of the p50s, to the first side."""
+    """One line per side, in milliseconds. The ratio is p50 divided by the first side's p50."""
     width = max(map(len, sides))
     base = median(next(iter(sides.values())))
     print(f"{'':{width}}  {'p50 ms':>9}  {'p90 ms':>9}  {'ratio':>6}  target", file=file)

@@ -1,7 +1,7 @@
-"""Waking a sleeping worker against starting ComfyUI plainly, in turn, in one run.
+"""Compares the wake of a sleeping worker with a plain start of ComfyUI, in turn.
 
-`python -m benchmarks.wake`: the ratio is what a wake from the prepared process costs of a boot,
-both until the worker says that ComfyUI serves.
+`python -m benchmarks.wake`: the ratio is the wake from the prewarmed process divided by the plain
+start. Both times end when the worker reports that ComfyUI is ready.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from handler.worker_client import WorkerClient
 from runtime.worker.control import SOCKET_NAME
 
 TARGET = 0.35
-# Long enough for the prepared process to have imported everything.
-_PREPARED_AFTER_S = 8.0
+# Long enough for the prewarmed process to import everything.
+_PREWARMED_AFTER_S = 8.0
 
 
 def boot_and_wake() -> tuple[float, float]:
@@ -37,10 +37,10 @@ def boot_and_wake() -> tuple[float, float]:
             worker.wait_ready(None)
             boot_ms = (time.perf_counter() - started) * 1000
             worker.done()
-            time.sleep(_PREPARED_AFTER_S)
+            time.sleep(_PREWARMED_AFTER_S)
             began = time.perf_counter()
             if worker.begin_wake(()):
-                raise SystemExit("the worker did not sleep, nothing was measured")
+                raise SystemExit("nothing was measured, because the worker did not sleep")
             worker.wait_ready(None)
             return boot_ms, (time.perf_counter() - began) * 1000
         finally:
