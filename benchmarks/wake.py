@@ -17,8 +17,8 @@ from handler.worker_client import WorkerClient
 from runtime.worker.control import SOCKET_NAME
 
 TARGET = 0.35
-# Long enough for the prewarmed process to import everything.
-_PREWARMED_AFTER_S = 8.0
+# Long enough for the prewarmed process to have imported everything.
+_PREPARED_AFTER_S = 8.0
 
 
 def boot_and_wake() -> tuple[float, float]:
@@ -37,7 +37,7 @@ def boot_and_wake() -> tuple[float, float]:
             worker.wait_ready(None)
             boot_ms = (time.perf_counter() - started) * 1000
             worker.done()
-            time.sleep(_PREWARMED_AFTER_S)
+            time.sleep(_PREPARED_AFTER_S)
             began = time.perf_counter()
             if worker.begin_wake(()):
                 raise SystemExit("nothing was measured, because the worker did not sleep")
