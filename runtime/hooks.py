@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.errors import UsageError
 from runtime.worker.states import State
 
 Write = Callable[[str], None]
@@ -120,7 +121,7 @@ class HookDispatcher:
             tell(self._hooks, change, self._write)
 
 
-class HookError(ValueError):
+class HookError(UsageError):
     """WORKER_HOOKS names something that is not there."""
 
 

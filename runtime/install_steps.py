@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.errors import LambdaComfyUIError
+
 MARKERS = ".lambda-comfyui"
 USER_FOLDERS = frozenset({"models", "input", "output", "custom_nodes", "user"})
 OUTPUT_LINES_SHOWN = 15
@@ -25,7 +27,7 @@ CHECK = (
 )
 
 
-class InstallError(Exception):
+class InstallError(LambdaComfyUIError):
     """A step failed; the message says which, what it ran, what that said, and what to try."""
 
 

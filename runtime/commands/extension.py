@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from handler.settings import Settings
+from runtime.errors import LambdaComfyUIError
 from runtime.hooks import Change, HookError, Hooks
 from runtime.log import log
 from runtime.process.signals import run_beside_signals
@@ -34,7 +35,7 @@ _INIT_TYPE = "AWS_LAMBDA_INITIALIZATION_TYPE"
 _MANAGED_INSTANCES = "lambda-managed-instances"
 
 
-class ExtensionsApiError(RuntimeError):
+class ExtensionsApiError(LambdaComfyUIError):
     """The Extensions API refused a call."""
 
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from runtime.errors import LambdaComfyUIError
+
 MAX_EXTENSIONS = 10
 SHUTDOWN = "SHUTDOWN"
 
 
-class ExtensionRefusedError(Exception):
+class ExtensionRefusedError(LambdaComfyUIError):
     """A call that the Extensions API answers with 403."""
 
     def __init__(self, error_type: str, message: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Self
 
 from events.back_off import back_off_s
+from runtime.errors import LambdaComfyUIError
 from runtime.lambda_host.environment import RIC_STOP_GRACE_S, Environment
 from runtime.lambda_host.failures import UNAVAILABLE, InvocationResult, out_of_means, timeout_error
 from runtime.lambda_host.function import Function
@@ -20,7 +21,7 @@ _STABLE_AFTER_S = 60.0
 MAX_FAILURES = 5
 
 
-class HostBusyError(Exception):
+class HostBusyError(LambdaComfyUIError):
     """As many invocations wait as may wait."""
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from urllib.parse import unquote, urlsplit
 
+from runtime.errors import LambdaComfyUIError
 from runtime.lambda_host.api_server import ApiCall, ApiServer
 from runtime.lambda_host.async_invocations import AsyncInvocations
 from runtime.lambda_host.failures import InvocationResult
@@ -37,7 +38,7 @@ _NAME = re.compile(
 )
 
 
-class _RefusedError(Exception):
+class InvokeRefusedError(LambdaComfyUIError):
     """A call that gets an error of the Invoke operation instead of a result."""
 
     def __init__(self, status: HTTPStatus, error_type: str, message: str) -> None:
@@ -90,7 +91,7 @@ class _InvokeCall(ApiCall):
         self.server.count(1)
         try:
             self._invoke()
-        except _RefusedError as refused:
+        except InvokeRefusedError as refused:
             self._refuse(refused)
         finally:
             self.server.count(-1)
@@ -109,7 +110,7 @@ class _InvokeCall(ApiCall):
             case "DryRun":
                 self._answer(HTTPStatus.NO_CONTENT)
             case _:
-                raise _RefusedError(
+                raise InvokeRefusedError(
                     HTTPStatus.BAD_REQUEST,
                     "InvalidParameterValueException",
                     "InvocationType: expected RequestResponse, Event or DryRun",
@@ -121,18 +122,20 @@ class _InvokeCall(ApiCall):
         ):
             self.close_connection = True  # where the body ends is anybody's guess
             message = "expected a Content-Length"
-            raise _RefusedError(HTTPStatus.BAD_REQUEST, "InvalidRequestContentException", message)
+            raise InvokeRefusedError(
+                HTTPStatus.BAD_REQUEST, "InvalidRequestContentException", message
+            )
         body = self.body(limit_bytes)
         if body is None:
             message = f"Request must be smaller than {limit_bytes} bytes for the Invoke operation"
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-            raise _RefusedError(status, "RequestTooLargeException", message)
+            raise InvokeRefusedError(status, "RequestTooLargeException", message)
         try:
             json.loads(body or b"{}")
         except (ValueError, RecursionError) as error:
             message = f"Could not parse request body into json: {error}"
             status = HTTPStatus.BAD_REQUEST
-            raise _RefusedError(status, "InvalidRequestContentException", message) from error
+            raise InvokeRefusedError(status, "InvalidRequestContentException", message) from error
         return body or b"{}"
 
     def _check_name(self) -> None:
@@ -140,7 +143,7 @@ class _InvokeCall(ApiCall):
         name = _NAME.fullmatch(path[1]) if path else None
         if name is None or name[1] not in (self.server.host.function.name, _ANY_NAME):
             message = f"Function not found: {self.server.host.function.name} is the only one"
-            raise _RefusedError(HTTPStatus.NOT_FOUND, "ResourceNotFoundException", message)
+            raise InvokeRefusedError(HTTPStatus.NOT_FOUND, "ResourceNotFoundException", message)
 
     def _run(self, event: bytes) -> None:
         invocation = Invocation(event, self.server.timeout_s, self.request_id)
@@ -151,7 +154,7 @@ class _InvokeCall(ApiCall):
             raise _too_many(str(error)) from error
         if is_unavailable(result):
             message = "the host is stopping"
-            raise _RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "ServiceException", message)
+            raise InvokeRefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "ServiceException", message)
         self._answer_result(invocation, result)
 
     def _answer_result(self, invocation: Invocation, result: InvocationResult) -> None:
@@ -172,11 +175,11 @@ class _InvokeCall(ApiCall):
         except (ValueError, binascii.Error) as error:
             message = "ClientContext: expected base64 of a JSON object"
             status = HTTPStatus.BAD_REQUEST
-            raise _RefusedError(status, "InvalidRequestContentException", message) from error
+            raise InvokeRefusedError(status, "InvalidRequestContentException", message) from error
         # As ASCII: it goes on as a header.
         return json.dumps(context) if context else ""
 
-    def _refuse(self, refused: _RefusedError) -> None:
+    def _refuse(self, refused: InvokeRefusedError) -> None:
         is_ours = refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR
         body = {"Type": "Service" if is_ours else "User", "message": str(refused)}
         headers = {"x-amzn-ErrorType": refused.error_type}
@@ -192,7 +195,7 @@ class _InvokeCall(ApiCall):
         self.wfile.flush()
 
 
-def _too_many(message: str) -> _RefusedError:
-    return _RefusedError(
+def _too_many(message: str) -> InvokeRefusedError:
+    return InvokeRefusedError(
         HTTPStatus.TOO_MANY_REQUESTS, "TooManyRequestsException", f"Rate Exceeded: {message}"
     )

@@ -12,6 +12,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from runtime.errors import LambdaComfyUIError
+
 # Of one poll. SQS allows 20, but a stop has to wait for the open poll: a message that comes in
 # to a poll that nobody listens to stays hidden for its whole visibility timeout.
 LONG_POLL_S = 5
@@ -21,7 +23,7 @@ _MAX_VISIBILITY_S = 43_200
 _REGION = re.compile(r"\bsqs(?:-fips)?\.([a-z]{2,}-[a-z-]+-\d+)\.")
 
 
-class QueueError(Exception):
+class QueueError(LambdaComfyUIError):
     """SQS refused, or cannot be reached; the message has no address and no key in it."""
 
 

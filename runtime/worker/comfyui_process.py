@@ -17,6 +17,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from handler.settings import PROJECT, Settings
+from runtime.errors import LambdaComfyUIError
 from runtime.process.child import Child
 
 DEFAULT_PORT = 18188
@@ -38,7 +39,7 @@ _WITHHELD = {item.metadata["env"] for item in fields(Settings) if item.metadata[
 _PROGRESS_BAR = re.compile(r"\s*\d+%\|")
 
 
-class ComfyUIStartError(RuntimeError):
+class ComfyUIStartError(LambdaComfyUIError):
     """ComfyUI did not become ready; the message ends with its last log lines."""
 
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from handler.settings import Settings
+from runtime.errors import UsageError
 from runtime.hooks import Hooks, PyWorkerLines, StateMetrics, load_hooks
 from runtime.worker.lifecycle import Worker
 from runtime.worker.states import DEPTHS, Depth, State
@@ -45,7 +46,7 @@ _MAX_SOCKET_PATH = 107
 OnGone = Callable[[int], None]
 
 
-class ControlError(RuntimeError):
+class ControlError(UsageError):
     """The socket cannot be made where WORKER_DIR says."""
 
 

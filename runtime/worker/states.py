@@ -8,6 +8,8 @@ any ─▶ draining ─▶ stopped
 
 from enum import IntEnum, StrEnum
 
+from runtime.errors import LambdaComfyUIError
+
 
 class State(StrEnum):
     """What a worker can be."""
@@ -43,7 +45,7 @@ class Depth(IntEnum):
 DEPTHS = {depth.name.lower(): depth for depth in (Depth.FREE, Depth.STOP, Depth.EXIT)}
 
 
-class IllegalMove(RuntimeError):
+class IllegalMove(LambdaComfyUIError):
     """A move that the table does not have; the message names both states."""
 
 

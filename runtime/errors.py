@@ -1,0 +1,41 @@
+"""The errors of `runtime`, and the exit status that each one gives a command.
+
+A class stays in the module that raises it. A job's errors are not here: they are answers to an
+event, and events/errors.py has them. A wrong environment variable is a SettingsError of
+handler/settings.py.
+
+    LambdaComfyUIError             exit status 1: the command could not do its work
+    ├── UsageError                 exit status 2: what the user gave to the command is wrong
+    │   ├── ControlError           worker/control.py      the socket cannot be made in WORKER_DIR
+    │   ├── EnvVarsError           sam/env_vars_file.py   the file of --env-vars
+    │   ├── HookError              hooks.py               WORKER_HOOKS
+    │   ├── MissingExtraError      extras.py              an extra of the package is not installed
+    │   └── TemplateError          sam/template.py        the file of --template
+    ├── ComfyUIStartError          worker/comfyui_process.py
+    ├── EventFileError             commands/invoke.py     the file of --event
+    ├── ExtensionRefusedError      lambda_host/extensions.py      answered with HTTP 403
+    ├── ExtensionsApiError         commands/extension.py
+    ├── HostBusyError              lambda_host/host.py            answered with HTTP 429
+    ├── IllegalMove                worker/states.py       a defect of ours
+    ├── InstallError               install_steps.py
+    ├── InvokeRefusedError         lambda_host/invoke_api.py      answered with HTTP 4xx or 503
+    ├── LocalS3Error               local_s3.py
+    ├── QueueError                 lambda_host/sqs_queue.py
+    └── UnresolvableError          sam/intrinsics.py      the template's variable is left out
+
+cli.py prints the message of any that reaches it, one line on stderr without a traceback.
+"""
+
+from typing import ClassVar
+
+
+class LambdaComfyUIError(Exception):
+    """The root. The message names what is wrong, the file or variable, and the fix."""
+
+    exit_status: ClassVar[int] = 1
+
+
+class UsageError(LambdaComfyUIError):
+    """An argument, a variable or a file that the user gave has to be changed first."""
+
+    exit_status = 2
