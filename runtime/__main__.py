@@ -1,4 +1,4 @@
-"""`python -m runtime COMMAND`: the commands of the container and of the developer."""
+"""`python -m runtime COMMAND`: the same as the console script `lambda-comfyui COMMAND`."""
 
 import sys
 

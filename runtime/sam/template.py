@@ -1,6 +1,7 @@
-"""A function in a SAM or CloudFormation template: the environment and the timeout it is given.
+"""A function in a SAM or CloudFormation template: its variables and its timeout.
 
-What refers to a resource of the stack has no value here, and its variable is left out.
+A variable whose value refers to a resource, such as a bucket, has no value before the stack is
+deployed: it is not set. Which references a template resolves by itself is decided in intrinsics.py.
 """
 
 from collections.abc import Mapping
@@ -10,29 +11,33 @@ from typing import Any
 
 import yaml
 
+from runtime.errors import UsageError
 from runtime.sam.intrinsics import NO_VALUE, Intrinsics, UnresolvableError
 
-# As SAM CLI has it.
+# The value of AWS::StackName in SAM CLI.
 STACK_NAME = "local"
 _SERVERLESS = "AWS::Serverless::Function"
 _FUNCTIONS = ("AWS::Lambda::Function", _SERVERLESS)
 _LONGEST_TIMEOUT_S = 86_400.0
 _YAML = "tag:yaml.org,2002:"
-# Of all that YAML takes for something else than a text.
+# The types of scalars that YAML may tell from text: see _Loader.
 _KEPT = {f"{_YAML}{name}" for name in ("bool", "null", "merge")}
 
 
-class TemplateError(ValueError):
-    """The template cannot be read, or has no such function."""
+class TemplateError(UsageError):
+    """The template cannot be read, or does not have the function."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateFunction:
-    """`name` is the logical id; `left_out` names the variables that only a stack can know."""
+    """`name` is the logical id; `timeout_s` seconds, None if the template does not say.
+
+    `unresolved` names the variables whose value only a deployed stack knows.
+    """
 
     name: str
     variables: Mapping[str, str]
-    left_out: tuple[str, ...]
+    unresolved: tuple[str, ...]
     timeout_s: float | None
 
 
@@ -43,7 +48,7 @@ def read_template(path: str) -> dict[str, Any]:
     except OSError as error:
         raise TemplateError(f"cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise TemplateError("is not a text in UTF-8") from error
+        raise TemplateError("is not UTF-8 text") from error
 
 
 def parse_template(text: str) -> dict[str, Any]:
@@ -70,11 +75,11 @@ def function_names(template: Mapping[str, Any]) -> list[str]:
 def function_in(
     template: Mapping[str, Any], name: str | None, *, overrides: Mapping[str, str], region: str
 ) -> TemplateFunction:
-    """The function of that name, or the only one. `overrides` are values of parameters.
+    """The function `name`, or the only one. `overrides` are values of parameters by their name.
 
     Raises TemplateError.
     """
-    name = _chosen(function_names(template), name)
+    name = _choose(function_names(template), name)
     intrinsics = Intrinsics(
         parameters=_parameters(template, overrides, region),
         conditions=_mapping(template, "Conditions"),
@@ -90,15 +95,17 @@ def function_in(
         for source in sources:
             written |= _written_variables(source, intrinsics)
             timeout_s = _timeout(source, intrinsics) or timeout_s
-        variables, left_out = _resolved(written, intrinsics)
+        variables, unresolved = _resolved(written, intrinsics)
     except TemplateError as error:
         raise TemplateError(f"{name}: {error}") from error
     except RecursionError as error:
-        raise TemplateError("Conditions refer to each other in a circle") from error
-    return TemplateFunction(name=name, variables=variables, left_out=left_out, timeout_s=timeout_s)
+        raise TemplateError("Conditions refer to each other in a cycle") from error
+    return TemplateFunction(
+        name=name, variables=variables, unresolved=unresolved, timeout_s=timeout_s
+    )
 
 
-def _chosen(names: list[str], name: str | None) -> str:
+def _choose(names: list[str], name: str | None) -> str:
     if not names:
         raise TemplateError(f"has no function, expected one of {' or '.join(_FUNCTIONS)}")
     choices = ", ".join(names)
@@ -119,7 +126,7 @@ def _parameters(
     for name in declared:
         declaration = _mapping(declared, name)
         default = declaration.get("Default")
-        # There the default is the name of a stored value, not the value.
+        # The default of such a parameter is the name of a stored value, not the value.
         is_stored = str(declaration.get("Type")).startswith("AWS::SSM::Parameter::Value")
         if name in overrides:
             values[name] = overrides[name]
@@ -129,14 +136,16 @@ def _parameters(
 
 
 def _written_variables(source: Mapping[str, Any], intrinsics: Intrinsics) -> dict[str, Any]:
-    """The variables as they are written there, not resolved."""
+    """The variables as the template writes them, not resolved."""
     try:
         environment = intrinsics.resolve(source.get("Environment"))
         if environment is NO_VALUE or environment is None:
             return {}
         variables = intrinsics.resolve(_checked(environment, "Environment").get("Variables"))
     except UnresolvableError as error:
-        raise TemplateError("Environment: cannot be resolved without the stack") from error
+        raise TemplateError(
+            "Environment: cannot be resolved before the stack is deployed"
+        ) from error
     if variables is NO_VALUE or variables is None:
         return {}
     return _checked(variables, "Environment.Variables")
@@ -146,19 +155,19 @@ def _resolved(
     written: Mapping[str, Any], intrinsics: Intrinsics
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     variables: dict[str, str] = {}
-    left_out = []
+    unresolved = []
     for name, value in written.items():
         try:
             resolved = intrinsics.resolve(value)
         except UnresolvableError:
-            left_out.append(name)
+            unresolved.append(name)
             continue
         if resolved is NO_VALUE or not resolved:
             continue
         if not isinstance(resolved, str):
             raise TemplateError(f"Environment.Variables.{name}: expected a text")
         variables[name] = resolved
-    return variables, tuple(left_out)
+    return variables, tuple(unresolved)
 
 
 def _timeout(source: Mapping[str, Any], intrinsics: Intrinsics) -> float | None:
@@ -173,7 +182,7 @@ def _timeout(source: Mapping[str, Any], intrinsics: Intrinsics) -> float | None:
     except (TypeError, ValueError):
         seconds = 0.0
     if not 0 < seconds <= _LONGEST_TIMEOUT_S:
-        raise TemplateError("Timeout: expected seconds, more than 0, at most a day")
+        raise TemplateError("Timeout: expected seconds, more than 0 and at most 86400")
     return seconds
 
 
@@ -188,7 +197,7 @@ def _checked(value: Any, what: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Scalars are the text that is written, for a variable is one: `010` is no 8, `1.10` no 1.1."""
+    """Keeps a scalar as the text in the file, as a variable is: `010` is not 8, `1.10` not 1.1."""
 
 
 def _function_call(loader: _Loader, suffix: str, node: yaml.Node) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The file of --env-vars: what it says, and what is refused without showing a value."""
+"""The file of --env-vars: its variables, and the mistakes that are refused without a value."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,7 @@ from typing import Any
 
 import pytest
 
-from runtime.sam.env_vars_file import (
-    EnvVarsError,
-    must_be_known,
-    only_function,
-    read_env_vars,
-    variables_of,
-)
+from runtime.sam.env_vars_file import EnvVarsError, EnvVarsFile, read_env_vars
 
 
 def written(folder: Path, content: Any) -> str:
@@ -21,53 +15,57 @@ def written(folder: Path, content: Any) -> str:
     return str(path)
 
 
+def file_of(*owners: str) -> EnvVarsFile:
+    return EnvVarsFile("env.json", {owner: {} for owner in owners})
+
+
 def test_values_become_text(tmp_path: Path) -> None:
     values = {"A": "a", "B": 7, "C": 1.5, "D": True, "E": False, "F": None, "G": ""}
 
-    found = read_env_vars(written(tmp_path, {"Parameters": values}))["Parameters"]
+    file = read_env_vars(written(tmp_path, {"Parameters": values}))
 
-    assert found == {
+    assert file.variables["Parameters"] == {
         **{"A": "a", "B": "7", "C": "1.5", "D": "true", "E": "false"},
         **{"F": None, "G": None},
     }
 
 
-def test_variables_of_the_function_win_over_those_of_all(tmp_path: Path) -> None:
+def test_variables_of_the_function_win_over_those_of_every_function(tmp_path: Path) -> None:
     content = {"Parameters": {"A": "all", "B": "all"}, "F": {"B": "own"}, "G": {"B": "other"}}
-    env_vars = read_env_vars(written(tmp_path, content))
+    file = read_env_vars(written(tmp_path, content))
 
-    assert variables_of(env_vars, "F") == {"A": "all", "B": "own"}
-    assert variables_of(env_vars, "H") == variables_of(env_vars, None) == {"A": "all", "B": "all"}
+    assert file.variables_of("F") == {"A": "all", "B": "own"}
+    assert file.variables_of("H") == file.variables_of(None) == {"A": "all", "B": "all"}
 
 
 def test_only_function_of_the_file_needs_no_name() -> None:
-    assert only_function({"Parameters": {}, "F": {}}, None) == "F"
-    assert only_function({"F": {}, "G": {}}, "G") == "G"
-    assert only_function({"Parameters": {}}, None) is None
+    assert file_of("Parameters", "F").only_function(None) == "F"
+    assert file_of("F", "G").only_function("G") == "G"
+    assert file_of("Parameters").only_function(None) is None
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [(None, "several functions.*: F, G"), ("H", "no function H.*: F, G")]
+    ("name", "message"), [(None, "several functions.*: F, G"), ("H", "no function H.*: F, G")]
 )
-def test_function_must_be_chosen_from_the_file(name: str | None, told: str) -> None:
-    with pytest.raises(EnvVarsError, match=told):
-        only_function({"F": {}, "G": {}}, name)
+def test_function_must_be_chosen_from_the_file(name: str | None, message: str) -> None:
+    with pytest.raises(EnvVarsError, match=message):
+        file_of("F", "G").only_function(name)
 
 
 def test_function_that_the_template_lacks_is_refused() -> None:
-    must_be_known({"Parameters": {}, "F": {}}, ["F", "G"])
+    file_of("Parameters", "F").check_functions(["F", "G"])
 
-    with pytest.raises(EnvVarsError, match=r"^Ff: .* expected Parameters, F, G$"):
-        must_be_known({"Ff": {}}, ["F", "G"])
+    with pytest.raises(EnvVarsError, match=r"^env.json: Ff: .* expected Parameters, F, G$"):
+        file_of("Ff").check_functions(["F", "G"])
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("{secret", "is not JSON"),
         ("[]", 'expected {"Parameters": {…}}'),
         ({"Parameters": "secret"}, "Parameters: expected an object"),
-        # What people write who have not met `sam local`.
+        # A frequent mistake: the variables stand at the top level.
         ({"S3_BUCKET_NAME": "secret"}, "S3_BUCKET_NAME: expected an object"),
         ({"F": {"A": ["secret"]}}, "F.A: expected a text, a number"),
         ({"F": {"A": {"secret": 1}}}, "F.A: expected a text, a number"),
@@ -76,11 +74,14 @@ def test_function_that_the_template_lacks_is_refused() -> None:
         ({"F": {"A=B": "secret"}}, "F.A=B: expected a name"),
     ],
 )
-def test_wrong_file_is_refused_without_a_value(content: Any, told: str, tmp_path: Path) -> None:
-    with pytest.raises(EnvVarsError) as refused:
-        read_env_vars(written(tmp_path, content))
+def test_wrong_file_is_refused_without_a_value(content: Any, message: str, tmp_path: Path) -> None:
+    path = written(tmp_path, content)
 
-    assert told in str(refused.value)
+    with pytest.raises(EnvVarsError) as refused:
+        read_env_vars(path)
+
+    assert f"{path}: " in str(refused.value)
+    assert message in str(refused.value)
     assert "secret" not in str(refused.value)
 
 

@@ -3,14 +3,13 @@
 import argparse
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from handler.settings import SettingsError
 from runtime import cli
+from runtime.errors import UsageError
 from runtime.sam import environment
 from runtime.sam.environment import FunctionEnvironment, environment_of
 
@@ -33,14 +32,6 @@ def template(tmp_path: Path) -> str:
     path = tmp_path / "template.yaml"
     path.write_text(TEMPLATE)
     return str(path)
-
-
-@pytest.fixture
-def own_environment() -> Iterator[None]:
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
 
 
 def env_vars(folder: Path, **owners: Any) -> str:
@@ -88,13 +79,13 @@ def test_null_unsets_and_an_empty_variable_of_the_shell_is_an_absent_one(
     assert environ["C"] == "written"
 
 
-def test_what_somebody_gave_is_not_left_out(template: str, tmp_path: Path) -> None:
+def test_variable_with_a_value_is_not_unresolved(template: str, tmp_path: Path) -> None:
     file = env_vars(tmp_path, F={"TABLE": None})
 
-    assert chosen("-t", template).left_out == ("TABLE",)
-    assert chosen("-t", template, TABLE="").left_out == ("TABLE",)
-    assert chosen("-t", template, TABLE="jobs").left_out == ()
-    assert chosen("-t", template, "-n", file).left_out == ()
+    assert chosen("-t", template).unresolved == ("TABLE",)
+    assert chosen("-t", template, TABLE="").unresolved == ("TABLE",)
+    assert chosen("-t", template, TABLE="jobs").unresolved == ()
+    assert chosen("-t", template, "-n", file).unresolved == ()
 
 
 def test_region_is_the_shells(template: str) -> None:
@@ -103,9 +94,9 @@ def test_region_is_the_shells(template: str) -> None:
 
 
 def test_overrides_reach_the_parameters(template: str) -> None:
-    found = chosen("F", "-t", template, "--parameter-overrides", "Stage=a=b c")
+    function = chosen("F", "-t", template, "--parameter-overrides", "Stage=a=b c")
 
-    assert found.environ["STAGE"] == "a=b c"
+    assert function.environ["STAGE"] == "a=b c"
 
 
 @pytest.mark.parametrize("arguments", [("F", "-t", "x", "-n", "y"), ("-t", "x", "F", "-n", "y")])
@@ -120,68 +111,78 @@ def test_file_applies_without_a_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (("F",), "F: expected --template or --env-vars with it"),
-        (("--parameter-overrides", "A=b"), "--parameter-overrides: expected --template with it"),
+        (("F",), "FUNCTION F needs --template or --env-vars"),
+        (("--parameter-overrides", "A=b"), "--parameter-overrides needs --template"),
         (("-n", "nothing.json"), "nothing.json: cannot be read"),
         (("-t", "nothing.yaml"), "nothing.yaml: cannot be read"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments: tuple[str, ...], told: str) -> None:
-    with pytest.raises(SettingsError) as refused:
+def test_arguments_that_do_not_fit_are_refused(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UsageError) as refused:
         chosen(*arguments)
 
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_message_names_file_and_key(template: str, tmp_path: Path) -> None:
     file = env_vars(tmp_path, Ff={"A": "secret"})
 
-    with pytest.raises(SettingsError) as refused:
+    with pytest.raises(UsageError) as refused:
         chosen("-t", template, "-n", file)
 
-    told = f"{file}: Ff: the template has no such function, expected Parameters, F"
-    assert str(refused.value) == told
+    message = f"{file}: Ff: the template has no such function, expected Parameters, F"
+    assert str(refused.value) == message
 
 
-def test_override_must_be_a_pair() -> None:
+def test_override_must_be_a_pair(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         parsed("--parameter-overrides", "Stage")
 
+    assert "--parameter-overrides: expected NAME=VALUE, got 'Stage'" in capsys.readouterr().err
 
-@pytest.mark.usefixtures("own_environment")
-def test_process_lives_in_that_environment_and_says_in_one_line_what_is_left_out(
-    template: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+
+def test_command_gets_that_environment_and_prints_in_one_line_what_is_not_set(
+    template: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    os.environ["GONE"] = "shell"
+    monkeypatch.setenv("GONE", "shell")
     args = parsed("-t", template, "-n", env_vars(tmp_path, Parameters={"GONE": None}))
 
-    environment.take(args)
+    environ = environment.environ_of(args)
 
-    assert os.environ["C"] == "written"
-    assert "GONE" not in os.environ
+    assert environ["C"] == "written"
+    assert "GONE" not in environ
     assert args.timeout == 77
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err == (
-        f"{template}: left out, as only a deployed stack has them: TABLE"
-        " (give them with --env-vars)\n"
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == (
+        f"{template}: not set, because only a deployed stack knows them: TABLE"
+        " (set them with --env-vars)\n"
     )
 
 
-@pytest.mark.usefixtures("own_environment")
+def test_environment_of_the_process_stays_as_it_is(template: str) -> None:
+    before = dict(os.environ)
+
+    environment.environ_of(parsed("-t", template))
+
+    assert dict(os.environ) == before
+
+
 def test_timeout_that_is_given_wins(template: str) -> None:
     args = parsed("-t", template, "--timeout", "5")
 
-    environment.take(args)
+    environment.environ_of(args)
 
     assert args.timeout == 5
 
 
-@pytest.mark.usefixtures("own_environment")
 @pytest.mark.parametrize("command", [("invoke", "-e", "-"), ("start-lambda",)])
-def test_wrong_value_in_the_file_is_told_as_one_of_the_shell_is(
+def test_wrong_value_in_the_file_is_reported_as_one_of_the_shell_is(
     command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = env_vars(tmp_path, Parameters={"SERVE_PORT": "many"})

@@ -1,4 +1,4 @@
-"""What a template answers by itself, and what it leaves to the stack."""
+"""The references that a template resolves by itself, and those that it leaves to the stack."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ INTRINSICS = Intrinsics(
         ({"Fn::If": ["Either", "a", {"Ref": "Table"}]}, "a"),
     ],
 )
-def test_value_of_the_template_is_resolved(value: Any, resolved: Any) -> None:
+def test_reference_inside_the_template_is_resolved(value: Any, resolved: Any) -> None:
     assert INTRINSICS.resolve(value) == resolved
 
 
@@ -62,6 +62,6 @@ def test_value_of_the_template_is_resolved(value: Any, resolved: Any) -> None:
         {"Ref": ["Stage"]},
     ],
 )
-def test_value_of_the_stack_is_refused(value: Any) -> None:
+def test_reference_to_the_stack_is_refused(value: Any) -> None:
     with pytest.raises(UnresolvableError):
         INTRINSICS.resolve(value)

@@ -1,6 +1,5 @@
 """The command around the host: events in, response and exit status out, nothing left behind."""
 
-import argparse
 import io
 import json
 import signal
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from handler.settings import PROJECT, Settings
+from handler.settings import PROJECT
+from runtime import cli
 from runtime.commands import invoke
 from runtime.lambda_host.failures import InvocationResult
 from tests.conftest import ask_worker
@@ -29,9 +29,7 @@ def _no_comfyui(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    invoke.add_arguments(parser)
-    return invoke.run(parser.parse_args(arguments), Settings())
+    return cli.main(["invoke", *arguments])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Which function of a template, with which environment and which timeout."""
+"""The function that is read from a template: its variables and its timeout."""
 
 from pathlib import Path
 from typing import Any
@@ -47,29 +47,29 @@ def of_the_project(**overrides: str) -> TemplateFunction:
     return function_in(template, None, overrides=overrides, region="eu-west-1")
 
 
-def test_template_of_the_project_gives_what_it_can() -> None:
-    found = of_the_project()
+def test_template_of_the_project_gives_variables_and_timeout() -> None:
+    result = of_the_project()
 
-    assert found.name == "ComfyUI"
-    assert found.timeout_s == 900
-    assert found.left_out == ("S3_BUCKET_NAME", "JOBS_TABLE", "DEAD_LETTER_QUEUE_URL")
-    assert found.variables["S3_REGION"] == "eu-west-1"
-    assert found.variables["HOME"] == "/tmp"
-    assert found.variables["COMFYUI_ARGS"].split() == ["--disable-api-nodes"]
-    assert not {"MODELS_DIR", "MODELS_S3_URI", "WEBHOOK_URL"} & found.variables.keys()
-    assert Settings.from_env(found.variables).comfyui_start_timeout_s == 600
+    assert result.name == "ComfyUI"
+    assert result.timeout_s == 900
+    assert result.unresolved == ("S3_BUCKET_NAME", "JOBS_TABLE", "DEAD_LETTER_QUEUE_URL")
+    assert result.variables["S3_REGION"] == "eu-west-1"
+    assert result.variables["HOME"] == "/tmp"
+    assert result.variables["COMFYUI_ARGS"].split() == ["--disable-api-nodes"]
+    assert not {"MODELS_DIR", "MODELS_S3_URI", "WEBHOOK_URL"} & result.variables.keys()
+    assert Settings.from_env(result.variables).comfyui_start_timeout_s == 600
 
 
 def test_overrides_choose_other_branches_of_the_template_of_the_project() -> None:
-    found = of_the_project(ModelStorage="s3", ModelsBucket="b", TimeoutSeconds="1800")
+    result = of_the_project(ModelStorage="s3", ModelsBucket="b", TimeoutSeconds="1800")
 
-    assert found.variables["MODELS_DIR"] == "/tmp/models"
-    assert found.variables["MODELS_S3_URI"] == "s3://b/models/"
-    assert found.timeout_s == 1800
+    assert result.variables["MODELS_DIR"] == "/tmp/models"
+    assert result.variables["MODELS_S3_URI"] == "s3://b/models/"
+    assert result.timeout_s == 1800
     assert of_the_project(ModelStorage="efs").variables["MODELS_DIR"] == "/mnt/models"
 
 
-def test_globals_are_under_a_serverless_function_and_not_under_a_plain_one() -> None:
+def test_globals_apply_to_a_serverless_function_and_not_to_a_plain_one() -> None:
     served, plain = function(TWO_FUNCTIONS, "Served"), function(TWO_FUNCTIONS, "Plain")
 
     assert served.variables == {"SHARED": "all", "OWN": "mine"}
@@ -91,7 +91,7 @@ def test_globals_are_under_a_serverless_function_and_not_under_a_plain_one() -> 
         ("!Sub ['a-${X}', {X: !Ref Number}]", "a-24"),
     ],
 )
-def test_variable_is_the_text_that_is_written(written: str, value: str) -> None:
+def test_variable_is_the_text_in_the_file(written: str, value: str) -> None:
     rest = (
         "Parameters: {Number: {Type: Number, Default: 24}, Switch: {Type: String, Default: true}}\n"
         "Conditions: {IsOn: !Equals [!Ref Switch, 'true']}\n"
@@ -104,43 +104,43 @@ def test_variable_is_the_text_that_is_written(written: str, value: str) -> None:
 def test_empty_variable_is_an_absent_one(written: str) -> None:
     rest = "Parameters: {Empty: {Type: String, Default: ''}}"
 
-    found = function(with_variables(f"{{X: {written}}}", rest))
+    result = function(with_variables(f"{{X: {written}}}", rest))
 
-    assert (found.variables, found.left_out) == ({}, ())
+    assert (result.variables, result.unresolved) == ({}, ())
 
 
 @pytest.mark.parametrize(
     "written",
     ["!Ref Table", "!GetAtt Table.Arn", "!Sub '${Table}'", "!Ref NoDefault", "!Ref Stored"],
 )
-def test_variable_that_only_a_stack_has_is_left_out(written: str) -> None:
+def test_variable_that_only_a_stack_knows_is_unresolved(written: str) -> None:
     rest = (
         "Parameters:\n  NoDefault: {Type: String}\n"
         "  Stored: {Type: 'AWS::SSM::Parameter::Value<String>', Default: /name/of/it}\n"
     )
 
-    found = function(with_variables(f"{{X: {written}, Y: y}}", rest))
+    result = function(with_variables(f"{{X: {written}, Y: y}}", rest))
 
-    assert (dict(found.variables), found.left_out) == ({"Y": "y"}, ("X",))
+    assert (dict(result.variables), result.unresolved) == ({"Y": "y"}, ("X",))
 
 
 @pytest.mark.parametrize("parameter", ["NoDefault", "Stored"])
 def test_override_gives_a_parameter_its_value(parameter: str) -> None:
     rest = f"Parameters: {{{parameter}: {{Type: 'AWS::SSM::Parameter::Value<String>'}}}}"
 
-    found = function(with_variables(f"{{X: !Ref {parameter}}}", rest), **{parameter: "given"})
+    result = function(with_variables(f"{{X: !Ref {parameter}}}", rest), **{parameter: "given"})
 
-    assert found.variables == {"X": "given"}
+    assert result.variables == {"X": "given"}
 
 
-def test_timeout_that_only_a_stack_has_is_none() -> None:
+def test_timeout_that_only_a_stack_knows_is_none() -> None:
     text = "Resources: {F: {Type: AWS::Lambda::Function, Properties: {Timeout: !Ref X}}}"
 
     assert function(text).timeout_s is None
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "told"),
+    ("text", "name", "message"),
     [
         (TWO_FUNCTIONS, None, "several functions, name one as FUNCTION: Served, Plain"),
         (TWO_FUNCTIONS, "Other", "no function Other, expected one of: Served, Plain"),
@@ -155,15 +155,17 @@ def test_timeout_that_only_a_stack_has_is_none() -> None:
         (
             with_variables("{X: !If [A, a, b]}", "Conditions: {A: !Not [!Condition A]}"),
             None,
-            "Conditions refer to each other in a circle",
+            "Conditions refer to each other in a cycle",
         ),
     ],
 )
-def test_function_that_cannot_be_had_is_refused(text: str, name: str | None, told: str) -> None:
+def test_function_that_the_template_lacks_or_gets_wrong_is_refused(
+    text: str, name: str | None, message: str
+) -> None:
     with pytest.raises(TemplateError) as refused:
         function(text, name)
 
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_override_of_an_unknown_parameter_is_refused() -> None:
@@ -172,7 +174,7 @@ def test_override_of_an_unknown_parameter_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("Resources:\n  X: [secret", "is not YAML: line 2"),
         ("X: !!python/object:os.system secret", "is not YAML: line 1"),
@@ -180,11 +182,13 @@ def test_override_of_an_unknown_parameter_is_refused() -> None:
         ("\x01secret", "is not YAML"),
     ],
 )
-def test_file_that_is_no_template_is_refused_without_its_content(text: str, told: str) -> None:
+def test_file_that_is_not_a_template_is_refused_without_its_content(
+    text: str, message: str
+) -> None:
     with pytest.raises(TemplateError) as refused:
         parse_template(text)
 
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "secret" not in str(refused.value)
 
 

@@ -1,0 +1,55 @@
+"""Arguments that several commands have in common, and how a value on the command line is read.
+
+Each reader raises argparse.ArgumentTypeError; argparse puts the option's name before the message.
+"""
+
+import argparse
+from collections.abc import Callable
+
+LONGEST_S = 86_400.0
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A reader of whole numbers from `least` to `most`, both included."""
+    expected = f"a whole number, {least} or more"
+    if most is not None:
+        expected = f"a whole number from {least} to {most}"
+
+    def read(raw: str) -> int:
+        try:
+            value = int(raw)
+        except ValueError:
+            value = None
+        if value is None or value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {raw!r}")
+        return value
+
+    return read
+
+
+port = whole_number(0, 65_535)
+
+
+def seconds(raw: str) -> float:
+    """A time of more than 0 and at most LONGEST_S seconds."""
+    try:
+        value = float(raw)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= LONGEST_S:
+        raise argparse.ArgumentTypeError(
+            f"expected seconds, more than 0 and at most {LONGEST_S:.0f}, got {raw!r}"
+        )
+    return value
+
+
+def name_and_value(raw: str) -> tuple[str, str]:
+    """A pair NAME=VALUE; the value may be empty and may contain `=`."""
+    name, separator, value = raw.partition("=")
+    if not name or not separator:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {raw!r}")
+    return name, value
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="show ComfyUI's log lines too")
