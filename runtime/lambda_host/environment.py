@@ -17,14 +17,13 @@ from handler.settings import PROJECT
 from runtime.lambda_host.extensions import Extensions
 from runtime.lambda_host.failures import (
     InvocationResult,
-    describe_exit,
     failure,
     init_timeout_error,
 )
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.invocations import Invocation, InvocationQueue, ResultFactory
 from runtime.lambda_host.ric import RuntimeClientSlot
-from runtime.process.child import Child
+from runtime.process.child import Child, describe_exit
 
 # What Lambda leaves a runtime between SIGTERM and SIGKILL, of 2 s for everything.
 RIC_STOP_GRACE_S = 0.6

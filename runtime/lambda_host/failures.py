@@ -4,8 +4,9 @@ Types and words are Lambda's, so that a caller finds what it knows.
 """
 
 import json
-import signal
 from dataclasses import dataclass
+
+from runtime.process.child import describe_exit
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,3 @@ def init_timeout_error(timeout_s: float) -> InvocationResult:
 def out_of_means(error: Exception) -> InvocationResult:
     """The machine gave no process, thread or socket (fork(2): EAGAIN, ENOMEM)."""
     return failure("Runtime.StartError", f"the host cannot start what it needs: {error}")
-
-
-def describe_exit(status: int) -> str:
-    """`status` as subprocess gives it: negative for a signal."""
-    if status < 0:
-        return f"signal: {signal.strsignal(-status) or -status}".lower()
-    return f"exit status {status}"

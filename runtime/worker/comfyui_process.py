@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import socket
 import time
 from collections import deque
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from handler.settings import PROJECT, Settings
 from runtime.errors import LambdaComfyUIError
-from runtime.process.child import Child
+from runtime.process.child import Child, describe_exit
 
 DEFAULT_PORT = 18188
 HOST = "127.0.0.1"
@@ -225,13 +224,6 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if others := [place for place in places if Path(place) != PROJECT]:
         kept["PYTHONPATH"] = os.pathsep.join(others)
     return {**kept, "PYTHONUNBUFFERED": "1"}
-
-
-def describe_exit(status: int) -> str:
-    """`signal SIGKILL` or `exit status 3`."""
-    if status < 0:
-        return f"signal {signal.Signals(-status).name}"
-    return f"exit status {status}"
 
 
 def _free_port(preferred: int) -> int:

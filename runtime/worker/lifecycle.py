@@ -14,7 +14,8 @@ from handler.settings import Settings
 from runtime.hooks import Change, HookDispatcher, Hooks, StateLines
 from runtime.log import log
 from runtime.models.prefetch import Prefetcher
-from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError, describe_exit
+from runtime.process.child import describe_exit
+from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError
 from runtime.worker.idle import Idle
 from runtime.worker.prewarmed_process import Prepared
 from runtime.worker.states import Depth, State, check_move

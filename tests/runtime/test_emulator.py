@@ -162,7 +162,7 @@ def test_death_of_comfyui_costs_one_job_and_death_of_the_extension_one_environme
 
         (extension,) = running.processes("runtime\0extension")
         os.kill(extension, signal.SIGKILL)
-        assert wait_until(lambda: not running.processes("launch.py"))
+        assert wait_until(lambda: not running.processes("inside_comfyui.py"))
 
         assert wait_until(
             lambda: running.invoke(event(workflows.image())).get("status") == "completed",
@@ -179,7 +179,7 @@ def test_two_workers_of_managed_instances_share_one_comfyui() -> None:
 
         assert first["status"] == "completed"
         assert [response["status"] for response in both] == ["completed", "completed"]
-        assert len(running.processes("launch.py")) == 1
+        assert len(running.processes("inside_comfyui.py")) == 1
 
 
 @pytest.mark.timeout(300)
@@ -207,7 +207,7 @@ def test_every_one_of_many_invocations_is_answered_whenever_comfyui_dies(workers
         assert wait_until(
             lambda: until_answered(running, event(workflows.image()))["status"] == "completed", 60
         )
-        assert len(running.processes("launch.py")) == 1
+        assert len(running.processes("inside_comfyui.py")) == 1
 
         end_in_the_middle_of(running, event(workflows.one("TestSleep", seconds=300.0, deaf=True)))
 
@@ -222,7 +222,7 @@ def kill_now_and_then(running: Emulator, is_over: threading.Event) -> None:
     for _ in range(KILLS):
         if is_over.wait(random.uniform(0.05, 2)):
             return
-        for pid in running.processes("launch.py"):
+        for pid in running.processes("inside_comfyui.py"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
