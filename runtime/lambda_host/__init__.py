@@ -1,6 +1,6 @@
-"""A Lambda of our own, for machines that are not Lambda: AWS's runtime client, served by us.
+"""A Lambda host for machines that are not Lambda: it serves AWS's own runtime client.
 
-`service` puts it together. `host` keeps an `environment` up: extension processes and runtime
-clients (`ric`), which speak to `extensions_api` and `runtime_api`. Events come in by `invoke_api`,
-`async_invocations` and `sqs_poller`, and meet in `invocations`.
+`service` assembles the parts. `host` keeps an `environment` running: extension processes, and
+runtime clients (`runtime_client`), which call `extensions_api` and `runtime_api`. Events come from
+`invoke_api`, `async_invocations` and `sqs_poller`; all of them go through `invocations`.
 """

@@ -1,12 +1,12 @@
-"""The extensions of one environment: who registered, who is ready, what each is told.
+"""The extensions of one environment: their registration, their states, their SHUTDOWN event.
 
-No HTTP here: extensions_api.py speaks it. States and refusals follow Managed Instances, as in
+There is no HTTP here: extensions_api.py has it. States and refusals follow Managed Instances, as in
 https://github.com/aws/aws-lambda-runtime-interface-emulator/tree/main/internal/lambda-managed-instances
 """
 
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -41,19 +41,21 @@ class _Extension:
 
 
 class Extensions:
-    """Everything is guarded by `changed`, the lock of the host; it is notified of every change.
+    """`changed` is the lock of the host; it guards everything and is notified of every change.
 
     `expected` is how many processes the host starts: the runtime waits until all of them have
-    registered. `error` is the type of the failure that one of them reported.
+    registered. `on_error` gets the type of every error that an extension reports, with the lock
+    held.
     """
 
-    def __init__(self, changed: threading.Condition, expected: int) -> None:
-        self._changed, self._expected = changed, expected
+    def __init__(
+        self, changed: threading.Condition, expected: int, *, on_error: Callable[[str], object]
+    ) -> None:
+        self._changed, self._expected, self._on_error = changed, expected, on_error
         self._known: dict[str, _Extension] = {}
         self._is_closed = False
         self._is_over = False
         self._shutdown: dict[str, Any] | None = None
-        self.error: str | None = None
 
     @property
     def are_registered(self) -> bool:
@@ -61,14 +63,14 @@ class Extensions:
 
     @property
     def are_ready(self) -> bool:
-        """Whether every one has asked for its next event. Call it with `changed` held."""
+        """Whether every extension has asked for its next event. Call it with `changed` held."""
         return self.are_registered and all(
             each.state is not _State.REGISTERED for each in self._known.values()
         )
 
     @property
     def await_shutdown(self) -> bool:
-        """Whether all of the host's processes wait to be told. Call it with `changed` held."""
+        """Whether all of the host's processes wait for SHUTDOWN. Call it with `changed` held."""
         return self.are_registered and all(
             each.wants_shutdown and each.state is _State.READY
             for each in self._known.values()
@@ -79,7 +81,7 @@ class Extensions:
         """Returns the identifier. Raises ExtensionRefusedError."""
         for event in events:
             if event != SHUTDOWN or not is_external:
-                # Managed Instances run many invocations at once, so none is "the" INVOKE event.
+                # Managed Instances have no INVOKE event: they run many invocations at once.
                 raise ExtensionRefusedError("Extension.InvalidEventType", f"{event}: not allowed")
         with self._changed:
             self._check_registration(name)
@@ -118,7 +120,7 @@ class Extensions:
             return self._shutdown
 
     def fail(self, identifier: str | None, error_type: str | None, *, is_init: bool) -> None:
-        """`init/error` and `exit/error`. Raises ExtensionRefusedError."""
+        """Take an `init/error` or an `exit/error`. Raises ExtensionRefusedError."""
         with self._changed:
             extension = self._find(identifier)
             if not error_type:
@@ -127,7 +129,7 @@ class Extensions:
             if is_init and extension.state not in (_State.REGISTERED, _State.FAILED):
                 raise self._wrong_state(extension, _State.FAILED)
             extension.state = _State.FAILED
-            self.error = self.error or error_type
+            self._on_error(error_type)
             self._changed.notify_all()
 
     def close_registration(self) -> None:
@@ -135,7 +137,7 @@ class Extensions:
             self._is_closed = True
 
     def shut_down(self, deadline_ms: int, reason: str) -> None:
-        """Tell all who asked for it; `deadline_ms` is Unix time."""
+        """Give the SHUTDOWN event to all extensions that want it; `deadline_ms` is Unix time."""
         with self._changed:
             self._shutdown = {
                 "eventType": SHUTDOWN,
@@ -145,7 +147,7 @@ class Extensions:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Let go of everybody who still waits, when all the processes are gone."""
+        """End the calls that still wait: all processes have ended."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()

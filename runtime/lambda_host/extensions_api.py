@@ -1,7 +1,7 @@
-"""Lambda's Extensions API over HTTP, at the address that extension processes are given.
+"""Lambda's Extensions API over HTTP, the server's side, for extension processes.
 
 https://docs.aws.amazon.com/lambda/latest/dg/runtimes-extensions-api.html. The runtime clients'
-servers speak it, too: what registers there is an internal extension.
+servers answer the same calls: an extension that registers there is an internal one.
 """
 
 import json
@@ -19,9 +19,9 @@ _MAX_BODY_BYTES = 1024 * 1024
 
 
 class ExtensionsCall(ApiCall):
-    """One call of an extension; `is_external` unless the runtime client's own process makes it."""
+    """One call of an extension. It is internal if the runtime client's own process makes it."""
 
-    server: "ExtensionsApi"
+    server: "ExtensionsApiServer"
     is_external = True
 
     def do_GET(self) -> None:
@@ -61,7 +61,7 @@ class ExtensionsCall(ApiCall):
 
     def _register(self, body: bytes) -> None:
         name = self.headers.get("Lambda-Extension-Name") or ""
-        events = _events_of(body)
+        events = _parse_events(body)
         identifier = self.server.extensions.register(name, events, is_external=self.is_external)
         function = self.server.function
         answer = {
@@ -76,7 +76,7 @@ class ExtensionsCall(ApiCall):
         self.reply(HTTPStatus.OK, json.dumps(answer).encode(), headers)
 
 
-class ExtensionsApi(ApiServer):
+class ExtensionsApiServer(ApiServer):
     """Serves the Extensions API on `listener` while it is entered."""
 
     def __init__(
@@ -90,11 +90,11 @@ class ExtensionsApi(ApiServer):
         self.extensions, self.function = extensions, function
 
 
-def _events_of(body: bytes) -> list[str]:
+def _parse_events(body: bytes) -> list[str]:
     """Raises ExtensionRefusedError when the body is not {"events": [...]}."""
     try:
-        given: Any = json.loads(body)
-        events = given.get("events") or []
+        registration: Any = json.loads(body)
+        events = registration.get("events") or []
         if all(isinstance(event, str) for event in events):
             return list(events)
     except (ValueError, AttributeError, TypeError):

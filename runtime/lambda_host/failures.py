@@ -1,6 +1,6 @@
-"""What an invocation ends with, and the errors that the platform itself answers.
+"""The result of an invocation, and the failures that the platform itself answers with.
 
-Types and words are Lambda's, so that a caller finds what it knows.
+Error types and messages are Lambda's, so that a caller finds what it knows.
 """
 
 import json
@@ -13,8 +13,8 @@ from runtime.process.child import describe_exit
 class InvocationResult:
     """What the caller of a function gets.
 
-    `function_error` is the error's type, and then `payload` is its JSON body and `log_tail` holds
-    the last lines that the runtime client wrote, if it did not survive.
+    `payload` is the function's response, JSON. With a `function_error`, the error's type, `payload`
+    is the error's JSON, and `log_tail` has the last lines of the runtime client if it has ended.
     """
 
     payload: bytes
@@ -22,34 +22,71 @@ class InvocationResult:
     log_tail: tuple[str, ...] = ()
 
 
-def failure(error_type: str, message: str) -> InvocationResult:
-    """An error of the platform, in the shape that Lambda gives it."""
-    body = json.dumps({"errorType": error_type, "errorMessage": message})
-    return InvocationResult(body.encode(), error_type)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why invocations fail. One failure may end several of them.
+
+    Lambda begins some messages with the request's id: these have `names_request`. `reported` is the
+    JSON that a runtime client sent about the error; it goes to the caller instead of `message`.
+    """
+
+    error_type: str
+    message: str = ""
+    names_request: bool = False
+    reported: bytes | None = None
+    log_tail: tuple[str, ...] = ()
+
+    def result_for(self, request_id: str) -> InvocationResult:
+        """The result of the invocation with this id."""
+        if self.reported is not None:
+            return InvocationResult(self.reported, self.error_type, self.log_tail)
+        prefix = f"RequestId: {request_id} Error: " if self.names_request else ""
+        body = {"errorType": self.error_type, "errorMessage": prefix + self.message}
+        return InvocationResult(json.dumps(body).encode(), self.error_type, self.log_tail)
 
 
-# Nobody began with it: whoever gave the event may give it to somebody else.
-UNAVAILABLE = failure("Runtime.Unavailable", "the host is stopping")
+# No client has begun with the invocation: the caller may try another host.
+UNAVAILABLE = Failure(error_type="Runtime.Unavailable", message="the host is stopping")
 
 
-def exit_error(status: int, request_id: str) -> InvocationResult:
-    """What Lambda answers when the client ended by itself."""
-    message = f"RequestId: {request_id} Error: Runtime exited with error: {describe_exit(status)}"
-    return failure("Runtime.ExitError", message)
+def exit_failure(status: int) -> Failure:
+    """The runtime client ended by itself; `status` is that of `Child.wait`."""
+    return Failure(
+        error_type="Runtime.ExitError",
+        message=f"Runtime exited with error: {describe_exit(status)}",
+        names_request=True,
+    )
 
 
-def timeout_error(timeout_s: float, request_id: str) -> InvocationResult:
-    """What Lambda answers when the function's time is over."""
-    message = f"RequestId: {request_id} Error: Task timed out after {timeout_s:.2f} seconds"
-    return failure("Sandbox.Timedout", message)
+def extension_crash(status: int, log_tail: tuple[str, ...]) -> Failure:
+    """An extension ended by itself; `status` is that of `Child.wait`."""
+    return Failure(
+        error_type="Extension.Crash",
+        message=f"extension exited with {describe_exit(status)}",
+        names_request=True,
+        log_tail=log_tail,
+    )
 
 
-def init_timeout_error(timeout_s: float) -> InvocationResult:
-    """What Lambda answers when nobody was ready in time."""
-    message = f"Init phase timed out after {timeout_s:.2f} seconds"
-    return failure("Sandbox.Timedout", message)
+def timeout_failure(timeout_s: float) -> Failure:
+    """The invocation took longer than the function's timeout."""
+    return Failure(
+        error_type="Sandbox.Timedout",
+        message=f"Task timed out after {timeout_s:.2f} seconds",
+        names_request=True,
+    )
 
 
-def out_of_means(error: Exception) -> InvocationResult:
-    """The machine gave no process, thread or socket (fork(2): EAGAIN, ENOMEM)."""
-    return failure("Runtime.StartError", f"the host cannot start what it needs: {error}")
+def init_timeout_failure(timeout_s: float) -> Failure:
+    """The extensions and the runtime clients were not ready in time."""
+    return Failure(
+        error_type="Sandbox.Timedout", message=f"Init phase timed out after {timeout_s:.2f} seconds"
+    )
+
+
+def start_failure(error: Exception) -> Failure:
+    """The machine refused a process, a thread or a socket (fork(2): EAGAIN, ENOMEM)."""
+    return Failure(
+        error_type="Runtime.StartError",
+        message=f"the host cannot start a process, thread or socket: {error}",
+    )

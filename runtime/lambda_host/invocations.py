@@ -1,6 +1,7 @@
-"""Invocations on their way: waiting for a runtime client, held by one, answered.
+"""The queue of invocations: each waits, is taken by a runtime client, and gets its result.
 
-No HTTP and no processes here: runtime_api.py hands them out, host.py decides about their time.
+There is neither HTTP nor a process here: runtime_api.py hands invocations to the clients, host.py
+limits their time.
 """
 
 import threading
@@ -10,38 +11,42 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from runtime.lambda_host.failures import UNAVAILABLE, InvocationResult
+from runtime.lambda_host.failures import UNAVAILABLE, Failure, InvocationResult
 
 _LOG_LINES = 200
 
 
+def new_request_id() -> str:
+    return str(uuid.uuid4())
+
+
 @dataclass(eq=False, slots=True)
 class Invocation:
-    """One event; its time runs from the moment a runtime client takes it.
+    """One event: JSON in `event`. Its `timeout_s` seconds begin when a runtime client takes it.
 
-    Three things happen to it, in this order: it is `taken`, it is `finished` (the result is
-    there), and its client lets go of it (`left`: no line of its `log` comes any more).
+    Three things happen to it, in this order. It is `taken`. It is `finished`: `result` is set. It
+    is `released`: its client has asked for the next one or has ended, so `log` is complete.
     """
 
     event: bytes
     timeout_s: float
-    request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    request_id: str = field(default_factory=new_request_id)
     client_context: str = ""
     deadline_ms: int = 0
     taken: threading.Event = field(default_factory=threading.Event)
     finished: threading.Event = field(default_factory=threading.Event)
-    left: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
     result: InvocationResult | None = None
     log: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self) -> None:
-        """Start its clock. `deadline_ms` is Unix time, as in Lambda-Runtime-Deadline-Ms."""
+        """Start its time. `deadline_ms` is Unix time, as in Lambda-Runtime-Deadline-Ms."""
         self.deadline_ms = int((time.time() + self.timeout_s) * 1000)
         self.taken.set()
 
     def finish(self, result: InvocationResult) -> bool:
-        """Settle it; False when somebody else was faster, whose result stands."""
+        """Set the result; False when it has one, which stays."""
         with self._lock:
             if self.result is not None:
                 return False
@@ -50,31 +55,35 @@ class Invocation:
         self.taken.set()
         return True
 
+    def fail(self, failure: Failure) -> bool:
+        """The same with the result that a failure gives it."""
+        return self.finish(failure.result_for(self.request_id))
+
 
 @dataclass(eq=False, slots=True)
 class QueueConsumer:
-    """One runtime client's place at the queue. Its fields belong to the queue's lock."""
+    """One runtime client at the queue. The lock of the queue guards the fields.
 
-    holding: Invocation | None = None
+    `invocation` is the one that it took last; `is_retired`: it gets none any more.
+    """
+
+    invocation: Invocation | None = None
     has_asked: bool = False
-    is_dismissed: bool = False
+    is_retired: bool = False
 
     @property
     def is_busy(self) -> bool:
-        held = self.holding
-        return held is not None and not held.left.is_set() and not self.is_dismissed
+        invocation = self.invocation
+        return invocation is not None and not invocation.released.is_set() and not self.is_retired
 
     def note(self, line: str) -> None:
-        """A line that the client wrote belongs to the invocation that it holds."""
-        if held := self.holding:
-            held.log.append(line)
-
-
-ResultFactory = Callable[[Invocation], InvocationResult]
+        """Add a line that the client wrote to the log of its invocation."""
+        if invocation := self.invocation:
+            invocation.log.append(line)
 
 
 class InvocationQueue:
-    """First come, first served, for any number of takers, while its gate is open.
+    """First come, first served, for any number of consumers, while its gate is open.
 
     `changed` is the one lock of a host: the extensions and the environment use it, too.
     """
@@ -82,7 +91,7 @@ class InvocationQueue:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self._waiting: deque[Invocation] = deque()
-        self._takers: set[QueueConsumer] = set()
+        self._consumers: set[QueueConsumer] = set()
         self._asking = 0
         self._is_gate_open = False
         self._is_closed = False
@@ -94,95 +103,97 @@ class InvocationQueue:
     def put(self, invocation: Invocation, limit: int | None = None) -> bool:
         """False when `limit` invocations wait already, beside those that a client takes at once.
 
-        A closed queue settles it as unavailable.
+        In a closed queue the invocation fails as unavailable.
         """
         with self.changed:
             if self._is_closed:
-                return invocation.finish(UNAVAILABLE)
+                return invocation.fail(UNAVAILABLE)
             if limit is not None and len(self._waiting) - self._asking >= limit:
                 return False
             self._waiting.append(invocation)
             self.changed.notify_all()
             return True
 
-    def take(self, taker: QueueConsumer) -> Invocation | None:
-        """Block until there is an invocation for this taker; None once it is dismissed."""
+    def take(self, consumer: QueueConsumer) -> Invocation | None:
+        """Block until there is an invocation for this consumer; None once it is retired."""
         with self.changed:
-            self._takers.add(taker)
-            taker.has_asked = True
-            if taker.holding:
-                taker.holding.left.set()
+            self._consumers.add(consumer)
+            consumer.has_asked = True
+            if consumer.invocation:
+                consumer.invocation.released.set()
             self._asking += 1
             self.changed.notify_all()
             try:
                 self.changed.wait_for(
-                    lambda: (self._waiting and self._is_gate_open) or taker.is_dismissed
+                    lambda: (self._waiting and self._is_gate_open) or consumer.is_retired
                 )
             finally:
                 self._asking -= 1
-            if taker.is_dismissed:
+            if consumer.is_retired:
                 return None
-            taker.holding = self._waiting.popleft()
-            taker.holding.take()
-            return taker.holding
+            consumer.invocation = self._waiting.popleft()
+            consumer.invocation.take()
+            return consumer.invocation
 
-    def wait_until_asked(self, taker: QueueConsumer, timeout_s: float) -> bool:
-        """Block until the taker asks for the first time or is dismissed; False if neither."""
+    def wait_until_asked(self, consumer: QueueConsumer, timeout_s: float) -> bool:
+        """Block until the consumer has asked once or is retired; False after `timeout_s`."""
         with self.changed:
-            return self.changed.wait_for(lambda: taker.has_asked or taker.is_dismissed, timeout_s)
+            return self.changed.wait_for(
+                lambda: consumer.has_asked or consumer.is_retired, timeout_s
+            )
 
-    def dismiss(self, taker: QueueConsumer) -> Invocation | None:
-        """Send the taker home; returns the invocation that it held last."""
+    def retire(self, consumer: QueueConsumer) -> Invocation | None:
+        """Give the consumer nothing more; returns the invocation that it took last."""
         with self.changed:
-            taker.is_dismissed = True
-            self._takers.discard(taker)
-            if taker.holding:
-                taker.holding.left.set()
+            consumer.is_retired = True
+            self._consumers.discard(consumer)
+            if consumer.invocation:
+                consumer.invocation.released.set()
             self.changed.notify_all()
-            return taker.holding
+            return consumer.invocation
 
     def open_gate(self) -> None:
-        """From now on takers get what waits: init is over."""
+        """Hand out invocations from now on: the init phase is over."""
         with self.changed:
             self._is_gate_open = True
             self.changed.notify_all()
 
-    def shut_gate(self) -> None:
+    def close_gate(self) -> None:
+        """Let invocations wait for the next environment."""
         with self.changed:
             self._is_gate_open = False
 
     def wait_until_free(self, timeout_s: float) -> bool:
-        """Block until a taker has nothing to do; False after `timeout_s`, or once closed."""
+        """Block until a consumer is free; False after `timeout_s` seconds, or once closed."""
         with self.changed:
-            self.changed.wait_for(lambda: self._has_free_taker() or self._is_closed, timeout_s)
-            return self._has_free_taker() and not self._is_closed
+            self.changed.wait_for(lambda: self._has_free_consumer() or self._is_closed, timeout_s)
+            return self._has_free_consumer() and not self._is_closed
 
-    def wait_until_used(self, timeout_s: float, or_until: Callable[[], bool]) -> bool:
-        """Block until something waits, `timeout_s` at most; False once the queue is closed."""
+    def wait_until_needed(self, timeout_s: float, or_until: Callable[[], bool]) -> bool:
+        """Block until an invocation waits, `timeout_s` at most; False once the queue is closed."""
         with self.changed:
             self.changed.wait_for(lambda: self._waiting or self._is_closed or or_until(), timeout_s)
             return not self._is_closed
 
     def wait_until_idle(self, timeout_s: float) -> bool:
-        """Block until no taker holds an invocation; False if one still does."""
+        """Block until no consumer runs an invocation; False if one does after `timeout_s`."""
         with self.changed:
             return self.changed.wait_for(
-                lambda: not any(taker.is_busy for taker in self._takers), timeout_s
+                lambda: not any(consumer.is_busy for consumer in self._consumers), timeout_s
             )
 
-    def fail_waiting(self, why: ResultFactory) -> None:
-        """Settle all that nobody has taken."""
+    def fail_waiting(self, failure: Failure) -> None:
+        """End every invocation that no client has taken."""
         with self.changed:
             while self._waiting:
-                invocation = self._waiting.popleft()
-                invocation.finish(why(invocation))
+                self._waiting.popleft().fail(failure)
 
     def close(self) -> None:
-        """Settle what waits, and what comes, as unavailable; what is held goes on."""
+        """Fail what waits, and what comes, as unavailable; what a client has taken goes on."""
         with self.changed:
             self._is_closed = True
             self.changed.notify_all()
-        self.fail_waiting(lambda _: UNAVAILABLE)
+        self.fail_waiting(UNAVAILABLE)
 
-    def _has_free_taker(self) -> bool:
+    def _has_free_consumer(self) -> bool:
         return self._is_gate_open and self._asking > len(self._waiting)

@@ -163,7 +163,7 @@ class _InvokeCall(ApiCall):
             headers["X-Amz-Function-Error"] = "Unhandled"
             self.server.on_state(f"invocation {self.request_id}: {result.function_error}")
         if self.headers.get("X-Amz-Log-Type") == "Tail":
-            invocation.left.wait(_LAST_LINES_WITHIN_S)
+            invocation.released.wait(_LAST_LINES_WITHIN_S)
             log = "\n".join(invocation.log).encode()[-_LOG_BYTES:]
             headers["X-Amz-Log-Result"] = base64.b64encode(log).decode()
         self._answer(HTTPStatus.OK, result.payload, headers)

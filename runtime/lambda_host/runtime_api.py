@@ -1,7 +1,7 @@
 """Lambda's Runtime API for one runtime client: hands out invocations, takes their results.
 
 https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html. Every runtime client gets a server
-of its own (the protocol does not say who is asking), all of them take from one queue.
+of its own, because the protocol does not say which client asks; all of them take from one queue.
 """
 
 import json
@@ -13,8 +13,8 @@ from http import HTTPStatus
 
 from runtime.lambda_host.extensions import Extensions
 from runtime.lambda_host.extensions_api import PREFIX as EXTENSIONS_PREFIX
-from runtime.lambda_host.extensions_api import ExtensionsApi, ExtensionsCall
-from runtime.lambda_host.failures import InvocationResult, failure
+from runtime.lambda_host.extensions_api import ExtensionsApiServer, ExtensionsCall
+from runtime.lambda_host.failures import Failure, InvocationResult
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.invocations import Invocation, InvocationQueue, QueueConsumer
 
@@ -22,10 +22,10 @@ PREFIX = "/2018-06-01/runtime"
 MAX_RESPONSE_BYTES = 6 * 1024 * 1024 + 100
 
 
-class RuntimeApi(ExtensionsApi):
-    """Serves on `listener` while it is entered; `init_error` is what the client reported.
+class RuntimeApiServer(ExtensionsApiServer):
+    """Serves on `listener` while it is entered; `init_failure` is what the client reported.
 
-    `catch_up` returns when the client's lines are read that were written before it.
+    `catch_up` returns when all lines are read that the client wrote before the call.
     """
 
     def __init__(
@@ -34,16 +34,16 @@ class RuntimeApi(ExtensionsApi):
         extensions: Extensions,
         function: Function,
         queue: InvocationQueue,
-        taker: QueueConsumer,
+        consumer: QueueConsumer,
         catch_up: Callable[[], None],
     ) -> None:
         super().__init__(listener, extensions, function, _RuntimeCall)
-        self.queue, self.taker, self.catch_up = queue, taker, catch_up
-        self.init_error: InvocationResult | None = None
+        self.queue, self.consumer, self.catch_up = queue, consumer, catch_up
+        self.init_failure: Failure | None = None
 
 
 class _RuntimeCall(ExtensionsCall):
-    server: RuntimeApi
+    server: RuntimeApiServer
     is_external = False
 
     def do_GET(self) -> None:
@@ -53,9 +53,9 @@ class _RuntimeCall(ExtensionsCall):
         if self.path != f"{PREFIX}/invocation/next":
             self.reject(HTTPStatus.NOT_FOUND, "InvalidRequest", self.path)
             return
-        # They belong to the invocation that the client lets go of now.
+        # The lines belong to the invocation that the client has just ended.
         self.server.catch_up()
-        invocation = self.server.queue.take(self.server.taker)
+        invocation = self.server.queue.take(self.server.consumer)
         if invocation is None:
             self.reject(HTTPStatus.FORBIDDEN, "InvalidStateTransition", "shutting down")
             return
@@ -68,10 +68,12 @@ class _RuntimeCall(ExtensionsCall):
         body = self.body(MAX_RESPONSE_BYTES)
         match self.path.removeprefix(PREFIX).split("/")[1:]:
             case ["init", "error"]:
-                self.server.init_error = self._error(body)
+                error_type = self._error_type(body)
+                self.server.init_failure = Failure(error_type=error_type, reported=body or b"{}")
                 self.reply(HTTPStatus.ACCEPTED)
             case ["invocation", request_id, "error"]:
-                self._finish(request_id, self._error(body))
+                result = InvocationResult(body or b"{}", self._error_type(body))
+                self._finish(request_id, result)
             case ["invocation", request_id, "response"] if body is not None:
                 self._finish(request_id, InvocationResult(body))
             case ["invocation", request_id, "response"]:
@@ -79,7 +81,8 @@ class _RuntimeCall(ExtensionsCall):
                     f"Response payload size ({self.headers['Content-Length']} bytes) exceeded"
                     f" maximum allowed payload size ({MAX_RESPONSE_BYTES} bytes)."
                 )
-                result = failure("Function.ResponseSizeTooLarge", message)
+                failure = Failure(error_type="Function.ResponseSizeTooLarge", message=message)
+                result = failure.result_for(request_id)
                 self._finish(request_id, result, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             case _:
                 self.reject(HTTPStatus.NOT_FOUND, "InvalidRequest", self.path)
@@ -96,14 +99,14 @@ class _RuntimeCall(ExtensionsCall):
             headers["Lambda-Runtime-Client-Context"] = invocation.client_context
         return headers
 
-    def _error(self, body: bytes | None) -> InvocationResult:
-        """AWS's client names the type of a handler's exception in the body only."""
+    def _error_type(self, body: bytes | None) -> str:
+        """From the header, else from the body, where AWS's client names a handler's exception."""
         error_type = self.headers.get("Lambda-Runtime-Function-Error-Type")
         try:
             error_type = error_type or json.loads(body or b"{}").get("errorType")
         except (ValueError, AttributeError):
             error_type = None
-        return InvocationResult(body or b"{}", error_type or "Unhandled")
+        return error_type or "Unhandled"
 
     def _finish(
         self,
@@ -111,10 +114,10 @@ class _RuntimeCall(ExtensionsCall):
         result: InvocationResult,
         status: HTTPStatus = HTTPStatus.ACCEPTED,
     ) -> None:
-        held = self.server.taker.holding
-        if held is None or held.request_id != request_id:
+        invocation = self.server.consumer.invocation
+        if invocation is None or invocation.request_id != request_id:
             self.reject(HTTPStatus.BAD_REQUEST, "InvalidRequestID", request_id)
-        elif held.finish(result):
+        elif invocation.finish(result):
             self.reply(status)
         else:
             self.reject(HTTPStatus.GONE, "InvokeTimeout", request_id)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from runtime.lambda_host.extensions import ExtensionRefusedError, Extensions
-from runtime.lambda_host.extensions_api import ExtensionsApi
+from runtime.lambda_host.extensions_api import ExtensionsApiServer
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import MAX_FAILURES, LambdaHost
@@ -185,7 +185,7 @@ def test_environments_that_fail_again_and_again_are_given_up(start_host: StartHo
 
 @pytest.fixture
 def extensions() -> Extensions:
-    return Extensions(threading.Condition(), expected=1)
+    return Extensions(threading.Condition(), expected=1, on_error=lambda _: None)
 
 
 def refusal(call: Callable[[], Any]) -> str:
@@ -229,8 +229,8 @@ def test_each_wrong_call_has_its_own_type(extensions: Extensions) -> None:
 def test_body_that_is_no_registration_is_refused() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     function = Function(handler="a.b", environ={})
-    registry = Extensions(threading.Condition(), expected=1)
-    with ExtensionsApi(listener, registry, function):
+    registry = Extensions(threading.Condition(), expected=1, on_error=lambda _: None)
+    with ExtensionsApiServer(listener, registry, function):
         connection = http.client.HTTPConnection(*listener.getsockname())
         connection.request(
             "POST", "/2020-01-01/extension/register", "[1", {"Lambda-Extension-Name": "a"}

@@ -1,4 +1,4 @@
-"""The host when the machine has nothing to give, and when something is left of a dead client."""
+"""The host when the machine refuses a process, and when the output of a dead client stays open."""
 
 import json
 import os
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from runtime.lambda_host import ric
-from runtime.lambda_host.environment import Environment
+from runtime.lambda_host import runtime_client
+from runtime.lambda_host.environment import ExecutionEnvironment
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
@@ -44,11 +44,11 @@ def test_client_that_cannot_be_started_now_is_started_later(
             raise BlockingIOError(11, "Resource temporarily unavailable")
         return Child(*args, **options)
 
-    monkeypatch.setattr(ric, "Child", child)
+    monkeypatch.setattr(runtime_client, "Child", child)
     host = start_host("exits")
     host.invoke(b'"exit"', timeout_s=10)
 
-    # Whoever waits is told, or served by the next client.
+    # An event fails for that reason, or the next client runs it.
     answers = [host.invoke(b'"stay"', timeout_s=10) for _ in range(2)]
 
     assert answers[-1] == InvocationResult(b"null")
@@ -59,15 +59,15 @@ def test_environment_that_cannot_be_started_now_is_started_later(
     start_host: Callable[[str], LambdaHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tries = []
-    init = Environment._init
+    init = ExecutionEnvironment._init
 
-    def starve(environment: Environment, *args: Any) -> bool:
+    def refuse_once(environment: ExecutionEnvironment, *args: Any) -> bool:
         tries.append(1)
         if len(tries) == 1:
             raise RuntimeError("can't start new thread")
         return init(environment, *args)
 
-    monkeypatch.setattr(Environment, "_init", starve)
+    monkeypatch.setattr(ExecutionEnvironment, "_init", refuse_once)
 
     host = start_host("exits")
     answers = [host.invoke(b'"stay"', timeout_s=10) for _ in range(2)]

@@ -13,7 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from runtime.lambda_host.destination import FailedEvent, destination_of
-from runtime.lambda_host.failures import InvocationResult, failure
+from runtime.lambda_host.failures import Failure, InvocationResult
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.sqs_event import failed_messages
@@ -379,7 +379,9 @@ def test_reply_is_read_as_lambda_reads_it(reply: Any, failed: str) -> None:
 
 
 def test_after_a_function_error_every_message_goes_back() -> None:
-    assert failed_messages(MESSAGES, failure("Any.Error", "")) == MESSAGES
+    result = Failure(error_type="Any.Error").result_for("request-1")
+
+    assert failed_messages(MESSAGES, result) == MESSAGES
 
 
 def failed_event() -> FailedEvent:
@@ -389,7 +391,7 @@ def failed_event() -> FailedEvent:
         condition="RetriesExhausted",
         tries=3,
         event=b'{"a": 1}',
-        result=failure("Any.Error", "why"),
+        result=Failure(error_type="Any.Error", message="why").result_for("request-1"),
     )
 
 

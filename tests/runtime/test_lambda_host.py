@@ -192,21 +192,21 @@ def test_client_that_dies_while_idle_costs_no_event(start_host: StartHost) -> No
     host = start_host("echoes")
     pid = body(host.invoke(b"1", timeout_s=10))["pid"]
 
-    dead = taker_of(host)
+    killed = consumer_of(host)
     os.kill(pid, signal.SIGKILL)
-    # Until its death is noted it passes for a client that is free.
-    assert wait_until(lambda: taker_of(host) is not dead)
+    # Until the host notices its death, it counts as a free client.
+    assert wait_until(lambda: consumer_of(host) is not killed)
     answer = body(host.invoke(b"2", timeout_s=10))
 
     assert answer["event"] == 2
     assert answer["pid"] != pid
 
 
-def taker_of(host: LambdaHost) -> QueueConsumer:
-    """What stands for the only client at the queue: another one when another client is started."""
+def consumer_of(host: LambdaHost) -> QueueConsumer:
+    """The only client at the queue; each client that is started is another consumer."""
     assert host._environment
-    (place,) = host._environment._places
-    return place._taker
+    (slot,) = host._environment._slots
+    return slot._consumer
 
 
 def test_timeout_ends_the_client_and_all_it_started(start_host: StartHost, tmp_path: Path) -> None:
