@@ -1,6 +1,6 @@
-"""What all our HTTP endpoints share: a server of threads, whole bodies, answers in one packet.
+"""The HTTP server of the host's APIs: a thread for each connection, each answer in one packet.
 
-Which paths there are, and what they mean, is decided by runtime_api, extensions_api, invoke_api.
+Which paths there are, and what they mean, is decided in runtime_api, extensions_api, invoke_api.
 """
 
 import json
@@ -20,7 +20,7 @@ _POLL_S = 0.05
 class ApiServer(ThreadingMixIn, TCPServer):
     """Serves on `listener`, with a thread for each connection, while it is entered."""
 
-    # TCPServer, not HTTPServer: that one looks up the name of 127.0.0.1, maybe at a DNS server.
+    # TCPServer, not HTTPServer, which looks up the name of 127.0.0.1, maybe at a DNS server.
     daemon_threads = True
 
     def __init__(self, listener: socket.socket, call: type["ApiCall"]) -> None:
@@ -37,7 +37,7 @@ class ApiServer(ThreadingMixIn, TCPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that died in mid-sentence is the business of whoever watches the process.
+        # The host watches its processes itself: it knows of a client that died during a call.
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)
 
@@ -50,20 +50,23 @@ class ApiCall(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Silent: the invocations are what is worth a line, and others write it."""
+        """Log nothing: invocations are logged elsewhere, and single calls are not."""
 
     def body(self, limit_bytes: int) -> bytes | None:
-        """The whole body, or None when it is too large: read all the same, else the client sees
-        a reset connection in place of our answer."""
-        left = int(self.headers.get("Content-Length") or 0)
-        if left <= limit_bytes:
-            return self.rfile.read(left)
-        while left > 0 and (chunk := self.rfile.read(min(left, _READ_BYTES))):
-            left -= len(chunk)
+        """The whole body, or None when it is longer than `limit_bytes`.
+
+        A body that is too long is read, too: else the client would see a reset connection instead
+        of the answer.
+        """
+        unread = int(self.headers.get("Content-Length") or 0)
+        if unread <= limit_bytes:
+            return self.rfile.read(unread)
+        while unread > 0 and (chunk := self.rfile.read(min(unread, _READ_BYTES))):
+            unread -= len(chunk)
         return None
 
     def reject(self, status: HTTPStatus, error_type: str, message: str) -> None:
-        """Refuse in the shape of the Runtime and Extensions APIs."""
+        """Answer with an error in the form of the Runtime and Extensions APIs."""
         body = json.dumps({"errorType": error_type, "errorMessage": message})
         self.reply(status, body.encode())
 
@@ -73,7 +76,7 @@ class ApiCall(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        # RFC 9110: an answer without content has neither.
+        # RFC 9110, 15.3.5: a response 204 has no content, and so neither of these.
         if status != HTTPStatus.NO_CONTENT:
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

@@ -1,9 +1,9 @@
-"""Asynchronous invocations: accepted at once, run later, tried again, never lost in silence.
+"""Asynchronous invocations: accepted at once, run later, tried again after a function error.
 
 The rules are Lambda's:
 https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html. The queue is in
-memory: it ends with the host, and what is left then goes to the on-failure destination. Whoever
-needs more than that puts the event into an SQS queue.
+memory: it ends with the host, and the events that are in it then go to the on-failure destination.
+An event that must survive a power cut belongs into an SQS queue.
 """
 
 import heapq
@@ -24,7 +24,7 @@ _UNAVAILABLE_PAUSE_S = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsyncRules:
-    """`retries` after a function error; `limit` events at once; older events are given up."""
+    """`retries` after a function error; `limit` events at once; `max_age_s` seconds of an event."""
 
     retries: int = 2
     max_age_s: float = 21_600.0
@@ -44,7 +44,7 @@ class _Pending:
 class AsyncInvocations:
     """Runs accepted events while it is started; as many at once as the host has clients.
 
-    `on_failure` gets every event that is given up, in a thread of ours; it must not raise.
+    `on_failure` gets every event that is not tried again, in another thread; it must not raise.
     """
 
     def __init__(
@@ -81,13 +81,16 @@ class AsyncInvocations:
             return True
 
     def stop(self) -> None:
-        """Begin nothing new; what runs goes on."""
+        """Begin no other event; those that run go on."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
 
     def close(self, timeout_s: float) -> bool:
-        """Wait for what runs (stop the host first) and give up what is left; False if late."""
+        """Wait for the events that run, and give up the others; False after `timeout_s` seconds.
+
+        Stop the host first: it ends the events that run.
+        """
         self.stop()
         closing = threading.Thread(target=self._give_up_all, daemon=True)
         closing.start()
@@ -127,7 +130,8 @@ class AsyncInvocations:
             pending.event, timeout_s=self._timeout_s, request_id=pending.request_id
         )
         if is_unavailable(result):
-            self._schedule(pending, _UNAVAILABLE_PAUSE_S)  # nobody began; `close` finds it there
+            # It did not run. The host is stopping, so `close` gives it up.
+            self._schedule(pending, _UNAVAILABLE_PAUSE_S)
             return
         pending.tries += 1
         pending.result = result

@@ -13,7 +13,7 @@ HANDLER = "handler.app.lambda_handler"
 FUNCTION_NAME = "lambda-comfyui"
 FUNCTION_VERSION = "$LATEST"
 ACCOUNT = "012345678912"
-# Lambda: 130 s or the function's timeout; a handler's import alone takes a second or two.
+# The import of a handler takes a second or two. Lambda: 130 s, or the function's timeout.
 INIT_TIMEOUT_S = 60.0
 _REGION = "us-east-1"
 
@@ -22,9 +22,9 @@ _REGION = "us-east-1"
 class Function:
     """What runs in an environment.
 
-    `handler` is MODULE.FUNCTION; `environ` the environment of every process but for Lambda's own
-    variables; `concurrency` the number of runtime clients; `extensions` the commands that are
-    started before them and must register.
+    `handler` is MODULE.FUNCTION. `environ` is the environment of every process, without Lambda's
+    own variables. `concurrency` is the number of runtime clients. `extensions` are the commands
+    that are started before the clients and must register.
     """
 
     handler: str
@@ -43,7 +43,7 @@ class Function:
         return f"arn:aws:lambda:{region}:{ACCOUNT}:function:{self.name}"
 
     def extension_environment(self, api_address: str) -> dict[str, str]:
-        """`environ` with what Lambda gives an extension; `api_address` is HOST:PORT."""
+        """`environ` with Lambda's variables for an extension; `api_address` is HOST:PORT."""
         environment = {
             "AWS_REGION": _REGION,
             "AWS_DEFAULT_REGION": self.environ.get("AWS_REGION", _REGION),
@@ -53,25 +53,25 @@ class Function:
             "AWS_LAMBDA_FUNCTION_VERSION": FUNCTION_VERSION,
             "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": str(_memory_mib()),
             "AWS_LAMBDA_INITIALIZATION_TYPE": "on-demand",
-            # Ours must be importable whatever PYTHONSAFEPATH and the caller's folder are.
+            # The project must be importable whatever PYTHONSAFEPATH and the caller's folder are.
             "PYTHONPATH": os.pathsep.join(
                 filter(None, [str(PROJECT), self.environ.get("PYTHONPATH")])
             ),
         }
-        # With it AWS's client would fork workers, and none of them would be ours to watch.
+        # With it AWS's client would fork workers that the host does not know.
         environment.pop("AWS_LAMBDA_MAX_CONCURRENCY", None)
         return environment
 
     def client_environment(self, api_address: str) -> dict[str, str]:
-        """The same for a runtime client."""
+        """`environ` with Lambda's variables for a runtime client; `api_address` is HOST:PORT."""
         return {
             **self.extension_environment(api_address),
             "_HANDLER": self.handler,
-            # JSON is what Managed Instances always use: warnings of libraries are one line each.
+            # As on Managed Instances always: a warning of a library is one line of JSON.
             "AWS_LAMBDA_LOG_FORMAT": "JSON",
             "AWS_LAMBDA_LOG_GROUP_NAME": f"/aws/lambda/{self.name}",
             "AWS_LAMBDA_LOG_STREAM_NAME": FUNCTION_VERSION,
-            # Lower than 3.12, or unset, and the client sits in a C call: Python sees no SIGTERM.
+            # Below 3.12 the client waits in a C call, where Python does not handle SIGTERM.
             "AWS_EXECUTION_ENV": "AWS_Lambda_python3.12",
             "LAMBDA_TASK_ROOT": str(PROJECT),
         }

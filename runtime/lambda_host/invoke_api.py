@@ -1,7 +1,7 @@
 """Lambda's Invoke operation over HTTP: what boto3, the AWS CLI and curl call.
 
-https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html. Signatures are not checked: whoever
-reaches the port may invoke. There is one version, so a qualifier is accepted and ignored.
+https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html. Signatures are not checked: every
+client that reaches the port may invoke. There is one version, so a qualifier is ignored.
 """
 
 import base64
@@ -25,11 +25,11 @@ from runtime.lambda_host.invocations import Invocation
 
 MAX_REQUEST_BYTES = 6 * 1024 * 1024
 MAX_ASYNC_REQUEST_BYTES = 1024 * 1024
-# What the emulators call a function that has no name.
+# The name of every function in AWS's emulators.
 _ANY_NAME = "function"
 _LOG_BYTES = 4096
-# How soon after its end an invocation is let go: the client asks for the next one, or is dead.
-_LAST_LINES_WITHIN_S = 0.2
+# An invocation's log is complete when its client asks for the next one or dies, soon after its end.
+_LOG_COMPLETE_WITHIN_S = 0.2
 _RETRY_AFTER_S = 10
 _PATH = re.compile(r"/2015-03-31/functions/([^/]+)/invocations")
 # A name, a partial ARN or a whole one, each with or without a qualifier.
@@ -39,7 +39,7 @@ _NAME = re.compile(
 
 
 class InvokeRefusedError(LambdaComfyUIError):
-    """A call that gets an error of the Invoke operation instead of a result."""
+    """A call that gets an error of the Invoke operation: `error_type` is AWS's name of it."""
 
     def __init__(self, status: HTTPStatus, error_type: str, message: str) -> None:
         super().__init__(message)
@@ -49,9 +49,9 @@ class InvokeRefusedError(LambdaComfyUIError):
 class InvokeApi(ApiServer):
     """Serves on `listener` while it is entered.
 
-    As many as `limit` synchronous calls wait for a client; the next one is refused. (Managed
-    Instances refuse as soon as all are busy, for there are other environments. Here is only this
-    machine: a caller that is sent away could but come back, and lose its turn.)
+    Up to `limit` synchronous calls wait for a client; further ones are refused. Managed Instances
+    refuse a call as soon as all clients are busy, because another environment may be free. Here is
+    one machine: a caller would have to try again, and would lose its place in the queue.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class InvokeApi(ApiServer):
 
 class _InvokeCall(ApiCall):
     server: InvokeApi
-    # A peer that says nothing any more does not keep its thread; seconds, as socketserver wants.
+    # Seconds, for socketserver: a peer that sends nothing does not keep its thread.
     timeout = 60.0
 
     def do_POST(self) -> None:
@@ -120,8 +120,8 @@ class _InvokeCall(ApiCall):
         if not (self.headers.get("Content-Length") or "0").isdecimal() or (
             "Transfer-Encoding" in self.headers
         ):
-            self.close_connection = True  # where the body ends is anybody's guess
-            message = "expected a Content-Length"
+            self.close_connection = True  # nothing says where the body ends
+            message = "expected a body with Content-Length"
             raise InvokeRefusedError(
                 HTTPStatus.BAD_REQUEST, "InvalidRequestContentException", message
             )
@@ -163,25 +163,25 @@ class _InvokeCall(ApiCall):
             headers["X-Amz-Function-Error"] = "Unhandled"
             self.server.on_state(f"invocation {self.request_id}: {result.function_error}")
         if self.headers.get("X-Amz-Log-Type") == "Tail":
-            invocation.released.wait(_LAST_LINES_WITHIN_S)
+            invocation.released.wait(_LOG_COMPLETE_WITHIN_S)
             log = "\n".join(invocation.log).encode()[-_LOG_BYTES:]
             headers["X-Amz-Log-Result"] = base64.b64encode(log).decode()
         self._answer(HTTPStatus.OK, result.payload, headers)
 
     def _client_context(self) -> str:
-        given = self.headers.get("X-Amz-Client-Context") or ""
+        header = self.headers.get("X-Amz-Client-Context") or ""
         try:
-            context = json.loads(base64.b64decode(given, validate=True)) if given else None
+            context = json.loads(base64.b64decode(header, validate=True)) if header else None
         except (ValueError, binascii.Error) as error:
             message = "ClientContext: expected base64 of a JSON object"
             status = HTTPStatus.BAD_REQUEST
             raise InvokeRefusedError(status, "InvalidRequestContentException", message) from error
-        # As ASCII: it goes on as a header.
+        # As ASCII: the runtime client gets it as a header.
         return json.dumps(context) if context else ""
 
     def _refuse(self, refused: InvokeRefusedError) -> None:
-        is_ours = refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        body = {"Type": "Service" if is_ours else "User", "message": str(refused)}
+        is_server_error = refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        body = {"Type": "Service" if is_server_error else "User", "message": str(refused)}
         headers = {"x-amzn-ErrorType": refused.error_type}
         if refused.status == HTTPStatus.TOO_MANY_REQUESTS:
             body["Reason"] = "ConcurrentInvocationLimitExceeded"

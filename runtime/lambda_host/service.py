@@ -1,6 +1,6 @@
-"""A host with its mouths: the invoke endpoint, the queue of events, a poller; and how they stop.
+"""A host with its sources of events: the invoke endpoint, the queue of events, an SQS poller.
 
-Starting and stopping them in the right order is all that is decided here.
+This module decides in which order they start and stop, and nothing else.
 """
 
 import socket
@@ -17,14 +17,18 @@ from runtime.lambda_host.invoke_api import InvokeApi
 from runtime.lambda_host.sqs_poller import PollerRules, SqsPoller
 from runtime.lambda_host.sqs_queue import SqsQueue
 
-# Of the grace, kept for stopping the processes: the extension has a ComfyUI to stop.
+# The part of the grace that is kept for the processes: the extension has a ComfyUI to stop.
 _SHUTDOWN_S = 5.0
-_LAST_WORDS_S = 0.5
+# The part that is kept for the answers, once the processes have ended.
+_ANSWERS_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceRules:
-    """`timeout_s` of an invocation; `waiting` synchronous ones at most; `grace_s` for a stop."""
+    """`timeout_s` of an invocation; `waiting` synchronous ones at most; `grace_s` for a stop.
+
+    Times are in seconds.
+    """
 
     timeout_s: float = 900.0
     waiting: int = 100
@@ -36,9 +40,10 @@ class ServiceRules:
 class Service:
     """Serves `listener`, and `queue` if there is one, while it is entered.
 
-    Leaving it waits for what runs, `rules.grace_s` seconds at most for everything. `on_state` gets
-    a sentence for every change of state, `on_line` every line that a process writes, `on_give_up`
-    is called when environments fail again and again: all of them in threads of ours.
+    Leaving it waits for the jobs that run; a stop takes `rules.grace_s` seconds at most. `on_state`
+    gets a sentence for every change of state, `on_line` every line that a process writes,
+    `on_give_up` is called when MAX_FAILURES environments in a row have failed: all of them in
+    threads of the service.
     """
 
     def __init__(
@@ -90,12 +95,12 @@ class Service:
         if self._poller:
             self._poller.stop()
         if not self._host.drain(grace_s - min(_SHUTDOWN_S, grace_s / 2)):
-            self._on_state("what runs did not end within the grace, and is killed")
-        self._host.close(max(until - time.monotonic() - _LAST_WORDS_S, 0))
-        # Their invocations are over: what is left is to say so.
-        if not self._events.close(max(until - time.monotonic(), _LAST_WORDS_S)):
-            self._on_state("events are lost: the on-failure destination is too slow")
-        self._api.wait_until_answered(_LAST_WORDS_S)
-        if self._poller and not self._poller.join(max(until - time.monotonic(), _LAST_WORDS_S)):
-            self._on_state("queue: a poll is still open, its messages come back in a minute")
+            self._on_state("jobs did not end within the grace and are killed")
+        self._host.close(max(until - time.monotonic() - _ANSWERS_S, 0))
+        # All invocations have ended; their callers get the results now.
+        if not self._events.close(max(until - time.monotonic(), _ANSWERS_S)):
+            self._on_state("events are lost: the on-failure destination takes too long")
+        self._api.wait_until_answered(_ANSWERS_S)
+        if self._poller and not self._poller.join(max(until - time.monotonic(), _ANSWERS_S)):
+            self._on_state("queue: a poll is still open; its messages are visible in a minute")
         self._api.__exit__(None, None, None)

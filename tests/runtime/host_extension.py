@@ -52,8 +52,8 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     note("ready", time.time())
     status, event, _ = call("GET", "/event/next", Lambda_Extension_Identifier=identifier)
-    note("told", status, json.dumps(event))
-    if BEHAVIOUR == "ignores SIGTERM":
+    note("shutdown", status, json.dumps(event))
+    while BEHAVIOUR == "ignores SIGTERM":
         time.sleep(60)
 
 

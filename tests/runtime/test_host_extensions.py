@@ -29,15 +29,15 @@ StartHost = Callable[..., LambdaHost]
 
 
 class Diary:
-    """What the extension wrote."""
+    """The file in which the extension notes what happens to it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def lines(self, word: str) -> list[str]:
         text = self.path.read_text() if self.path.exists() else ""
-        found = [line.partition(" ") for line in text.splitlines()]
-        return [rest for first, _, rest in found if first == word]
+        lines = [line.partition(" ") for line in text.splitlines()]
+        return [rest for first, _, rest in lines if first == word]
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def start_host(diary: Diary, states: list[str]) -> Iterator[StartHost]:
     with ExitStack() as stack:
 
         def start(behaviour: str, **options: Any) -> LambdaHost:
-            given_up = options.pop("on_give_up", None)
+            on_give_up = options.pop("on_give_up", None)
             function = Function(
                 handler="tests.runtime.host_handlers.acts",
                 environ=os.environ,
@@ -63,7 +63,7 @@ def start_host(diary: Diary, states: list[str]) -> Iterator[StartHost]:
                 **options,
             )
             host = LambdaHost(
-                function, on_line=lambda _: None, on_state=states.append, on_give_up=given_up
+                function, on_line=lambda _: None, on_state=states.append, on_give_up=on_give_up
             )
             stack.enter_context(host)
             return host
@@ -75,7 +75,9 @@ def run(host: LambdaHost, **action: Any) -> InvocationResult:
     return host.invoke(json.dumps(action).encode(), timeout_s=60)
 
 
-def test_extension_registers_and_is_told_of_the_end(start_host: StartHost, diary: Diary) -> None:
+def test_extension_registers_and_gets_the_shutdown_event(
+    start_host: StartHost, diary: Diary
+) -> None:
     host = start_host("is plain")
     assert run(host, do="ok").payload == b'"ok"'
 
@@ -90,9 +92,9 @@ def test_extension_registers_and_is_told_of_the_end(start_host: StartHost, diary
         "functionVersion": "$LATEST",
         "handler": "tests.runtime.host_handlers.acts",
     }
-    (told,) = diary.lines("told")
-    event = json.loads(told.removeprefix("200 "))
-    # Rounded to a whole one.
+    (answer,) = diary.lines("shutdown")
+    event = json.loads(answer.removeprefix("200 "))
+    # The deadline is a whole number of milliseconds.
     assert before_ms + 19_999 < event.pop("deadlineMs") < after_ms + 20_001
     assert event == {"eventType": "SHUTDOWN", "shutdownReason": "spindown"}
     assert not is_running(int(diary.lines("started")[0]))
@@ -122,17 +124,17 @@ def test_invoke_events_are_refused_as_on_managed_instances(
     assert result.function_error == "Extension.Crash"
 
 
-def test_reported_init_error_is_what_callers_get(start_host: StartHost) -> None:
+def test_callers_get_the_init_error_that_an_extension_reports(start_host: StartHost) -> None:
     assert run(start_host("reports an init error")).function_error == "Extension.NoGpu"
 
 
-def test_init_is_given_up_when_an_extension_does_not_register(start_host: StartHost) -> None:
+def test_init_times_out_when_an_extension_does_not_register(start_host: StartHost) -> None:
     host = start_host("hangs before it registers", init_timeout_s=0.5)
 
     assert run(host).function_error == "Sandbox.Timedout"
 
 
-def test_extension_that_dies_takes_the_environment_with_it_and_a_new_one_comes(
+def test_extension_that_dies_ends_the_environment_and_a_new_one_starts(
     start_host: StartHost, diary: Diary, states: list[str], tmp_path: Path
 ) -> None:
     host = start_host("is plain")
@@ -165,21 +167,21 @@ def test_extension_that_does_not_stop_is_killed_after_the_grace(
     began = time.monotonic()
     host.close(1.0)
 
-    # Left alone it would end after a minute.
-    assert 0.9 < time.monotonic() - began < 30
+    # By itself it would never end.
+    assert time.monotonic() - began > 0.9
     assert not is_running(int(diary.lines("started")[0]))
 
 
-def test_environments_that_fail_again_and_again_are_given_up(start_host: StartHost) -> None:
-    given_up = threading.Event()
-    host = start_host("wants INVOKE", on_give_up=given_up.set)
+def test_host_gives_up_after_too_many_failures_in_a_row(start_host: StartHost) -> None:
+    gave_up = threading.Event()
+    host = start_host("wants INVOKE", on_give_up=gave_up.set)
 
-    # Each event cuts the pause before the next attempt short.
-    failed = 0
-    while not given_up.is_set() and failed < 2 * MAX_FAILURES:
-        failed += run(host).function_error == "Extension.Crash"
+    # Each event ends the pause before the next attempt.
+    failures = 0
+    while not gave_up.is_set() and failures < 2 * MAX_FAILURES:
+        failures += run(host).function_error == "Extension.Crash"
 
-    assert given_up.wait(30)
+    assert gave_up.wait(30)
     assert run(host).function_error == "Runtime.Unavailable"
 
 
@@ -226,7 +228,7 @@ def test_each_wrong_call_has_its_own_type(extensions: Extensions) -> None:
     }
 
 
-def test_body_that_is_no_registration_is_refused() -> None:
+def test_body_that_is_not_a_registration_is_refused() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     function = Function(handler="a.b", environ={})
     registry = Extensions(threading.Condition(), expected=1, on_error=lambda _: None)

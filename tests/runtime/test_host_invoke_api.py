@@ -37,13 +37,13 @@ def failed() -> list[FailedEvent]:
 
 @pytest.fixture
 def hosts() -> list[LambdaHost]:
-    """Those that `start` has started."""
+    """The hosts that `start` has started."""
     return []
 
 
 @pytest.fixture
 def start(failed: list[FailedEvent], hosts: list[LambdaHost]) -> Iterator[Start]:
-    """Starts an endpoint and returns a boto3 client for it; what is given overrides defaults."""
+    """Starts an endpoint and returns a boto3 client for it."""
     with ExitStack() as stack:
 
         def start(*, limit: int = 10, timeout_s: float = 10, **rules: Any) -> Any:
@@ -129,7 +129,7 @@ def test_call_without_payload_is_an_empty_event(start: Start) -> None:
         ("be large", "Function.ResponseSizeTooLarge"),
     ],
 )
-def test_function_error_is_told_as_on_aws(start: Start, do: str, error_type: str) -> None:
+def test_function_error_is_answered_as_on_aws(start: Start, do: str, error_type: str) -> None:
     answer = invoke(start(), Payload={"do": do})
 
     assert answer["StatusCode"] == 200
@@ -144,7 +144,7 @@ def test_timeout_is_a_function_error(start: Start) -> None:
     assert "Task timed out after 0.40 seconds" in json.load(answer["Payload"])["errorMessage"]
 
 
-def test_log_tail_is_what_the_handler_wrote(start: Start) -> None:
+def test_log_tail_has_the_lines_of_this_invocation(start: Start) -> None:
     client = start()
     invoke(client, Payload={"do": "talk", "name": "another"})
 
@@ -173,7 +173,7 @@ def test_dry_run_runs_nothing(start: Start, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["wet.begin", "wet.end"]
 
 
-def test_what_cannot_be_run_is_refused_by_its_aws_name(start: Start) -> None:
+def test_refusal_has_the_error_name_of_aws(start: Start) -> None:
     client = start()
     too_large = b'"%s"' % (b"x" * (MAX_REQUEST_BYTES - 1))
     too_large_event = b'"%s"' % (b"x" * 1024 * 1024)
@@ -196,7 +196,7 @@ def test_what_cannot_be_run_is_refused_by_its_aws_name(start: Start) -> None:
         ("InvalidRequestContentException", 400),
     ]
     largest = b'"%s"' % (b"x" * (MAX_REQUEST_BYTES - 2))
-    # The handler cannot do anything with it, but it gets it.
+    # The handler gets it, and raises.
     assert invoke(client, Payload=largest)["FunctionError"] == "Unhandled"
 
 
@@ -213,7 +213,7 @@ def test_body_of_unknown_length_is_refused(start: Start) -> None:
     assert answer.status == 400
 
 
-def test_calls_wait_for_their_turn_and_one_too_many_is_refused(
+def test_calls_wait_up_to_the_limit_and_the_next_one_is_refused(
     start: Start, hosts: list[LambdaHost], tmp_path: Path
 ) -> None:
     client = start(limit=1, timeout_s=60)
@@ -230,13 +230,13 @@ def test_calls_wait_for_their_turn_and_one_too_many_is_refused(
     # Nothing shows from outside that a call waits.
     assert wait_until(lambda: len(hosts[0]._queue._waiting) == 1)
     refused = refusal(client, Payload={})
-    has_begun = (tmp_path / "second.begin").exists()
+    has_second_begun = (tmp_path / "second.begin").exists()
     release.touch()
     first.join()
     second.join()
 
     assert refused == ("TooManyRequestsException", 429)
-    assert not has_begun
+    assert not has_second_begun
     assert sorted(answers) == ["first", "second"]
 
 
@@ -256,7 +256,7 @@ def test_event_is_accepted_at_once_and_run_later(
     assert failed == []
 
 
-def test_event_that_fails_is_tried_again_and_then_given_up(
+def test_event_that_fails_is_tried_three_times(
     start: Start, failed: list[FailedEvent], tmp_path: Path
 ) -> None:
     action = {"marks": str(tmp_path), "name": "bad", "do": "raise"}
@@ -281,9 +281,7 @@ def test_event_that_fails_is_tried_again_and_then_given_up(
     assert record["responsePayload"]["errorMessage"] == "told to"
 
 
-def test_event_that_is_too_old_is_given_up_without_another_try(
-    start: Start, failed: list[FailedEvent]
-) -> None:
+def test_event_that_is_too_old_is_not_tried_again(start: Start, failed: list[FailedEvent]) -> None:
     client = start(max_age_s=0.05)
 
     invoke(client, InvocationType="Event", Payload={"do": "raise"})
@@ -292,7 +290,7 @@ def test_event_that_is_too_old_is_given_up_without_another_try(
     assert failed[0].condition == "EventAgeExceeded"
 
 
-def test_one_event_too_many_is_refused_and_the_others_are_not_lost_by_a_stop(
+def test_event_over_the_limit_is_refused_and_a_stop_loses_none_of_the_others(
     failed: list[FailedEvent], tmp_path: Path
 ) -> None:
     function = Function(handler="tests.runtime.host_handlers.acts", environ=os.environ)

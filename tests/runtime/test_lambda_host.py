@@ -1,4 +1,4 @@
-"""The host against AWS's own runtime client: results, errors, limits, and what is left behind."""
+"""The host with AWS's own runtime client: results, errors, limits, and the processes afterwards."""
 
 import json
 import os
@@ -214,7 +214,7 @@ def test_timeout_ends_the_client_and_all_it_started(start_host: StartHost, tmp_p
     slow = json.dumps({"pids": str(tmp_path / "slow"), "seconds": 60}).encode()
     quick = json.dumps({"pids": str(tmp_path / "quick"), "seconds": 0}).encode()
 
-    # Long enough for it to tell its process ids.
+    # Long enough for it to write its process ids.
     late = host.invoke(slow, timeout_s=3, request_id="request-4")
     pids = [int(pid) for pid in (tmp_path / "slow").read_text().split()]
     in_time = host.invoke(quick, timeout_s=10)
@@ -255,7 +255,9 @@ def test_event_after_one_that_was_too_large_is_answered(start_host: StartHost) -
     assert host.invoke(b"3", timeout_s=10) == InvocationResult(b'"xxx"')
 
 
-def test_failed_import_is_answered_with_the_clients_own_words(start_host: StartHost) -> None:
+def test_failed_import_is_answered_with_the_error_that_the_client_reports(
+    start_host: StartHost,
+) -> None:
     host = start_host("handlers_that_fail_at_import.handler")
 
     results = [host.invoke(b"{}", timeout_s=10) for _ in range(2)]
@@ -274,7 +276,7 @@ def test_exit_at_import_shows_the_last_lines(start_host: StartHost) -> None:
     assert result.log_tail == ("about to exit",)
 
 
-def test_init_that_never_ends_is_given_up(start_host: StartHost) -> None:
+def test_init_that_never_ends_times_out(start_host: StartHost) -> None:
     host = start_host("handlers_that_hang_at_import.handler", init_timeout_s=0.1)
 
     result = host.invoke(b"{}", timeout_s=10)
@@ -283,7 +285,7 @@ def test_init_that_never_ends_is_given_up(start_host: StartHost) -> None:
     assert "Init phase" in body(result)["errorMessage"]
 
 
-def test_closing_answers_what_still_runs_and_leaves_no_process(
+def test_closing_ends_the_invocations_that_run_and_leaves_no_process(
     start_host: StartHost, tmp_path: Path
 ) -> None:
     host = start_host("sleeps")
@@ -299,7 +301,7 @@ def test_closing_answers_what_still_runs_and_leaves_no_process(
 
     assert results[0].function_error == "Runtime.ExitError"
     pids = [int(pid) for pid in pids_file.read_text().split()]
-    # What is killed along with its leader may take a moment longer to be gone.
+    # The rest of a process group may end a moment after its leader.
     assert wait_until(lambda: not any(is_running(pid) for pid in pids))
     assert host.invoke(b"{}", timeout_s=10).function_error == "Runtime.Unavailable"
 
@@ -319,5 +321,5 @@ def test_killed_host_leaves_no_client(tmp_path: Path) -> None:
             host.kill()
 
     ric, started_by_handler = (int(pid) for pid in pids_file.read_text().split())
-    os.kill(started_by_handler, signal.SIGKILL)  # a handler's own children are its own business
+    os.kill(started_by_handler, signal.SIGKILL)  # the host does not know a handler's children
     assert wait_until(lambda: not is_running(ric))

@@ -1,4 +1,4 @@
-"""`serve` with the real extension and handler: who owns ComfyUI, and what if nobody can."""
+"""`serve` with the real extension and handler: who owns ComfyUI, and what a failed start does."""
 
 import json
 import os
@@ -26,19 +26,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 class Host:
-    """A running `serve`: its lines, and calls of its endpoint."""
+    """A running `serve`: its log, and calls of its endpoint."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
-        self.process, self._log = process, log
+    def __init__(self, process: "subprocess.Popen[bytes]", path: Path) -> None:
+        self.process, self._path = process, path
 
     @property
-    def said(self) -> str:
-        return self._log.read_text(errors="replace")
+    def log(self) -> str:
+        return self._path.read_text(errors="replace")
 
     def invoke(self, request: Any) -> Any:
         address = r"listening on (http://\S+),"
-        assert wait_until(lambda: bool(re.search(address, self.said))), self.said
-        (url,) = re.findall(address, self.said)
+        assert wait_until(lambda: bool(re.search(address, self.log))), self.log
+        (url,) = re.findall(address, self.log)
         path = "/2015-03-31/functions/function/invocations"
         return requests.post(url + path, json=request, timeout=60).json()
 
@@ -72,7 +72,7 @@ def test_worker_that_runs_already_is_used_and_left_as_it_is(
     with serve(tmp_path) as host:
         assert host.invoke(event(workflows.image()))["status"] == "completed"
         assert worker.ask("state")["comfyui_pid"] == pid
-        assert "another process owns ComfyUI" in host.said
+        assert "another process owns ComfyUI" in host.log
 
     assert worker.process.poll() is None
     assert worker.ask("state")["state"] == "ready"
@@ -84,17 +84,17 @@ def test_environment_whose_comfyui_cannot_start_is_replaced(tmp_path: Path) -> N
             answer = host.invoke(event(workflows.image()))
             assert "completed" not in json.dumps(answer)
 
-        assert wait_until(lambda: "environment crashed (1 in a row): Worker.Failed" in host.said)
+        assert wait_until(lambda: "environment crashed (1 in a row): Worker.Failed" in host.log)
 
 
 def test_drained_worker_ends_its_environment_after_the_answer(tmp_path: Path) -> None:
     with serve(tmp_path) as host:
         assert host.invoke(event(workflows.image()))["status"] == "completed"
-        started = host.said.count("node.started")
+        started = host.log.count("node.started")
         sleeper = event(workflows.one("TestSleep", seconds=5.0, deaf=False))
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(host.invoke, sleeper)
-            assert wait_until(lambda: host.said.count("node.started") > started)
+            assert wait_until(lambda: host.log.count("node.started") > started)
             drained = subprocess.run(
                 [sys.executable, "-m", "runtime", "ask", "drain"],
                 cwd=PROJECT,
@@ -103,8 +103,8 @@ def test_drained_worker_ends_its_environment_after_the_answer(tmp_path: Path) ->
                 check=True,
             )
 
-        told = json.loads(drained.stdout)
-        assert (told["state"], told["jobs"]) == ("draining", 1)
+        state = json.loads(drained.stdout)
+        assert (state["state"], state["jobs"]) == ("draining", 1)
         assert answer.result()["status"] == "completed"
         # Another environment with a worker of its own.
         assert wait_until(
