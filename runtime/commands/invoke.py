@@ -88,6 +88,8 @@ def invoked(
     `environ` is the environment of the handler and of the worker.
     """
     require("awslambdaric")
+    if sys.stderr.isatty():
+        require("rich")
     with progress_on(sys.stderr, is_verbose=is_verbose) as progress:
         # First of all: ComfyUI needs the longest. SIGTERM if we are killed: it stops ComfyUI.
         worker = Child(

@@ -73,7 +73,7 @@ def environ_of(args: argparse.Namespace) -> Mapping[str, str]:
     function = environment_of(args, os.environ)
     if function.unresolved:
         print(
-            f"{args.template}: not set, because only a deployed stack knows them:"
+            f"{args.template}: omitted, because only a deployed stack knows their values:"
             f" {', '.join(function.unresolved)} (set them with --env-vars)",
             file=sys.stderr,
         )

@@ -143,7 +143,7 @@ def test_override_must_be_a_pair(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--parameter-overrides: expected NAME=VALUE, got 'Stage'" in capsys.readouterr().err
 
 
-def test_command_gets_that_environment_and_prints_in_one_line_what_is_not_set(
+def test_command_gets_that_environment_and_prints_in_one_line_what_is_omitted(
     template: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -160,7 +160,7 @@ def test_command_gets_that_environment_and_prints_in_one_line_what_is_not_set(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err == (
-        f"{template}: not set, because only a deployed stack knows them: TABLE"
+        f"{template}: omitted, because only a deployed stack knows their values: TABLE"
         " (set them with --env-vars)\n"
     )
 
