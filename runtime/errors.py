@@ -5,7 +5,7 @@ event, and events/errors.py has them. A wrong environment variable is a Settings
 handler/settings.py.
 
     LambdaComfyUIError             exit status 1: the command could not do its work
-    ├── UsageError                 exit status 2: what the user gave to the command is wrong
+    ├── UsageError                 exit status 2: an argument, a variable or a file is wrong
     │   ├── ControlError           worker/control.py      the socket cannot be made in WORKER_DIR
     │   ├── EnvVarsError           sam/env_vars_file.py   the file of --env-vars
     │   ├── HookError              hooks.py               WORKER_HOOKS
@@ -16,12 +16,12 @@ handler/settings.py.
     ├── ExtensionRefusedError      lambda_host/extensions.py      answered with HTTP 403
     ├── ExtensionsApiError         commands/extension.py
     ├── HostBusyError              lambda_host/host.py            answered with HTTP 429
-    ├── IllegalMove                worker/states.py       a defect of ours
+    ├── IllegalMove                worker/states.py       a defect of the worker
     ├── InstallError               install_steps.py
     ├── InvokeRefusedError         lambda_host/invoke_api.py      answered with HTTP 4xx or 503
     ├── LocalS3Error               local_s3.py
     ├── QueueError                 lambda_host/sqs_queue.py
-    └── UnresolvableError          sam/intrinsics.py      the template's variable is left out
+    └── UnresolvableError          sam/intrinsics.py      the template's variable is omitted
 
 cli.py prints the message of any that reaches it, one line on stderr without a traceback.
 """
@@ -36,6 +36,6 @@ class LambdaComfyUIError(Exception):
 
 
 class UsageError(LambdaComfyUIError):
-    """An argument, a variable or a file that the user gave has to be changed first."""
+    """The user has to correct an argument, a variable or a file first."""
 
     exit_status = 2

@@ -54,6 +54,6 @@ def answers(event: Any, context: Any) -> Any:
 
 
 def leaves(event: Any, context: Any) -> int:
-    """Leaves a process behind that is in nobody's group, and holds the output open."""
+    """Starts a process in a session of its own, which outlives it and keeps its output open."""
     subprocess.Popen(["sleep", "5"], start_new_session=True)
     return os.getpid()

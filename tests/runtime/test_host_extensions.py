@@ -158,6 +158,17 @@ def test_extension_that_dies_ends_the_environment_and_a_new_one_starts(
     assert "environment crashed (1 in a row): Extension.Crash" in states
 
 
+def test_stop_during_init_is_not_a_failure(
+    start_host: StartHost, states: list[str], diary: Diary
+) -> None:
+    host = start_host("hangs before it registers")
+    assert wait_until(lambda: bool(diary.lines("started")))
+
+    host.close(1.0)
+
+    assert states == []
+
+
 def test_extension_that_does_not_stop_is_killed_after_the_grace(
     start_host: StartHost, diary: Diary
 ) -> None:

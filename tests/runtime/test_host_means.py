@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from runtime.lambda_host.environment import ExecutionEnvironment
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
+from runtime.process import child
 from runtime.process.child import Child
 from tests.processes import wait_until
 
@@ -38,13 +37,13 @@ def test_client_that_cannot_be_started_now_is_started_later(
 ) -> None:
     tries = []
 
-    def child(*args: Any, **options: Any) -> Child:
+    def start_child(*args: Any, **options: Any) -> Child:
         tries.append(1)
         if len(tries) == 2:
             raise BlockingIOError(11, "Resource temporarily unavailable")
         return Child(*args, **options)
 
-    monkeypatch.setattr(runtime_client, "Child", child)
+    monkeypatch.setattr(runtime_client, "Child", start_child)
     host = start_host("exits")
     host.invoke(b'"exit"', timeout_s=10)
 
@@ -76,14 +75,19 @@ def test_environment_that_cannot_be_started_now_is_started_later(
 
 
 def test_dead_client_gets_no_event_while_its_output_is_still_open(
-    start_host: Callable[[str], LambdaHost],
+    start_host: Callable[[str], LambdaHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(child, "_DRAIN_WITHIN_S", 3.0)
     host = start_host("leaves")
     pid = json.loads(host.invoke(b"1", timeout_s=10).payload)
+    assert host._environment
+    (slot,) = host._environment._slots
+    client, consumer = slot._client, slot._consumer
+    assert client
 
     os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: not Path(f"/proc/{pid}").exists())
-    # Less than the host waits for the rest of a dead client's output.
-    time.sleep(0.3)
 
+    assert wait_until(lambda: consumer.is_retired)
+    is_output_open = client.wait(0) is None
+    assert is_output_open
     assert json.loads(host.invoke(b"2", timeout_s=10).payload) != pid
