@@ -32,8 +32,8 @@ COMMANDS = {
     "completion": "print a script that completes commands and options in a shell",
 }
 _DESCRIPTION = "Runs ComfyUI workflows from events, as an AWS Lambda function or beside one."
-_WRONG_SETTINGS = 2
-# What a shell reports for a program that SIGPIPE ended, as it ends the Unix tools.
+_INVALID_SETTINGS = 2
+# What a shell reports for a program that SIGPIPE has ended. It ends the Unix tools.
 _CLOSED_PIPE = 128 + signal.SIGPIPE
 
 
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str], prog: str = MODULE) -> int:
     """Run one command and return its exit status. `prog` is the program's name in the help.
 
     0 and 1 are the command's own. An error of runtime/errors.py gives the status that is named
-    there, wrong environment variables 2, and a closed pipe behind stdout or stderr 141. Raises
-    SystemExit(2) for wrong arguments.
+    there, invalid environment variables give 2, and a closed pipe behind stdout or stderr 141.
+    Raises SystemExit(2) for invalid arguments.
     """
     try:
         try:
@@ -89,7 +89,7 @@ def _run(arguments: Sequence[str], prog: str) -> int:
         settings = Settings.from_env(args.environ)
         status: int = modules[args.command].run(args, settings)
     except SettingsError as error:
-        return _fail(error, _WRONG_SETTINGS)
+        return _fail(error, _INVALID_SETTINGS)
     except LambdaComfyUIError as error:
         return _fail(error, error.exit_status)
     except ModuleNotFoundError as error:
@@ -105,8 +105,8 @@ def _fail(error: Exception, status: int) -> int:
 
 
 def _discard_unwritten() -> None:
-    """Give a stream whose reader is gone another end: the interpreter flushes both at its exit."""
-    for stream in (sys.stdout, sys.stderr):
+    """Discard what a stream without a reader still holds: the interpreter flushes both at exit."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except BrokenPipeError:

@@ -67,13 +67,13 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Serve with `settings`, over which the arguments win; `args.environ` is the function's.
+    """Serve with `settings`, which the arguments override; `args.environ` is the function's.
 
     0: stopped by SIGTERM or SIGINT; 1: it could not start, or its environments fail.
     """
     settings = with_arguments(settings, args)
     require("awslambdaric")
-    # Before a process is started: these are what users get wrong.
+    # Before any process starts: a port in use and a missing queue are frequent mistakes.
     try:
         address = (settings.serve_address, settings.serve_port)
         listener = socket.create_server(address, backlog=_LISTEN_BACKLOG)
@@ -90,8 +90,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:
-    """The settings with each argument that is given in place of its variable."""
-    given = {
+    """The settings, in which an argument of the command line replaces its variable."""
+    arguments = {
         "serve_address": args.host,
         "serve_port": args.port,
         "serve_concurrency": args.concurrency,
@@ -101,7 +101,7 @@ def with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:
         "queue_url": args.queue,
         "queue_batch_size": args.batch_size,
     }
-    return replace(settings, **{n: value for n, value in given.items() if value not in (None, "")})
+    return replace(settings, **{n: v for n, v in arguments.items() if v not in (None, "")})
 
 
 def _queue(settings: Settings) -> SqsQueue | None:

@@ -1,6 +1,5 @@
 """The command line around the commands: version, help, mistakes, closed pipes, missing extras."""
 
-import ast
 import importlib
 import json
 import os
@@ -9,14 +8,13 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from handler.settings import PROJECT
-from runtime import cli, errors, extras
+from runtime import cli, extras
 from runtime.commands.completion import SHELLS
 from runtime.errors import LambdaComfyUIError, UsageError
 from runtime.extras import EXTRA_OF
@@ -156,43 +154,6 @@ def test_command_runs_without_stdout_or_stderr(descriptor: int) -> None:
 
     assert done.returncode == 0
     assert done.stderr == ""
-
-
-def error_classes() -> Iterator[type[Exception]]:
-    """Every exception class that is defined in runtime/."""
-    for path in sorted((PROJECT / "runtime").rglob("*.py")):
-        tree = ast.parse(path.read_text())
-        classes = [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
-        # The files that are programs, and not modules, have no class.
-        if not classes:
-            continue
-        module = importlib.import_module(".".join(path.relative_to(PROJECT).with_suffix("").parts))
-        for class_name in classes:
-            defined = getattr(module, class_name, None)
-            if isinstance(defined, type) and issubclass(defined, Exception):
-                yield defined
-
-
-def drawn_tree() -> dict[str, str]:
-    """Class name -> name of its parent, as the docstring of runtime/errors.py draws it."""
-    parents: dict[str, str] = {}
-    path: list[str] = []
-    for line in (errors.__doc__ or "").splitlines():
-        if node := re.match(r"    ((?:│   )*)(?:[├└]── )?(\w+)", line):
-            depth = line.index(node[2]) // 4 - 1
-            path = [*path[:depth], node[2]]
-            parents[node[2]] = path[-2] if depth else "Exception"
-    return parents
-
-
-def test_every_error_is_in_the_tree_of_the_docstring() -> None:
-    assert drawn_tree() == {
-        each.__name__: each.__mro__[1].__name__ for each in set(error_classes())
-    }
-
-
-def test_every_error_has_the_root() -> None:
-    assert all(issubclass(each, LambdaComfyUIError) for each in error_classes())
 
 
 @pytest.mark.parametrize(
