@@ -125,7 +125,7 @@ def test_signal_stops_everything(number: signal.Signals, status: int, tmp_path: 
     pids_file, event = tmp_path / "pids", tmp_path / "event.json"
     event.write_text(json.dumps({"pids": str(pids_file), "seconds": 60}))
     program = (
-        "import sys; from runtime import cli, invoke\n"
+        "import sys; from runtime import cli; from runtime.commands import invoke\n"
         "invoke.HANDLER = 'tests.runtime.handlers.sleeps'\n"
         f"sys.exit(cli.main(['invoke', '-e', {str(event)!r}]))"
     )
