@@ -1,35 +1,38 @@
-"""What Lambda's asynchronous sources share: nobody waits for the reply, a raised error is retried.
+"""Sources that invoke the function asynchronously: SNS, S3 and EventBridge.
 
-https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
+Their reply reaches only an on-success destination. If the function raises, Lambda repeats the
+event: https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-Handle = Callable[[Any], dict[str, Any]]
+from events.errors import JobError, class_of
+from events.event_context import Handle, Response
 
 
 class TryAgain(Exception):
-    """Lambda repeats the event, and gives it to the on-failure destination in the end.
+    """Another delivery of the event may succeed.
 
-    Of a batch of SQS, the message that holds the request goes back to its queue instead.
-    `error_types` are those of the jobs that failed.
+    Lambda repeats the event, and sends it to the on-failure destination after the last try. If the
+    event came in an SQS message, that message goes back to its queue. `errors` are the classes of
+    the jobs' errors; empty if no job was run.
     """
 
-    def __init__(self, message: str, error_types: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, errors: Sequence[type[JobError]] = ()) -> None:
         super().__init__(message)
-        self.error_types = error_types
+        self.errors = tuple(errors)
 
 
-def run(requests: Iterable[Any], handle: Handle) -> dict[str, Any]:
-    """Run every request; the reply, which goes to the on-success destination if there is one.
+def run(requests: Iterable[Any], handle: Handle) -> Response:
+    """Run every request, and return `{"responses": [...]}`.
 
-    Raises TryAgain, after all of them, if another try may help one. What failed for good is
-    answered: two more tries would fail as well.
+    Raises TryAgain, after the last request, if any of them failed retryably. Failures that are not
+    retryable are in the reply: a repeat would fail as well.
     """
     responses = [handle(request) for request in requests]
-    failures = [response["error"] for response in responses if response.get("error")]
-    if again := [error for error in failures if error["retryable"]]:
-        said = "; ".join(f"{error['type']}: {error['message']}" for error in again)
-        raise TryAgain(said, [error["type"] for error in again])
+    errors = [response["error"] for response in responses if response.get("error")]
+    if retryable := [error for error in errors if error["retryable"]]:
+        text = "; ".join(f"{error['type']}: {error['message']}" for error in retryable)
+        raise TryAgain(text, [class_of(error) for error in retryable])
     return {"responses": responses}

@@ -1,4 +1,4 @@
-"""Keeps messages whose job failed for good: no retry helps them, but somebody may mend them.
+"""Sends SQS messages whose job failed for good to DEAD_LETTER_QUEUE_URL, where they can be mended.
 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
 """
@@ -10,18 +10,19 @@ from typing import Any
 from events import aws
 
 MAX_MESSAGE = 1024
-# What SQS takes are XML's characters.
+# SQS accepts the characters of XML 1.0.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-class NotKept(Exception):
-    """The dead-letter queue did not take the message."""
+class DeadLetterNotSent(Exception):
+    """The dead-letter queue did not accept the message; the text is AWS's error code."""
 
 
 def send(queue_url: str, record: dict[str, Any], error: dict[str, Any]) -> None:
-    """Put the message of an SQS record into the queue, unchanged, with what was wrong beside it.
+    """Send the body of an SQS record to the queue, unchanged, with a response's `error` beside it.
 
-    Raises NotKept.
+    The message attributes are ErrorType, ErrorMessage (MAX_MESSAGE characters at most) and
+    OriginalMessageId. Raises DeadLetterNotSent.
     """
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
@@ -41,16 +42,16 @@ def send(queue_url: str, record: dict[str, Any], error: dict[str, Any]) -> None:
                     name: {"DataType": "String", "StringValue": _NOT_XML.sub("?", value) or "?"}
                     for name, value in attributes.items()
                 },
-                **_place(queue_url, record),
+                **_fifo_fields(queue_url, record),
             )
         finally:
             client.close()
-    except (ClientError, BotoCoreError) as refused:
-        raise NotKept(aws.reason(refused)) from None
+    except (ClientError, BotoCoreError) as refusal:
+        raise DeadLetterNotSent(aws.error_name(refusal)) from None
 
 
-def _place(queue_url: str, record: dict[str, Any]) -> dict[str, str]:
-    """A FIFO queue has only FIFO dead-letter queues; a message keeps its group."""
+def _fifo_fields(queue_url: str, record: dict[str, Any]) -> dict[str, str]:
+    """What a message to a FIFO queue needs: the group of the original message, and an id."""
     if not queue_url.endswith(".fifo"):
         return {}
     attributes = record.get("attributes")

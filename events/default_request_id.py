@@ -1,14 +1,17 @@
-"""An id for a request that gives none: that of its message, the same for each delivery."""
+"""The id of a request that gives none: its message's id, which is the same in each delivery."""
 
 from typing import Any
 
-from events.contract import unwrap
+from events.contract.request import as_request
 
 
-def identified(request: Any, request_id: str) -> Any:
-    """The request, out of its envelope, with this id if it has none; other things as they are."""
-    found = unwrap(request)
-    if not isinstance(found, dict) or not isinstance(found.get("input"), dict):
-        return request
-    given = found["input"]
-    return {**found, "input": {**given, "request_id": given.get("request_id") or request_id}}
+def with_default_id(event: Any, request_id: str) -> Any:
+    """The request in the event, with `request_id` unless it has an id of its own.
+
+    An event that holds no request is returned unchanged; the contract refuses it.
+    """
+    request = as_request(event)
+    if not isinstance(request, dict) or not isinstance(request.get("input"), dict):
+        return event
+    fields = request["input"]
+    return {**request, "input": {**fields, "request_id": fields.get("request_id") or request_id}}

@@ -1,15 +1,16 @@
-"""A direct invocation: the event is the request itself, the reply is the response itself.
+"""A direct invocation: the event is one request, and the reply is its response.
 
-It is also where every event ends up that no other source recognises; the contract refuses those.
+Events that no other source recognises come here, too; the contract refuses them.
 """
 
-from collections.abc import Callable
 from typing import Any
+
+from events.event_context import EventContext, Response
 
 
 def matches(event: Any) -> bool:
     return True
 
 
-def process(event: Any, handle: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
-    return handle(event)
+def process(event: Any, context: EventContext) -> Response:
+    return context.handle(event)

@@ -1,29 +1,38 @@
-"""What can go wrong with a job. Each class is one failure that a caller can act on.
+"""The errors of a job. Each class is one failure that a caller can act on.
 
 JobError
-├── InvalidRequest          the event breaks the contract                     never retried
-├── WorkflowRejected        ComfyUI refuses the graph                         never retried
-├── ExecutionFailed         a node raised                                     never retried
-├── OutOfMemory             the GPU ran out of memory; it was freed after     retried
-├── Cancelled               the job was interrupted from outside              never retried
-├── DeadlineExceeded        the invocation's time ran out                     only if it never ran
-├── WorkerUnavailable       ComfyUI did not start, or died                    retried
-├── AlreadyRunning          another invocation runs the same request          retried
-├── UploadFailed            the files are made, but S3 did not take them      retried
-├── Misconfigured           the environment variables of this worker are wrong    retried
-└── InternalError           a defect of this project                          retried
+├── InvalidRequest      the event breaks the contract                     not retryable
+├── WorkflowRejected    ComfyUI refuses the graph                         not retryable
+├── ExecutionFailed     a node raised                                     not retryable
+├── OutOfMemory         the GPU ran out of memory; models were unloaded   retryable
+├── Cancelled           the job was interrupted from outside              not retryable
+├── DeadlineExceeded    the invocation's time ran out                     if the job never began
+├── WorkerUnavailable   ComfyUI did not start, or died                    retryable
+├── AlreadyRunning      another invocation runs the same request          retryable
+├── UploadFailed        the files are made, but S3 did not take them      retryable
+├── Misconfigured       a variable of this worker is wrong                retryable
+└── InternalError       a defect of this project                          retryable
+
+docs/contract.md has the same table for callers. Which error a failed node becomes is decided in
+handler/execution.py, which one a refused graph becomes in handler/rejection.py.
 """
 
 from typing import Any
 
+_CLASSES: dict[str, type["JobError"]] = {}
+
 
 class JobError(Exception):
-    """A failure that is answered, never raised at the caller.
+    """A failure that is part of the response; it is never raised to the caller of the function.
 
-    `type` is the stable name in `error.type`; `retryable` says whether the same job may work later.
+    `type`, the name of the class, is `error.type` of the response and does not change. `retryable`
+    is True if the same job may succeed later.
     """
 
     retryable = False
+
+    def __init_subclass__(cls) -> None:
+        _CLASSES[cls.__name__] = cls
 
     def __init__(
         self,
@@ -55,8 +64,16 @@ class JobError(Exception):
         return body
 
 
+def class_of(error: dict[str, Any]) -> type[JobError]:
+    """The class of a response's `error`, so that code compares classes and never names.
+
+    Raises KeyError for a `type` that is not the name of a class here.
+    """
+    return _CLASSES[error["type"]]
+
+
 class InvalidRequest(JobError):
-    """The event breaks the contract; the message names the path, what was found and expected."""
+    """The event breaks the contract; the message names the path and what is expected there."""
 
 
 class WorkflowRejected(JobError):
@@ -68,7 +85,7 @@ class ExecutionFailed(JobError):
 
 
 class OutOfMemory(JobError):
-    """The device had no memory left. Models are unloaded afterwards, so another try may pass."""
+    """The GPU had no memory left. Models are unloaded afterwards, so a retry may succeed."""
 
     retryable = True
 
@@ -78,7 +95,7 @@ class Cancelled(JobError):
 
 
 class DeadlineExceeded(JobError):
-    """The invocation ran out of time. A job that never began may be tried again."""
+    """The invocation's time ran out. Retryable only if the job never began."""
 
     def __init__(self, message: str, *, began: bool) -> None:
         super().__init__(message)
@@ -86,13 +103,13 @@ class DeadlineExceeded(JobError):
 
 
 class WorkerUnavailable(JobError):
-    """ComfyUI did not come up, or died under the job."""
+    """ComfyUI did not start, or died while the job ran."""
 
     retryable = True
 
 
 class AlreadyRunning(JobError):
-    """Another invocation has claimed the same request, and has not answered yet."""
+    """Another invocation has claimed the same request, and its job has not ended."""
 
     retryable = True
 
@@ -104,12 +121,12 @@ class UploadFailed(JobError):
 
 
 class InternalError(JobError):
-    """An error that nobody foresaw; the log has the traceback."""
+    """An unexpected exception in this project; the log has the traceback."""
 
     retryable = True
 
 
 class Misconfigured(JobError):
-    """This worker's environment is wrong; another worker, or this one mended, can run the job."""
+    """An environment variable of this worker is wrong; another worker can run the job."""
 
     retryable = True

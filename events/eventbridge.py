@@ -1,9 +1,8 @@
-"""An event of EventBridge: its detail is one request, maybe with the token of a task of Step
-Functions, or it tells of a new S3 object that holds one.
+"""An event of EventBridge: its detail is one request, or names a new S3 object that holds one.
 
+The request may have the task token of Step Functions. The invocation is asynchronous.
 https://docs.aws.amazon.com/eventbridge/latest/ref/overiew-event-structure.html and
-https://docs.aws.amazon.com/AmazonS3/latest/userguide/ev-events.html. The invocation is
-asynchronous.
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/ev-events.html.
 """
 
 import logging
@@ -11,7 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from events import asynchronous, stepfunctions
-from events.default_request_id import identified
+from events.default_request_id import with_default_id
+from events.event_context import EventContext, Response
 from events.s3_objects import S3Object, requests_in
 
 # A child of the handler's logger: its lines have the same form.
@@ -26,33 +26,35 @@ def matches(event: Any) -> bool:
     )
 
 
-def process(event: dict[str, Any], handle: asynchronous.Handle) -> dict[str, Any]:
-    """Run the request in the detail, or the one in the object that it tells of. Raises TryAgain."""
+def process(event: dict[str, Any], context: EventContext) -> Response:
+    """Run the request in the detail, or the one in the object that it names. Raises TryAgain.
+
+    Raises NotTold, too, if the detail is a Step Functions task.
+    """
     if stepfunctions.matches(event["detail"]):
-        stepfunctions.process_delivery(event["detail"], event["id"], handle)
+        stepfunctions.process_delivery(event["detail"], event["id"], context)
         return {"responses": []}
-    return asynchronous.run(_requests(event), handle)
+    return asynchronous.run(_requests_in(event), context.handle)
 
 
-def _requests(event: dict[str, Any]) -> Iterable[Any]:
-    """The request in the detail or in the object; TryAgain is raised if that cannot be read."""
+def _requests_in(event: dict[str, Any]) -> Iterable[Any]:
     from aws_lambda_powertools.utilities.data_classes import EventBridgeEvent  # noqa: PLC0415
 
-    told = EventBridgeEvent(event)
-    if told.source != "aws.s3":
-        return [identified(told.detail, told.get_id)]
-    created = _created(told.detail) if told.detail_type == "Object Created" else None
+    fields = EventBridgeEvent(event)
+    if fields.source != "aws.s3":
+        return [with_default_id(fields.detail, fields.get_id)]
+    created = _created_object(fields.detail) if fields.detail_type == "Object Created" else None
     if created is None:
-        _log.info("no new object: ignored", extra={"detail_type": told.detail_type})
+        _log.info("no new object: ignored", extra={"detail_type": fields.detail_type})
         return []
     return requests_in([created])
 
 
-def _created(detail: dict[str, Any]) -> S3Object | None:
+def _created_object(detail: dict[str, Any]) -> S3Object | None:
     match detail:
         case {"bucket": {"name": str(bucket)}, "object": {"key": str(key), **rest}}:
-            # Unlike in S3's own notifications the key is not URL-encoded here; Powertools' data
-            # class decodes it all the same, and makes another key of one with a plus sign in it.
+            # Not Powertools' data class: it decodes the key, which is not URL-encoded here, and so
+            # changes a key with a plus sign.
             return S3Object(
                 bucket=bucket,
                 key=key,

@@ -1,7 +1,8 @@
 """`POST /generate/sync` through API Gateway (REST and HTTP APIs), a function URL or an ALB.
 
-The body is one request, the answer's body the documented response, and the status tells how it
-ended. Powertools' event handler knows the four shapes; it is imported with the first call.
+The body is one request, the reply's body the documented response; the status says how the job
+ended. Powertools' data classes know the shapes of the events and of the reply's headers; they are
+imported with the first call.
 
 https://docs.aws.amazon.com/apigateway/latest/developerguide/http-api-develop-integrations-lambda.html
 https://docs.aws.amazon.com/lambda/latest/dg/urls-invocation.html
@@ -10,17 +11,16 @@ https://docs.aws.amazon.com/elasticloadbalancing/latest/application/lambda-funct
 
 import json
 import re
-from collections.abc import Callable
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from events.contract.response_size import smaller
+from events.contract.response_size import shrink
+from events.errors import Cancelled, DeadlineExceeded, InvalidRequest, class_of
+from events.event_context import EventContext, Response
 
 if TYPE_CHECKING:
-    from aws_lambda_powertools.event_handler import ApiGatewayResolver, Response
     from aws_lambda_powertools.utilities.data_classes.common import BaseProxyEvent
-
-Handle = Callable[[Any], dict[str, Any]]
 
 ROUTE = "/generate/sync"
 RETRY_AFTER_S = 30
@@ -30,110 +30,111 @@ MAX_REPLY_BYTES = 6 * 1024 * 1024 - 4096
 # https://docs.aws.amazon.com/elasticloadbalancing/latest/application/lambda-functions.html
 MAX_ALB_REPLY_BYTES = 1024 * 1024 - 4096
 _STATUS = {
-    "InvalidRequest": HTTPStatus.BAD_REQUEST,
-    "Cancelled": HTTPStatus.CONFLICT,
+    InvalidRequest: HTTPStatus.BAD_REQUEST,
+    Cancelled: HTTPStatus.CONFLICT,
 }
-# The stage, or the base path of a custom domain.
-_GATEWAY_PREFIX = re.compile(rf"^/.+(?={ROUTE}$)")
+# Behind API Gateway the path may begin with the stage, or with the base path of a custom domain.
+_GATEWAY_ROUTE = re.compile(rf"(/.+)?{ROUTE}")
+# A REST API passes a slash at the end on.
+_REST_API_ROUTE = re.compile(rf"(/.+)?{ROUTE}/*")
+_PLAIN_ROUTE = re.compile(ROUTE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One HTTP call, whichever front door it came through."""
+
+    event: "BaseProxyEvent"
+    path: str
+    route: re.Pattern[str]
+    max_bytes: int = MAX_REPLY_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: HTTPStatus
+    body: dict[str, Any]
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 def matches(event: Any) -> bool:
     return _is_load_balancer(event) or _is_version_1(event) or _is_version_2(event)
 
 
-def process(event: dict[str, Any], handle: Handle) -> dict[str, Any]:
-    """Route the call, and answer it as its front door expects."""
-    from aws_lambda_powertools.event_handler import (  # noqa: PLC0415
-        ALBResolver,
-        APIGatewayHttpResolver,
-        APIGatewayRestResolver,
-        LambdaFunctionUrlResolver,
-    )
-
-    routes: ApiGatewayResolver
+def process(event: dict[str, Any], context: EventContext) -> Response:
+    """Answer the call, in the shape that its front door expects."""
+    call = _call_of(event)
+    answer = _answer(call, context)
+    # https://docs.aws.amazon.com/powertools/python/latest/utilities/data_classes/
+    headers: dict[str, str | list[str]] = {"Content-Type": "application/json", **answer.headers}
+    reply = {
+        "statusCode": answer.status.value,
+        "body": json.dumps(answer.body, ensure_ascii=False),
+        "isBase64Encoded": False,
+        **call.event.header_serializer().serialize(headers, cookies=[]),
+    }
     if _is_load_balancer(event):
-        return _for_load_balancer(_answer(ALBResolver(), event, handle, MAX_ALB_REPLY_BYTES))
-    if _is_version_1(event):
-        routes = APIGatewayRestResolver(strip_prefixes=[_GATEWAY_PREFIX])
-    elif ".lambda-url." in str(event["requestContext"].get("domainName")):
-        routes = LambdaFunctionUrlResolver()
-    else:
-        routes = APIGatewayHttpResolver(strip_prefixes=[_GATEWAY_PREFIX])
-    return _answer(routes, event, handle, MAX_REPLY_BYTES)
-
-
-def _answer(
-    routes: "ApiGatewayResolver", event: dict[str, Any], handle: Handle, max_bytes: int
-) -> dict[str, Any]:
-    @routes.post(ROUTE)
-    def generate() -> "Response[str]":
-        response = handle(_request_in(routes.current_event))
-        status = _status_of(response)
-        # What a client may just repeat.
-        again = "error" in response and status >= 500 and response["error"]["retryable"]
-        headers = {"Retry-After": str(RETRY_AFTER_S)} if again else {}
-        return _json(status, smaller(response, max_bytes, _size_in_reply), headers)
-
-    @routes.not_found
-    def elsewhere(_: Exception) -> "Response[str]":
-        # Powertools knows no 405: what is not found includes the route with another method.
-        if str(routes.context["_path"]) == ROUTE:
-            message = f"this route takes POST alone: POST {ROUTE}"
-            return _json(HTTPStatus.METHOD_NOT_ALLOWED, {"message": message}, {"Allow": "POST"})
-        return _json(HTTPStatus.NOT_FOUND, {"message": f"the only route is POST {ROUTE}"})
-
-    # It hands the context of Lambda to routes, and ours ask for none.
-    reply = routes.resolve(_with_whole_path(event), cast(Any, None))
+        reply["statusDescription"] = f"{answer.status.value} {answer.status.phrase}"
     return reply
 
 
-def _request_in(call: "BaseProxyEvent") -> Any:
-    """The request in the body; what is not base64, UTF-8 or JSON is refused as text."""
+def _call_of(event: dict[str, Any]) -> _Call:
+    from aws_lambda_powertools.utilities.data_classes import (  # noqa: PLC0415
+        ALBEvent,
+        APIGatewayProxyEvent,
+        APIGatewayProxyEventV2,
+    )
+
+    if _is_load_balancer(event):
+        balancer = ALBEvent(event)
+        return _Call(balancer, balancer.path, _PLAIN_ROUTE, MAX_ALB_REPLY_BYTES)
+    if _is_version_1(event):
+        version_1 = APIGatewayProxyEvent(event)
+        return _Call(version_1, version_1.path, _REST_API_ROUTE)
+    # Not `path`, which cuts off as many characters as the stage has, even where there are others.
+    version_2 = APIGatewayProxyEventV2(event)
+    is_function_url = ".lambda-url." in str(event["requestContext"].get("domainName"))
+    return _Call(version_2, version_2.raw_path, _PLAIN_ROUTE if is_function_url else _GATEWAY_ROUTE)
+
+
+def _answer(call: _Call, context: EventContext) -> _Answer:
+    if not call.route.fullmatch(call.path):
+        return _Answer(HTTPStatus.NOT_FOUND, {"message": f"the only route is POST {ROUTE}"})
+    if call.event.http_method.upper() != "POST":
+        message = f"this route has only one method: POST {ROUTE}"
+        return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"message": message}, {"Allow": "POST"})
+    response = context.handle(_request_in(call.event))
+    status = _status_of(response)
+    headers = {"Retry-After": str(RETRY_AFTER_S)} if status >= 500 else {}
+    return _Answer(status, shrink(response, call.max_bytes, _size_in_reply), headers)
+
+
+def _request_in(event: "BaseProxyEvent") -> Any:
+    """The request in the body. A body that is not base64, UTF-8 or JSON is returned as text.
+
+    The contract refuses it.
+    """
     try:
-        return call.json_body
+        return event.json_body
     except (ValueError, RecursionError):
-        return str(call.body)
+        return str(event.body)
 
 
-def _status_of(response: dict[str, Any]) -> HTTPStatus:
-    # A job that ran but whose files did not reach the bucket is completed, and has an error, too.
+def _status_of(response: Response) -> HTTPStatus:
+    # A completed job has an error, too, if its files did not reach the bucket.
     if response["status"] == "completed":
         return HTTPStatus.OK
     error = response["error"]
-    # Clients repeat a 5xx, some of them for ever: only what a repeat may help gets one.
+    # Clients repeat a call after a 5xx, some of them for ever: only a retryable error is one.
     if not error["retryable"]:
-        return _STATUS.get(error["type"], HTTPStatus.UNPROCESSABLE_ENTITY)
-    if error["type"] == "DeadlineExceeded":
+        return _STATUS.get(class_of(error), HTTPStatus.UNPROCESSABLE_ENTITY)
+    if class_of(error) is DeadlineExceeded:
         return HTTPStatus.GATEWAY_TIMEOUT
     return HTTPStatus.SERVICE_UNAVAILABLE
 
 
-def _json(
-    status: HTTPStatus, body: dict[str, Any], headers: dict[str, str] | None = None
-) -> "Response[str]":
-    from aws_lambda_powertools.event_handler import Response, content_types  # noqa: PLC0415
-
-    text = json.dumps(body, ensure_ascii=False)
-    return Response(status.value, content_types.APPLICATION_JSON, text, cast(Any, headers or {}))
-
-
-def _size_in_reply(body: Any) -> int:
+def _size_in_reply(body: Response) -> int:
     return len(json.dumps(json.dumps(body, ensure_ascii=False), ensure_ascii=False).encode())
-
-
-def _with_whole_path(event: dict[str, Any]) -> dict[str, Any]:
-    """The event without its stage: Powertools would cut off as many characters as it has.
-
-    Behind a custom domain the path does not begin with the stage; the prefix is stripped by name.
-    """
-    if "rawPath" not in event:
-        return event
-    return {**event, "requestContext": {**event["requestContext"], "stage": "$default"}}
-
-
-def _for_load_balancer(reply: dict[str, Any]) -> dict[str, Any]:
-    status = HTTPStatus(reply["statusCode"])
-    return {**reply, "statusDescription": f"{status.value} {status.phrase}"}
 
 
 def _is_load_balancer(event: Any) -> bool:

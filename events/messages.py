@@ -1,51 +1,50 @@
-"""The text of a message of SQS or SNS: a request, or another source's event that holds some.
+"""The text of an SQS or SNS message: a request, or another source's event that holds requests.
 
-S3 and EventBridge put the same events into queues and topics that they would invoke a function
-with: https://docs.aws.amazon.com/AmazonS3/latest/userguide/how-to-enable-disable-notification-intro.html
+S3 and EventBridge send queues and topics the same events that they invoke a function with:
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/how-to-enable-disable-notification-intro.html
 and https://docs.aws.amazon.com/eventbridge/latest/userguide/eb-targets.html
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from events import asynchronous, eventbridge, s3, stepfunctions
-from events.decode import request_of
-from events.default_request_id import identified
+from events.decode import json_or_text
+from events.default_request_id import with_default_id
+from events.event_context import EventContext, Response
 
-Handle = Callable[[Any], dict[str, Any]]
 
+def run(text: Any, message_id: str, context: EventContext) -> list[Response]:
+    """Run the requests in a message, and return their responses.
 
-def run(text: Any, message_id: str, handle: Handle) -> list[dict[str, Any]]:
-    """Run the requests in a message; their responses, but for those that a task's token is told.
-
-    Each request without an id gets the message's, so that all deliveries are the same job. Raises
-    TryAgain, after all of them, if another delivery may help one.
+    A request without an id gets `message_id`, so that every delivery is the same job. The response
+    of a Step Functions task is not returned: the task got it through its token. Raises TryAgain,
+    after the last request, if another delivery may succeed.
     """
-    told = _without_envelope(request_of(text))
-    if stepfunctions.matches(told):
-        stepfunctions.process_delivery(told, message_id, handle)
+    content = _without_envelope(json_or_text(text))
+    if stepfunctions.matches(content):
+        stepfunctions.process_delivery(content, message_id, context)
         return []
-    if s3.matches(told):
-        reply = s3.process(told, handle)
-    elif eventbridge.matches(told):
-        reply = eventbridge.process(told, handle)
+    if s3.matches(content):
+        reply = s3.process(content, context)
+    elif eventbridge.matches(content):
+        reply = eventbridge.process(content, context)
     else:
-        # What is not JSON is still text, and is refused as such.
-        reply = asynchronous.run([identified(told, message_id)], handle)
-    responses: list[dict[str, Any]] = reply["responses"]
+        reply = asynchronous.run([with_default_id(content, message_id)], context.handle)
+    responses: list[Response] = reply["responses"]
     return responses
 
 
-def _without_envelope(told: Any) -> Any:
-    """What is in SNS's envelope, which a queue without raw delivery gets; else the same.
+def _without_envelope(content: Any) -> Any:
+    """The message inside SNS's envelope; content without an envelope is returned unchanged.
 
+    A subscription without raw delivery puts the envelope into the queue:
     https://docs.aws.amazon.com/sns/latest/dg/sns-message-and-json-formats.html
     """
     if (
-        isinstance(told, dict)
-        and told.get("Type") == "Notification"
-        and isinstance(told.get("Message"), str)
-        and "TopicArn" in told
+        isinstance(content, dict)
+        and content.get("Type") == "Notification"
+        and isinstance(content.get("Message"), str)
+        and "TopicArn" in content
     ):
-        return request_of(told["Message"])
-    return told
+        return json_or_text(content["Message"])
+    return content

@@ -1,4 +1,4 @@
-"""Says again and again that something goes on, for as long as it does."""
+"""Calls a function at regular intervals while something goes on: a heartbeat."""
 
 import threading
 from collections.abc import Callable
@@ -7,25 +7,25 @@ _STOP_WITHIN_S = 5.0
 
 
 class RepeatingTimer:
-    """Calls `beat` every `every_s` seconds in a thread of its own, from `start` to `stop`;
-    for the first time after `first_after_s`, if that is given.
+    """Calls `action` every `every_s` seconds in a thread of its own, between `start` and `stop`.
 
-    It ends by itself when `beat` returns False. `beat` must not raise.
+    The first call is after `first_after_s` seconds (default: `every_s`). The timer ends early when
+    `action` returns False. `action` must not raise.
     """
 
     def __init__(
-        self, every_s: float, beat: Callable[[], bool], first_after_s: float | None = None
+        self, every_s: float, action: Callable[[], bool], first_after_s: float | None = None
     ) -> None:
-        self._every_s, self._beat = every_s, beat
+        self._every_s, self._action = every_s, action
         self._first_after_s = every_s if first_after_s is None else first_after_s
         self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="repeating-timer", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self, wait_s: float | None = None) -> None:
-        """Returns when no beat is under way any more, or after `wait_s` seconds."""
+        """Make no further call. Waits until a running call has ended, `wait_s` seconds at most."""
         self._is_over.set()
         self._thread.join(wait_s)
 
@@ -37,5 +37,5 @@ class RepeatingTimer:
 
     def _run(self) -> None:
         pause_s = self._first_after_s
-        while not self._is_over.wait(pause_s) and self._beat():
+        while not self._is_over.wait(pause_s) and self._action():
             pause_s = self._every_s

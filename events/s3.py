@@ -1,7 +1,8 @@
 """A notification of S3: each new object whose key ends with `.json` is one job.
 
-https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-content-structure.html; the
-invocation is asynchronous: https://docs.aws.amazon.com/lambda/latest/dg/with-s3.html
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/notification-content-structure.html. The
+invocation is asynchronous: https://docs.aws.amazon.com/lambda/latest/dg/with-s3.html. How an object
+is read is decided in events/s3_objects.py.
 """
 
 import logging
@@ -10,6 +11,7 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 from events import asynchronous
+from events.event_context import EventContext, Response
 from events.s3_objects import S3Object, requests_in
 
 # A child of the handler's logger: its lines have the same form.
@@ -17,23 +19,23 @@ _log = logging.getLogger("lambda-comfyui.s3")
 
 
 def matches(event: Any) -> bool:
-    if _is_test(event):
+    if _is_test_event(event):
         return True
     records = event.get("Records") if isinstance(event, dict) else None
-    return isinstance(records, list) and bool(records) and all(_is_ours(r) for r in records)
+    return isinstance(records, list) and bool(records) and all(_is_record(r) for r in records)
 
 
-def process(event: dict[str, Any], handle: asynchronous.Handle) -> dict[str, Any]:
+def process(event: dict[str, Any], context: EventContext) -> Response:
     """Run the job in every new object. Raises TryAgain."""
-    return asynchronous.run(_requests(event), handle)
+    return asynchronous.run(_requests_in(event), context.handle)
 
 
-def _requests(event: dict[str, Any]) -> Iterable[Any]:
-    """The request in every new object; TryAgain is raised after them if one cannot be read."""
+def _requests_in(event: dict[str, Any]) -> Iterable[Any]:
+    """The request in every new object. Raises TryAgain after the last one; see s3_objects."""
     from aws_lambda_powertools.utilities.data_classes import S3Event  # noqa: PLC0415
 
-    if _is_test(event):
-        _log.info("S3 tries its new notification: ignored")
+    if _is_test_event(event):
+        _log.info("S3's test event: ignored")
         return []
     created = []
     for record in S3Event(event).records:
@@ -43,7 +45,7 @@ def _requests(event: dict[str, Any]) -> Iterable[Any]:
         created.append(
             S3Object(
                 bucket=record.s3.bucket.name,
-                # Powertools leaves the key of a record as S3 encoded it.
+                # Powertools does not decode the key of a record.
                 key=unquote_plus(record.s3.get_object.key),
                 version=record.s3.get_object.version_id or "",
                 etag=record.s3.get_object.etag,
@@ -52,8 +54,8 @@ def _requests(event: dict[str, Any]) -> Iterable[Any]:
     return requests_in(created)
 
 
-def _is_test(event: Any) -> bool:
-    """What S3 sends when somebody configures a notification; the first page shows it, too."""
+def _is_test_event(event: Any) -> bool:
+    """What S3 sends when a notification is configured; the page above shows it."""
     return (
         isinstance(event, dict)
         and event.get("Service") == "Amazon S3"
@@ -61,15 +63,15 @@ def _is_test(event: Any) -> bool:
     )
 
 
-def _is_ours(record: Any) -> bool:
+def _is_record(record: Any) -> bool:
     if not isinstance(record, dict) or record.get("eventSource") != "aws:s3":
         return False
-    told = record.get("s3")
+    s3 = record.get("s3")
     return (
         isinstance(record.get("eventName"), str)
-        and isinstance(told, dict)
-        and isinstance(told.get("bucket"), dict)
-        and isinstance(told["bucket"].get("name"), str)
-        and isinstance(told.get("object"), dict)
-        and isinstance(told["object"].get("key"), str)
+        and isinstance(s3, dict)
+        and isinstance(s3.get("bucket"), dict)
+        and isinstance(s3["bucket"].get("name"), str)
+        and isinstance(s3.get("object"), dict)
+        and isinstance(s3["object"].get("key"), str)
     )

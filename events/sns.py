@@ -1,11 +1,13 @@
-"""A message of an SNS topic that invokes the function: a request, or an event that holds some.
+"""A notification of an SNS topic: its message is a request, or an event that holds requests.
 
-https://docs.aws.amazon.com/lambda/latest/dg/with-sns.html; the invocation is asynchronous.
+https://docs.aws.amazon.com/lambda/latest/dg/with-sns.html. The invocation is asynchronous; what a
+message may be is decided in events/messages.py.
 """
 
 from typing import Any
 
 from events import messages
+from events.event_context import EventContext, Response
 
 
 def matches(event: Any) -> bool:
@@ -23,11 +25,11 @@ def matches(event: Any) -> bool:
     )
 
 
-def process(event: dict[str, Any], handle: messages.Handle) -> dict[str, Any]:
-    """Run the requests in the message; an invocation has one."""
+def process(event: dict[str, Any], context: EventContext) -> Response:
+    """Run the requests in the message (an invocation has one). Raises TryAgain."""
     from aws_lambda_powertools.utilities.data_classes import SNSEvent  # noqa: PLC0415
 
-    responses: list[dict[str, Any]] = []
+    responses: list[Response] = []
     for record in SNSEvent(event).records:
-        responses += messages.run(record.sns.message, record.sns.message_id, handle)
+        responses += messages.run(record.sns.message, record.sns.message_id, context)
     return {"responses": responses}

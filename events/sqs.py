@@ -1,20 +1,24 @@
-"""An SQS batch: a body is a request, or another source's event; what is worth a retry goes back.
+"""An SQS batch: each body is a request, or an event that holds requests.
 
-Powertools' batch module is imported with the first batch: a cold start for others is faster.
-Reply: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html (partial batch).
+The reply is a partial batch response; messages with a retryable error go back to the queue:
+https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html. When they come again
+is decided in events/sqs_visibility.py, what a body may be in events/messages.py. Powertools' batch
+module is imported with the first batch, which keeps the cold start of other events short.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from events import dead_letters, messages, sqs_visibility
+from events.asynchronous import TryAgain
+from events.errors import JobError
+from events.event_context import EventContext, Response
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.batch import BatchProcessor
     from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
-
-Handle = Callable[[Any], dict[str, Any]]
 
 # A child of the handler's logger: its lines have the same form.
 _log = logging.getLogger("lambda-comfyui.sqs")
@@ -32,58 +36,57 @@ def matches(event: Any) -> bool:
     )
 
 
-def process(
-    event: dict[str, Any],
-    handle: Handle,
-    dead_letter_queue_url: str = "",
-    time_left_s: float | None = None,
-) -> dict[str, Any]:
-    """Run every message of the batch; the reply lists those that go back to the queue.
+def process(event: dict[str, Any], context: EventContext) -> Response:
+    """Run every message of the batch. The reply lists those that go back to the queue.
 
-    With a dead-letter queue, messages that failed for good go there; else they are only answered.
-    `time_left_s` is the invocation's, None without a limit.
+    Messages that failed for good leave the queue; they are sent to the dead-letter queue if there
+    is one.
     """
-
     from aws_lambda_powertools.utilities.batch import process_partial_response  # noqa: PLC0415
 
-    error_types: dict[str, Sequence[str]] = {}
+    errors: dict[str, Sequence[type[JobError]]] = {}
 
     def run(record: "SQSRecord") -> None:
         try:
-            _run(record.raw_event, handle, dead_letter_queue_url)
+            _run(record.raw_event, context)
         except Exception as error:
-            # Powertools sends the message back, so that none is lost, and does not say why.
+            # Powertools puts the message into the reply, and does not log why.
             reason = f"{type(error).__name__}: {error}"
-            told = {"message_id": record.message_id, "reason": reason}
-            _log.warning("the message goes back to its queue", extra=told)
-            error_types[record.message_id] = getattr(error, "error_types", ())
+            fields = {"message_id": record.message_id, "reason": reason}
+            _log.warning("the message goes back to its queue", extra=fields)
+            errors[record.message_id] = error.errors if isinstance(error, TryAgain) else ()
             raise
 
-    processor = _processor(str(event["Records"][0].get("eventSourceARN")))
-    # Powertools reads nothing of the Lambda context unless the record handler asks for it.
-    with sqs_visibility.kept_hidden(event["Records"], time_left_s):
-        reply = cast(dict[str, Any], process_partial_response(event, run, processor, context=None))
-    back = {item["itemIdentifier"] for item in reply["batchItemFailures"]}
-    # At the very end: what keeps the batch hidden would undo it.
+    records = event["Records"]
+    processor = _processor_for(str(records[0].get("eventSourceARN")))
+    with (
+        nullcontext()
+        if context.caller_hides_messages
+        else sqs_visibility.kept_hidden(records, context.time_left_s)
+    ):
+        # Powertools reads Lambda's context only for a record handler that asks for it.
+        reply = cast(Response, process_partial_response(event, run, processor, context=None))
+    failed_ids = {item["itemIdentifier"] for item in reply["batchItemFailures"]}
+    # Outside the block, whose renewals would replace the back-off.
     sqs_visibility.postpone(
         [
-            (record, error_types.get(record["messageId"], ()))
-            for record in event["Records"]
-            if record["messageId"] in back
+            (record, errors.get(record["messageId"], ()))
+            for record in records
+            if record["messageId"] in failed_ids
         ]
     )
     return reply
 
 
-def _run(record: dict[str, Any], handle: Handle, dead_letter_queue_url: str) -> None:
-    responses = messages.run(record.get("body"), record["messageId"], handle)
+def _run(record: dict[str, Any], context: EventContext) -> None:
+    responses = messages.run(record.get("body"), record["messageId"], context)
     failures = [response["error"] for response in responses if response.get("error")]
-    if failures and dead_letter_queue_url:
-        dead_letters.send(dead_letter_queue_url, record, failures[0])
+    if failures and context.dead_letter_queue_url:
+        dead_letters.send(context.dead_letter_queue_url, record, failures[0])
         sqs_visibility.delete(record)
 
 
-def _processor(queue_arn: str) -> "BatchProcessor":
+def _processor_for(queue_arn: str) -> "BatchProcessor":
     from aws_lambda_powertools.utilities.batch import (  # noqa: PLC0415
         BatchProcessor,
         EventType,
@@ -91,10 +94,10 @@ def _processor(queue_arn: str) -> "BatchProcessor":
     )
 
     if queue_arn.endswith(".fifo"):
-        # In a FIFO queue nothing may overtake the message that goes back.
+        # It gives back everything after the first failure, which keeps the order.
         processor: BatchProcessor = SqsFifoPartialProcessor()
     else:
         processor = BatchProcessor(EventType.SQS)
-    # A raised exception would be logged as a failed invocation, with the same messages going back.
+    # Otherwise a batch in which everything fails raises, and counts as a failed invocation.
     processor.raise_on_entire_batch_failure = False
     return processor

@@ -1,77 +1,116 @@
-"""What the handler tells the queue that messages came from, beside the reply to their batch.
+"""When an SQS message can be received again: while its job runs, and after a failure.
 
-Without it, AWS's advice to hide messages for six times the function's timeout would keep each one
-that goes back, or whose handler was killed, waiting for hours.
-https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+All times of that rule are here; the handler (events/sqs.py) and the poller of the Lambda host
+(runtime/lambda_host/sqs_poller.py) use the same ones.
 
-- While a batch runs, its messages are hidden for a minute at a time: if the handler is killed, they
-  come again in a minute.
-- A message that goes back comes again after a back-off.
+- While a job runs, its message is hidden for HIDDEN_S at a time, so that the message of a killed
+  handler comes again soon. AWS advises a visibility timeout of six times the function's timeout,
+  which would take hours: https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-configure.html
+- Either the handler does that or the poller that invoked it, never both. On Lambda it must be the
+  handler: AWS's poller does not. The host's poller does it itself, because it goes on when the
+  handler hangs or dies, and says so in the invocation's client context.
+- HIDDEN_S and CRASH_BACK_OFF_S are longer than a claim's lease (LEASE_S in handler/jobs): at the
+  next delivery the claim of a killed handler has ended. A test holds it.
+- A message that goes back is hidden for a back-off.
   https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html
-- A dead letter is deleted at once: if its batch is killed before the reply, it would come again,
-  and be a dead letter twice.
+- A dead letter is deleted at once. If its batch were killed before the reply, it would come again,
+  and be sent to the dead-letter queue twice.
 
-Nothing here raises: what SQS refuses is left to Lambda, which comes to the same end, later.
+Nothing here raises. If SQS refuses a call, the queue's own visibility timeout holds.
 """
 
+import json
 import logging
 import math
 import random
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 from events import aws
 from events.back_off import back_off_s
+from events.errors import AlreadyRunning, JobError
 from events.repeating_timer import RepeatingTimer
 
 HIDDEN_S = 60
-# A batch that is answered earlier costs no call, and no import of boto3.
-FIRST_BEAT_AFTER_S = 1.0
+# Two renewals may fail before the message can be received again.
+RENEWALS_IN_HIDDEN_S = 3
+# A batch that ends before costs no call, and no import of boto3.
+FIRST_RENEWAL_AFTER_S = 1.0
+
 BACK_OFF_S = 10
 RUNNING_BACK_OFF_S = 60
-# Of SendMessageBatch and its sisters.
+CRASH_BACK_OFF_S = 20.0
+_MAX_BACK_OFF_S = 900
+_MAX_RUNNING_BACK_OFF_S = 7200
+
+# https://docs.aws.amazon.com/lambda/latest/api/API_Invoke.html#API_Invoke_RequestSyntax
+CALLER_HIDES_MESSAGES = json.dumps({"custom": {"hides-sqs-messages": True}})
+
+# Of ChangeMessageVisibilityBatch.
 _MAX_ENTRIES = 10
 _log = logging.getLogger("lambda-comfyui.sqs")
 
 
-@contextmanager
-def kept_hidden(records: Sequence[dict[str, Any]], time_left_s: float | None) -> Iterator[None]:
-    """Hide the messages of a batch for HIDDEN_S at a time, until the block or its time is over.
+def caller_hides_messages(lambda_context: Any) -> bool:
+    """Whether the invoker sent CALLER_HIDES_MESSAGES as client context."""
+    client_context = getattr(lambda_context, "client_context", None)
+    custom = getattr(client_context, "custom", None)
+    return isinstance(custom, dict) and custom.get("hides-sqs-messages") is True
 
-    Needs sqs:GetQueueUrl and sqs:ChangeMessageVisibility.
+
+@contextmanager
+def kept_hidden(
+    records: Sequence[dict[str, Any]], time_left_s: Callable[[], float | None]
+) -> Iterator[None]:
+    """Keep the messages of SQS records hidden inside the block, while the invocation has time left.
+
+    Needs sqs:GetQueueUrl and sqs:ChangeMessageVisibility. It ends with the first call if that is
+    refused.
     """
-    until = math.inf if time_left_s is None else time.monotonic() + time_left_s
     is_allowed = False
 
-    def beat() -> bool:
+    def renew() -> bool:
         nonlocal is_allowed
         is_allowed = _hide(records) or is_allowed
-        # Beyond its time whoever runs it hangs, and Managed Instances do not stop it.
-        return is_allowed and time.monotonic() < until
+        # An invocation that has run out of time hangs; Managed Instances do not stop it.
+        left_s = time_left_s()
+        return is_allowed and (left_s is None or left_s > 0)
 
-    with RepeatingTimer(HIDDEN_S / 3, beat, first_after_s=FIRST_BEAT_AFTER_S):
+    with RepeatingTimer(
+        HIDDEN_S / RENEWALS_IN_HIDDEN_S, renew, first_after_s=FIRST_RENEWAL_AFTER_S
+    ):
         yield
 
 
-def hidden_for_s(receive_count: int, error_types: Sequence[str]) -> int:
-    """Seconds until the next try of a message that was received so often; each a multiple.
+def back_off_after_error_s(receive_count: int, errors: Sequence[type[JobError]]) -> int:
+    """Seconds until the next delivery of a message that the handler gives back.
 
-    Up to half of it is left off by chance: what was killed by one job must not meet it each time.
+    It grows with the number of deliveries. Up to half of it is left off at random, so that messages
+    which were killed by one job do not meet that job each time.
     """
-    if "AlreadyRunning" in error_types:
-        # The other invocation may have an hour and a half to go, and each delivery counts towards
-        # the dead-letter queue: 1, 5, 25 minutes, 2 hours.
-        seconds = back_off_s(receive_count, first_s=RUNNING_BACK_OFF_S, most_s=7200, factor=5)
+    if AlreadyRunning in errors:
+        # The other invocation may run for an hour and a half, and each delivery counts towards the
+        # dead-letter queue: 1, 5, 25 minutes, 2 hours.
+        seconds = back_off_s(
+            receive_count, first_s=RUNNING_BACK_OFF_S, most_s=_MAX_RUNNING_BACK_OFF_S, factor=5
+        )
     else:
-        seconds = back_off_s(receive_count, first_s=BACK_OFF_S, most_s=900)
+        seconds = back_off_s(receive_count, first_s=BACK_OFF_S, most_s=_MAX_BACK_OFF_S)
     return math.ceil(seconds * random.uniform(0.5, 1))
 
 
-def postpone(failed: Sequence[tuple[dict[str, Any], Sequence[str]]]) -> None:
-    """Hide the messages of SQS records, each with its error types, for their back-off.
+def back_off_after_crash_s(receive_count: int, first_s: float = CRASH_BACK_OFF_S) -> float:
+    """Seconds until the next delivery of a message whose handler crashed or ran out of time.
+
+    Nothing is left off: the claim of the killed handler must have ended.
+    """
+    return back_off_s(receive_count, first_s=first_s, most_s=_MAX_BACK_OFF_S)
+
+
+def postpone(failed: Sequence[tuple[dict[str, Any], Sequence[type[JobError]]]]) -> None:
+    """Hide the messages of SQS records, each with the errors of its jobs, for their back-off.
 
     Needs sqs:GetQueueUrl and sqs:ChangeMessageVisibility:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
@@ -80,19 +119,20 @@ def postpone(failed: Sequence[tuple[dict[str, Any], Sequence[str]]]) -> None:
         return
     try:
         with _queue_of(failed[0][0]) as (sqs, url):
-            for record, error_types in failed:
+            for record, errors in failed:
                 count = int(record["attributes"]["ApproximateReceiveCount"])
                 sqs.change_message_visibility(
                     QueueUrl=url,
                     ReceiptHandle=record["receiptHandle"],
-                    VisibilityTimeout=hidden_for_s(count, error_types),
+                    VisibilityTimeout=back_off_after_error_s(count, errors),
                 )
     except Exception as error:
-        _log.info("not every message's back-off was set", extra={"reason": aws.reason(error)})
+        reason = aws.error_name(error)
+        _log.info("the back-off of a message was not set", extra={"reason": reason})
 
 
 def delete(record: dict[str, Any]) -> None:
-    """Take the message of an SQS record out of its queue.
+    """Delete the message of an SQS record from its queue.
 
     Needs sqs:GetQueueUrl and sqs:DeleteMessage:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_DeleteMessage.html
@@ -101,11 +141,12 @@ def delete(record: dict[str, Any]) -> None:
         with _queue_of(record) as (sqs, url):
             sqs.delete_message(QueueUrl=url, ReceiptHandle=record["receiptHandle"])
     except Exception as error:
-        _log.info("the message was not deleted yet", extra={"reason": aws.reason(error)})
+        reason = aws.error_name(error)
+        _log.info("the message was not deleted yet", extra={"reason": reason})
 
 
 def _hide(records: Sequence[dict[str, Any]]) -> bool:
-    """Hide them for HIDDEN_S from now on; False if SQS did not."""
+    """Hide the messages for HIDDEN_S from now; False if SQS refused."""
     try:
         entries = (
             {
@@ -116,19 +157,22 @@ def _hide(records: Sequence[dict[str, Any]]) -> bool:
             for number, record in enumerate(records)
         )
         with _queue_of(records[0]) as (sqs, url):
-            while some := list(islice(entries, _MAX_ENTRIES)):
-                # Entries that are refused are of messages that are deleted already.
-                sqs.change_message_visibility_batch(QueueUrl=url, Entries=some)
+            while batch := list(islice(entries, _MAX_ENTRIES)):
+                # The reply names messages that are deleted already; they need nothing.
+                sqs.change_message_visibility_batch(QueueUrl=url, Entries=batch)
     except Exception as error:
-        _log.info("the messages were not kept hidden", extra={"reason": aws.reason(error)})
+        reason = aws.error_name(error)
+        _log.info("the messages were not kept hidden", extra={"reason": reason})
         return False
     return True
 
 
 @contextmanager
 def _queue_of(record: dict[str, Any]) -> Iterator[tuple[Any, str]]:
-    """A client, and the URL of the record's queue. Raises what boto3 raises, or KeyError,
-    ValueError, AttributeError for a record without the fields of a real one."""
+    """A client, and the URL of the record's queue.
+
+    Raises boto3's errors, and KeyError, ValueError or AttributeError for an incomplete record.
+    """
     _, _, _, region, account, name = record["eventSourceARN"].split(":")
     client = aws.client("sqs", region)
     try:

@@ -1,20 +1,20 @@
-"""A task of Step Functions that waits for its token: the job's end is told through the token.
+"""A task of Step Functions that waits for its token: the job's result is sent with the token.
 
 https://docs.aws.amazon.com/step-functions/latest/dg/connect-to-resource.html#connect-wait-token
-The token is as good as a password for the task: nothing here logs it, nor what holds it.
+The token is as good as a password for the task. Nothing here logs it, nor a value that holds it.
 """
 
 import json
 import logging
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from events import asynchronous, aws
-from events.contract.response_size import smaller
-from events.default_request_id import identified
+from events.contract.response_size import shrink
+from events.default_request_id import with_default_id
+from events.errors import AlreadyRunning, class_of
+from events.event_context import EventContext, Response
 from events.repeating_timer import RepeatingTimer
-
-Handle = Callable[[Any], dict[str, Any]]
 
 TOKEN_NAMES = ("task_token", "TaskToken")
 HEARTBEAT_S = 20.0
@@ -22,63 +22,65 @@ HEARTBEAT_S = 20.0
 MAX_OUTPUT_BYTES = 262_144
 # https://docs.aws.amazon.com/step-functions/latest/apireference/API_SendTaskFailure.html
 MAX_ERROR, MAX_CAUSE = 256, 32_768
-# Nobody waits for this task any more.
+# The task has ended: it timed out, was aborted, or got its result before.
 _OVER = {"TaskTimedOut", "TaskDoesNotExist"}
-# Nobody ever did, in this account and Region; whoever invoked the function may wait.
-_UNTOLD = _OVER | {"InvalidToken"}
+# No task in this account and Region has the token. The job is run, for its invoker may wait.
+_WITHOUT_TASK = _OVER | {"InvalidToken"}
 # A child of the handler's logger: its lines have the same form.
 _log = logging.getLogger("lambda-comfyui.stepfunctions")
 
 
 class NotTold(Exception):
-    """The job is over, but Step Functions could not be told; the failed invocation tells it."""
+    """The job has ended, but Step Functions could not be told its result."""
 
 
 def matches(event: Any) -> bool:
-    # Whatever else is in it: a task that is not told of a refusal waits until it times out.
-    return isinstance(event, dict) and bool(_token(event))
+    # A token is enough: even a task whose request is invalid must get that as its result.
+    return isinstance(event, dict) and bool(_token_of(event))
 
 
-def process(event: dict[str, Any], handle: Handle) -> dict[str, Any]:
-    """Run the job with a heartbeat, and tell how it ended. The reply is the response, too.
+def process(event: dict[str, Any], context: EventContext) -> Response:
+    """Run the job with a heartbeat, and send its result to the task. Returns the response, too.
 
-    A task that is over already is not run; the reply says so. Raises NotTold if Step Functions
-    cannot be reached.
+    A task that has ended before is not run; the reply is `{"skipped": …}`. Raises NotTold if the
+    result cannot be sent.
     """
-    token = _token(event)
+    token = _token_of(event)
     client = aws.client("stepfunctions")
     try:
-        # Also because the time until the first heartbeat began when the task did.
-        if (reason := _beat(client, token)) in _OVER:
+        # The time until the first heartbeat began with the task, not with this invocation.
+        if (reason := _send_heartbeat(client, token)) in _OVER:
             return {"skipped": f"Step Functions does not wait for this task: {reason}"}
-        with RepeatingTimer(HEARTBEAT_S, lambda: _beat(client, token) not in _UNTOLD):
-            response = handle(_request_in(event))
-        _tell(client, token, response)
+        with RepeatingTimer(
+            HEARTBEAT_S, lambda: _send_heartbeat(client, token) not in _WITHOUT_TASK
+        ):
+            response = context.handle(_request_in(event))
+        _send_result(client, token, response)
     finally:
         client.close()
     return response
 
 
-def process_delivery(event: dict[str, Any], delivery_id: str, handle: Handle) -> None:
-    """The same for an event that may be delivered twice, with the same id.
+def process_delivery(event: dict[str, Any], delivery_id: str, context: EventContext) -> None:
+    """The same for a message or event that may be delivered twice, with the same id.
 
-    The state machine is told of every end, and decides about retries itself. Raises TryAgain if
-    another delivery runs the job, which will tell its end.
+    The task gets every result, and the state machine decides about retries. Raises TryAgain if
+    another delivery runs the job: that one sends the result.
     """
 
-    def run_once(task: Any) -> dict[str, Any]:
-        response = handle(identified(task, delivery_id))
+    def run_once(task: Any) -> Response:
+        response = context.handle(with_default_id(task, delivery_id))
         error = response.get("error")
-        if error and error["type"] == "AlreadyRunning":
-            raise asynchronous.TryAgain(f"{error['type']}: {error['message']}", [error["type"]])
+        if error and class_of(error) is AlreadyRunning:
+            raise asynchronous.TryAgain(f"{error['type']}: {error['message']}", [AlreadyRunning])
         return response
 
-    process(event, run_once)
+    process(event, replace(context, handle=run_once))
 
 
-def _token(event: dict[str, Any]) -> str:
-    found = (event.get(name) for name in TOKEN_NAMES)
-    return next((token for token in found if isinstance(token, str) and token), "")
+def _token_of(event: dict[str, Any]) -> str:
+    tokens = (event.get(name) for name in TOKEN_NAMES)
+    return next((token for token in tokens if isinstance(token, str) and token), "")
 
 
 def _request_in(event: dict[str, Any]) -> dict[str, Any]:
@@ -89,18 +91,18 @@ def _request_in(event: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in event.items() if name not in TOKEN_NAMES}
 
 
-def _beat(client: Any, token: str) -> str:
-    """Tell Step Functions that the job goes on; why it was not taken, or an empty string."""
+def _send_heartbeat(client: Any, token: str) -> str:
+    """Report that the job goes on. Returns why that was refused, or ""."""
     try:
         client.send_task_heartbeat(taskToken=token)
     except Exception as error:
-        code = aws.reason(error)
-        _log.warning("the task's heartbeat was not taken", extra={"reason": code})
-        return code
+        reason = aws.error_name(error)
+        _log.warning("the task's heartbeat was refused", extra={"reason": reason})
+        return reason
     return ""
 
 
-def _tell(client: Any, token: str, response: dict[str, Any]) -> None:
+def _send_result(client: Any, token: str, response: Response) -> None:
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
     try:
@@ -109,14 +111,14 @@ def _tell(client: Any, token: str, response: dict[str, Any]) -> None:
                 taskToken=token, error=error["type"][:MAX_ERROR], cause=error["message"][:MAX_CAUSE]
             )
             return
-        output = smaller(response, MAX_OUTPUT_BYTES, _size)
+        output = shrink(response, MAX_OUTPUT_BYTES, _size)
         client.send_task_success(taskToken=token, output=json.dumps(output))
-    except (ClientError, BotoCoreError) as refused:
-        code = aws.reason(refused)
-        if code not in _UNTOLD:
-            raise NotTold(f"Step Functions was not told how the job ended: {code}") from None
-        _log.error("Step Functions does not wait for this job any more", extra={"reason": code})
+    except (ClientError, BotoCoreError) as refusal:
+        reason = aws.error_name(refusal)
+        if reason not in _WITHOUT_TASK:
+            raise NotTold(f"Step Functions was not told how the job ended: {reason}") from None
+        _log.error("Step Functions does not wait for this job any more", extra={"reason": reason})
 
 
-def _size(output: Any) -> int:
+def _size(output: Response) -> int:
     return len(json.dumps(output).encode())

@@ -1,11 +1,12 @@
-"""`lambda_handler`: the only place where event sources, settings and the generator are wired."""
+"""`lambda_handler`: connects event sources, settings and the generator."""
 
 import os
 from typing import Any
 
-from events import sources, sqs
+from events import sources, sqs_visibility
 from events.contract import caller_of
 from events.errors import Misconfigured
+from events.event_context import EventContext
 from handler.clock import Deadline
 from handler.generate import Generator
 from handler.response import Outcome
@@ -18,23 +19,28 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     """Run every job that an event holds, and return the reply that its source expects.
 
     A direct invocation gets the documented response; docs/contract.md has the other replies.
-    Raises only where raising is the source's way to have an event repeated (S3, SNS, EventBridge),
-    or a waiting task told of it. `context` is Lambda's; None means no deadline.
+    Raises TryAgain where Lambda repeats an event whose function raises (SNS, S3, EventBridge), and
+    NotTold if Step Functions could not be told a job's end. `context` is Lambda's; None means no
+    deadline.
     """
     source = sources.recognise(event)
-    settings, wrong = _settings()
-
+    settings, misconfigured = _settings()
     deadline = Deadline(context, settings.deadline_margin_s)
 
     def handle(request: Any) -> dict[str, Any]:
-        if wrong:
-            return Outcome(caller_of(request), error=wrong).response()
+        if misconfigured:
+            return Outcome(caller_of(request), error=misconfigured).response()
         return _generator(settings).generate(request, deadline, sources.name_of(source))
 
-    if source is sqs:
-        dead = settings.dead_letter_queue_url
-        return sqs.process(event, handle, dead, deadline.answer_left_s())
-    return source.process(event, handle)
+    return source.process(
+        event,
+        EventContext(
+            handle=handle,
+            time_left_s=deadline.answer_left_s,
+            dead_letter_queue_url=settings.dead_letter_queue_url,
+            caller_hides_messages=sqs_visibility.caller_hides_messages(context),
+        ),
+    )
 
 
 def _settings() -> tuple[Settings, Misconfigured | None]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from events.contract.response_size import smaller
+from events.contract.response_size import shrink_for_store
 from events.errors import AlreadyRunning
 from events.job import Job
 from events.repeating_timer import RepeatingTimer
@@ -33,10 +33,6 @@ MAX_DYNAMODB_BYTES = 390_000
 # that such a holder leaves behind, so that its next delivery finds the job free.
 LEASE_S = 15.0
 _RENEWALS_IN_A_LEASE = 3
-_LEFT_OUT = (
-    "this request was answered before; what ComfyUI reported is left out of the stored response,"
-    " because it was too large"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,29 +187,12 @@ def _stored(record: Any) -> dict[str, Any]:
 
 def _small(response: dict[str, Any], max_bytes: int | None) -> dict[str, Any] | None:
     """The response within the store's limit; None if that would cost a file that has no URL."""
-    if max_bytes is None or _size(response) <= max_bytes:
+    if max_bytes is None:
         return response
-    details = response["comfyui_response"].get("execution_details")
-    compact = {
-        **response,
-        "comfyui_response": (
-            {"execution_details": {**details, "progress_updates": []}} if details else {}
-        ),
-        "output": [_small_item(item) for item in response["output"]],
-        "warnings": [*response.get("warnings", []), _LEFT_OUT],
-    }
-    if _size(compact) <= max_bytes:
-        return compact
-    if all("url" in item for item in response["output"]):
-        return smaller(compact, max_bytes, _size)
-    logger.warning("the response is too large to be stored; the same request would run again")
-    return None
-
-
-def _small_item(item: dict[str, Any]) -> dict[str, Any]:
-    if "url" not in item:
-        return item
-    return {name: value for name, value in item.items() if name not in ("base64", "text")}
+    stored = shrink_for_store(response, max_bytes, _size)
+    if stored is None:
+        logger.warning("the response is too large to be stored; the same request would run again")
+    return stored
 
 
 def _size(response: dict[str, Any]) -> int:

@@ -7,13 +7,13 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
 from typing import Any
 
+from events.contract.response_size import MAX_RESPONSE_BYTES, encoded_size, fit_reply
 from events.errors import Cancelled, JobError, UploadFailed
 from events.job import Caller
 from handler.artifacts import Artifact, Collector
 from handler.clock import Timings
 from handler.comfyui import HistoryEntry
 from handler.execution import Execution
-from handler.fitting import MAX_RESPONSE_BYTES, encoded_size, fit
 from handler.storage import Stored, Uploads
 
 COMPLETED = "Processing complete."
@@ -92,7 +92,7 @@ class Outcome:
             body["error"] = self.error.as_dict()
         if self.warnings:
             body["warnings"] = self.warnings
-        body = fit(body)
+        body = fit_reply(body)
         if self.return_base64:
             self._add_base64(body)
         return body

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from events import aws
 from events.errors import InvalidRequest, Misconfigured
 from events.job import S3Override
 from handler.artifacts import Artifact
@@ -228,12 +229,10 @@ def _reason(error: Exception, what: str = "the upload") -> str:
 
     cause = error.__context__ if isinstance(error, S3UploadFailedError) else error
     if isinstance(cause, ClientError):
-        answer = cause.response
-        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", "?")
-        code = answer.get("Error", {}).get("Code", "unknown error")
-        return f"S3 refused {what}: {code} (HTTP {status})"
+        status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "?")
+        return f"S3 refused {what}: {aws.error_name(cause)} (HTTP {status})"
     if isinstance(cause, BotoCoreError):
-        name = type(cause).__name__
+        name = aws.error_name(cause)
         return f"S3 could not be used: {name}" + _HINTS.get(name, "")
     if isinstance(cause, ValueError):
         return "S3 could not be used: check s3.endpoint_url (or S3_ENDPOINT_URL)"

@@ -1,6 +1,6 @@
-"""Where an asynchronous event goes that could not be run: a queue or an HTTP endpoint.
+"""Sends asynchronous events that failed to the on-failure destination: a queue or an HTTP endpoint.
 
-The record is Lambda's invocation record:
+What is sent is Lambda's invocation record:
 https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html
 """
 
@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from events import aws
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import FUNCTION_VERSION
 
@@ -23,7 +24,11 @@ _QUEUE_PATH = re.compile(r"(/queue/[\w-]+)?/\d{12}/[\w-]{1,80}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedEvent:
-    """`condition` is RetriesExhausted or EventAgeExceeded as on Lambda, or HostStopped."""
+    """An event that is not tried again, and why.
+
+    `condition` is RetriesExhausted or EventAgeExceeded as on Lambda, or HostStopped. `result` is
+    that of the last try; None if there was no try.
+    """
 
     request_id: str
     function_arn: str
@@ -33,6 +38,7 @@ class FailedEvent:
     result: InvocationResult | None
 
     def record(self) -> dict[str, Any]:
+        """The invocation record."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         record: dict[str, Any] = {
             "version": "1.0",
@@ -56,34 +62,26 @@ class FailedEvent:
 
 
 def destination_of(url: str, on_state: Callable[[str], object]) -> Callable[[FailedEvent], None]:
-    """Something that delivers records to `url` (an SQS queue's URL, any other HTTP one, or "").
+    """A function that sends a failed event to `url`: an SQS queue, an HTTP URL, or "" for none.
 
-    It never raises: a record that cannot be delivered is a line to `on_state`, without payload.
+    It never raises. `on_state` gets one sentence for each event, without its payload.
     """
 
     def deliver(failed: FailedEvent) -> None:
-        what = f"event {failed.request_id} given up after {failed.tries} tries, {failed.condition}"
+        text = f"event {failed.request_id} given up after {failed.tries} tries, {failed.condition}"
         if not url:
-            on_state(what)
+            on_state(text)
             return
         try:
             send(json.dumps(failed.record()))
-        except Exception as error:  # two clients with two families of errors, and one answer
-            on_state(f"{what}; the destination refused: {_told(error)}")
+        except Exception as error:  # of boto3 or of requests; the text may hold a token of the URL
+            on_state(f"{text}; the destination refused: {aws.error_name(error)}")
         else:
-            on_state(f"{what}, sent to the destination")
+            on_state(f"{text}, sent to the destination")
 
     is_queue = _QUEUE_PATH.fullmatch(urlsplit(url).path)
     send = _queue_sender(url) if is_queue else _http_sender(url)
     return deliver
-
-
-def _told(error: Exception) -> str:
-    # Only AWS's own codes: other texts show the URL, and it may hold a token.
-    code = getattr(error, "response", None)
-    if isinstance(code, dict):
-        return str(code.get("Error", {}).get("Code"))
-    return type(error).__name__
 
 
 def _queue_sender(url: str) -> Callable[[str], object]:
@@ -102,7 +100,7 @@ def _http_sender(url: str) -> Callable[[str], object]:
         _RETRIES,
         backoff_factor=_BACK_OFF_S,
         status_forcelist=(429, 500, 502, 503, 504),
-        allowed_methods=None,  # POST, too: a record that comes twice has the same requestId
+        allowed_methods=None,  # POST, too: a record that is delivered twice has the same requestId
     )
 
     def send(body: str) -> None:

@@ -1,4 +1,4 @@
-"""Messages as the event that Lambda's event source mapping makes of them, and its reply read back.
+"""The event that Lambda's event source mapping makes of messages, and the reply to it.
 
 https://docs.aws.amazon.com/lambda/latest/dg/with-sqs.html (records),
 https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html (partial batch).
@@ -14,32 +14,34 @@ from runtime.lambda_host.sqs_queue import Message
 
 
 def event_of(messages: Sequence[Message], queue_arn: str) -> bytes:
-    return json.dumps({"Records": [_record(each.raw, queue_arn) for each in messages]}).encode()
+    """The event for a batch of messages, as JSON."""
+    records = [_record(message.raw, queue_arn) for message in messages]
+    return json.dumps({"Records": records}).encode()
 
 
 def failed_messages(messages: Sequence[Message], result: InvocationResult) -> list[Message]:
-    """The messages that the function did not get done.
+    """The messages that go back to the queue: those that the reply lists.
 
-    All of them after a function error and, as on Lambda, after a reply that cannot be understood
-    or names a message that was not in the batch.
+    All of them after a function error and, as on Lambda, after a reply that is not a partial batch
+    response or lists a message that was not in the batch.
     """
     if result.function_error is not None:
         return list(messages)
     try:
-        failed = _named_in(json.loads(result.payload))
+        failed_ids = _failed_ids(json.loads(result.payload))
     except (ValueError, TypeError, KeyError):
         return list(messages)
-    if not failed <= {message.message_id for message in messages}:
+    if not failed_ids <= {message.message_id for message in messages}:
         return list(messages)
-    return [message for message in messages if message.message_id in failed]
+    return [message for message in messages if message.message_id in failed_ids]
 
 
-def _named_in(reply: Any) -> set[str]:
-    """Raises KeyError, TypeError or ValueError for a reply that is none."""
+def _failed_ids(reply: Any) -> set[str]:
+    """Raises KeyError, TypeError or ValueError if the reply is not a partial batch response."""
     if not isinstance(reply, dict):
         return set()
     identifiers = [item["itemIdentifier"] for item in reply.get("batchItemFailures") or []]
-    if not all(isinstance(each, str) and each for each in identifiers):
+    if not all(isinstance(identifier, str) and identifier for identifier in identifiers):
         raise ValueError("expected identifiers of messages")
     return set(identifiers)
 

@@ -1,9 +1,9 @@
-"""Takes messages from a queue, runs them, deletes what is done: an event source mapping.
+"""Receives messages from a queue, invokes the function with them, and deletes those that are done.
 
-A message is hidden for a minute at a time, again and again while its job runs: one that a machine
-takes to its grave is back a minute later. What crashed or ran out of time goes back with a growing
-delay. What the function itself gives back stays hidden for as long as the function has said to SQS,
-or else for what is left of the minute, as it would on Lambda.
+It does what Lambda's event source mapping does. How long a message is hidden is decided in
+events/sqs_visibility.py: for HIDDEN_S at a time while its job runs; for a back-off after a crash or
+a timeout of the function. A message that the function itself gives back stays hidden as the
+function has asked SQS for, else for the rest of HIDDEN_S.
 """
 
 import threading
@@ -14,32 +14,42 @@ from functools import partial
 
 from events.back_off import back_off_s
 from events.repeating_timer import RepeatingTimer
+from events.sqs_visibility import (
+    CALLER_HIDES_MESSAGES,
+    CRASH_BACK_OFF_S,
+    HIDDEN_S,
+    RENEWALS_IN_HIDDEN_S,
+    back_off_after_crash_s,
+)
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.host import LambdaHost, is_unavailable
+from runtime.lambda_host.invocations import Invocation
 from runtime.lambda_host.sqs_event import event_of, failed_messages
 from runtime.lambda_host.sqs_queue import Message, QueueError, SqsQueue
 
 _FREE_WITHIN_S = 1.0
 _MAX_PAUSE_S = 60.0
-_MAX_BACK_OFF_S = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PollerRules:
-    """`batch_size` messages an event. One that crashed is hidden for `back_off_s`, then the double.
+    """How the queue is polled.
 
-    By then the claim of a killed handler has ended: see LEASE_S in handler/jobs.py.
+    - `batch_size`: messages in one event, 1 to 10.
+    - `visibility_s`: seconds for which received messages are hidden at a time.
+    - `back_off_s`: seconds for which a message is hidden after its first crash.
     """
 
     batch_size: int = 1
-    visibility_s: int = 60
-    back_off_s: float = 20.0
+    visibility_s: int = HIDDEN_S
+    back_off_s: float = CRASH_BACK_OFF_S
 
 
 class SqsPoller:
-    """Polls while it is started, `concurrency` batches at once.
+    """Polls from `start` to `stop`, and runs `concurrency` batches at once.
 
-    It takes nothing while no client of the host is free: another machine may be.
+    It receives messages only while a runtime client of the host is free, and leaves the others to
+    other machines. `on_state` gets a sentence for every failure, in a thread of the poller.
     """
 
     def __init__(
@@ -64,11 +74,14 @@ class SqsPoller:
             thread.start()
 
     def stop(self) -> None:
-        """Take nothing new. What is held and not begun goes back when the host drains."""
+        """Receive nothing new. Messages whose job has not begun go back when the host drains."""
         self._stopping.set()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait until every message is deleted or back, and the open polls are over."""
+        """Wait until every message is deleted or given back, and the open polls have ended.
+
+        False if that takes more than `timeout_s` seconds.
+        """
         give_up = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(give_up - time.monotonic(), 0))
@@ -85,35 +98,38 @@ class SqsPoller:
                 )
                 if not messages:
                     continue
-                is_success = self._work_off(messages)
-            except Exception as error:  # whatever it is, the next message must not wait for ever
-                told = error if isinstance(error, QueueError) else repr(error)
-                self._on_state(f"queue: {told}")
+                is_success = self._process(messages)
+            except Exception as error:  # any error: the thread must go on polling
+                reason = error if isinstance(error, QueueError) else repr(error)
+                self._on_state(f"queue: {reason}")
                 is_success = False
             failures = 0 if is_success else failures + 1
-            # A machine on which everything fails must not fail the whole queue, too.
+            # A machine on which every job fails must not empty the queue.
             self._stopping.wait(back_off_s(failures, first_s=1.0, most_s=_MAX_PAUSE_S))
 
-    def _work_off(self, messages: Sequence[Message]) -> bool:
-        """False when none of the messages got done. Raises QueueError."""
+    def _process(self, messages: Sequence[Message]) -> bool:
+        """Invoke the function with the messages. False if all of them failed. Raises QueueError."""
         if self._stopping.is_set():
-            self._queue.hide(messages, [0.0] * len(messages))
+            self._show_again(messages)
             return True
-        with RepeatingTimer(self._rules.visibility_s / 3, partial(self._keep_hidden, messages)):
-            event = event_of(messages, self._queue.arn)
-            result = self._host.invoke(event, timeout_s=self._timeout_s)
+        event = event_of(messages, self._queue.arn)
+        invocation = Invocation(event, self._timeout_s, client_context=CALLER_HIDES_MESSAGES)
+        with RepeatingTimer(
+            self._rules.visibility_s / RENEWALS_IN_HIDDEN_S, partial(self._hide_again, messages)
+        ):
+            result = self._host.run(invocation)
         failed = failed_messages(messages, result)
         try:
-            self._queue.delete([each for each in messages if each not in failed])
+            self._queue.delete([message for message in messages if message not in failed])
         finally:
             self._give_back(failed, result)
         return len(failed) < len(messages)
 
-    def _keep_hidden(self, messages: Sequence[Message]) -> bool:
+    def _hide_again(self, messages: Sequence[Message]) -> bool:
         try:
             self._queue.hide(messages, [float(self._rules.visibility_s)] * len(messages))
         except QueueError as error:
-            # Two more beats may fail before the message is anybody else's.
+            # The messages are still hidden: see RENEWALS_IN_HIDDEN_S.
             self._on_state(f"queue: heartbeat: {error}")
         return True
 
@@ -121,14 +137,12 @@ class SqsPoller:
         if failed and result.function_error and not is_unavailable(result):
             self._on_state(f"queue: {len(failed)} messages go back: {result.function_error}")
         if self._stopping.is_set():
-            # They are not to blame, and another machine may be free.
-            self._queue.hide(failed, [0.0] * len(failed))
+            # Their jobs were ended by the stop; another machine may be free.
+            self._show_again(failed)
         elif result.function_error:
             first_s = self._rules.back_off_s
-            self._queue.hide(
-                failed,
-                [
-                    back_off_s(each.receive_count, first_s=first_s, most_s=_MAX_BACK_OFF_S)
-                    for each in failed
-                ],
-            )
+            back_offs = [back_off_after_crash_s(item.receive_count, first_s) for item in failed]
+            self._queue.hide(failed, back_offs)
+
+    def _show_again(self, messages: Sequence[Message]) -> None:
+        self._queue.hide(messages, [0.0] * len(messages))

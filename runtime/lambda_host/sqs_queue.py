@@ -1,6 +1,7 @@
-"""One SQS queue as a poller needs it: receive, delete, hide and show messages.
+"""One SQS queue for the poller: receive, delete and hide messages.
 
-boto3 finds address and credentials by itself: AWS_ENDPOINT_URL_SQS, AWS_PROFILE, a role, …
+boto3 finds the endpoint and the credentials: AWS_ENDPOINT_URL_SQS, AWS_PROFILE, a role, …
+https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_Operations.html
 """
 
 import re
@@ -12,10 +13,11 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from events import aws
 from runtime.errors import LambdaComfyUIError
 
-# Of one poll. SQS allows 20, but a stop has to wait for the open poll: a message that comes in
-# to a poll that nobody listens to stays hidden for its whole visibility timeout.
+# SQS allows 20 seconds. A stop must wait for the open poll: a message that arrives in a poll whose
+# process has ended stays hidden for its visibility timeout.
 LONG_POLL_S = 5
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5, LONG_POLL_S + 10
 _MAX_VISIBILITY_S = 43_200
@@ -24,12 +26,12 @@ _REGION = re.compile(r"\bsqs(?:-fips)?\.([a-z]{2,}-[a-z-]+-\d+)\.")
 
 
 class QueueError(LambdaComfyUIError):
-    """SQS refused, or cannot be reached; the message has no address and no key in it."""
+    """SQS refused a call, or cannot be reached. The text is the operation and AWS's error code."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A received message, as SQS gave it."""
+    """A received message: `raw` is an item of ReceiveMessage's `Messages`."""
 
     raw: dict[str, Any]
 
@@ -43,7 +45,7 @@ class Message:
 
 
 class SqsQueue:
-    """The queue at `url`. Every method raises QueueError; they may be called by many threads."""
+    """The queue at `url`. Every method raises QueueError, and is safe to call from many threads."""
 
     def __init__(self, url: str, *, connections: int) -> None:
         self.url = url
@@ -53,7 +55,7 @@ class SqsQueue:
         ]
 
     def receive(self, count: int, *, visibility_s: int) -> list[Message]:
-        """Wait LONG_POLL_S at most for up to `count` messages, hidden for `visibility_s`."""
+        """Up to `count` messages, which SQS hides for `visibility_s`. Waits LONG_POLL_S at most."""
         answer = self._call(
             "receive_message",
             MaxNumberOfMessages=count,
@@ -68,12 +70,12 @@ class SqsQueue:
         self._batch("delete_message_batch", (_entry(message) for message in messages))
 
     def hide(self, messages: Sequence[Message], seconds: Sequence[float]) -> None:
-        """Let each message be invisible for so many seconds from now; 0 gives it back at once."""
+        """Hide each message for its number of seconds from now; 0 makes it visible at once."""
         self._batch(
             "change_message_visibility_batch",
             (
-                {**_entry(message), "VisibilityTimeout": min(round(each), _MAX_VISIBILITY_S)}
-                for message, each in zip(messages, seconds, strict=True)
+                {**_entry(message), "VisibilityTimeout": min(round(hidden_s), _MAX_VISIBILITY_S)}
+                for message, hidden_s in zip(messages, seconds, strict=True)
             ),
         )
 
@@ -94,18 +96,16 @@ class SqsQueue:
             answer: dict[str, Any] = getattr(self._client, operation)(
                 QueueUrl=self.url, **arguments
             )
-        except ClientError as error:
-            raise QueueError(f"{operation}: {error.response['Error']['Code']}") from error
-        except BotoCoreError as error:
-            raise QueueError(f"{operation}: {type(error).__name__}") from error
+        except (ClientError, BotoCoreError) as error:
+            raise QueueError(f"{operation}: {aws.error_name(error)}") from error
         return answer
 
 
 def sqs_client(url: str, connections: int = 1) -> Any:
-    """A client for the region that the URL names, else for the configured one."""
+    """A client for the region in the URL, else for the configured region."""
     session = boto3.Session()
-    named = _REGION.search(url)
-    region = named[1] if named else session.region_name or "us-east-1"
+    match = _REGION.search(url)
+    region = match[1] if match else session.region_name or "us-east-1"
     config = Config(
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,

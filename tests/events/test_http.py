@@ -1,4 +1,4 @@
-"""`POST /generate/sync` through each front door: what comes in, and what goes back."""
+"""`POST /generate/sync` through each front door: the call and the reply."""
 
 import base64
 import json
@@ -8,6 +8,7 @@ import pytest
 
 from events import http
 from events.contract import response_problems
+from events.event_context import EventContext
 from handler import app
 from tests import workflows
 from tests.conftest import Context
@@ -18,11 +19,11 @@ DOORS = [name for name in NAMES if name.startswith("http_")]
 every_door = pytest.mark.parametrize("door", DOORS)
 
 
-def call(told: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
-    """Status, headers in small letters, and the body of the answer."""
-    reply = app.lambda_handler(told, Context(100))
-    several = {name: values[0] for name, values in reply.get("multiValueHeaders", {}).items()}
-    headers = {k.lower(): v for k, v in {**several, **reply.get("headers", {})}.items()}
+def call(http_event: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+    """Status, headers in small letters, and the body of the reply."""
+    reply = app.lambda_handler(http_event, Context(100))
+    multi_value = {name: values[0] for name, values in reply.get("multiValueHeaders", {}).items()}
+    headers = {k.lower(): v for k, v in {**multi_value, **reply.get("headers", {})}.items()}
     assert headers["content-type"] == "application/json"
     assert reply["isBase64Encoded"] is False
     return reply["statusCode"], headers, json.loads(reply["body"])
@@ -32,14 +33,14 @@ def with_body(door: str, body: str | None, *, is_base64: bool = False) -> dict[s
     return {**sample(door), "body": body, "isBase64Encoded": is_base64}
 
 
-def moved(door: str, path: str, method: str = "POST") -> dict[str, Any]:
-    told: dict[str, Any] = sample(door)
-    if "rawPath" in told:
-        told["rawPath"] = path
-        told["requestContext"]["http"] |= {"method": method, "path": path}
+def with_path(door: str, path: str, method: str = "POST") -> dict[str, Any]:
+    http_event: dict[str, Any] = sample(door)
+    if "rawPath" in http_event:
+        http_event["rawPath"] = path
+        http_event["requestContext"]["http"] |= {"method": method, "path": path}
     else:
-        told |= {"path": path, "httpMethod": method}
-    return told
+        http_event |= {"path": path, "httpMethod": method}
+    return http_event
 
 
 @every_door
@@ -85,7 +86,7 @@ def test_body_that_is_no_request_is_a_400_in_the_envelope(
         (workflows.one("TestOutOfMemory"), "OutOfMemory", 503),
     ],
 )
-def test_status_tells_how_the_job_ended(workflow: Any, error: str, expected: int) -> None:
+def test_status_says_how_the_job_ended(workflow: Any, error: str, expected: int) -> None:
     status, headers, response = call(with_body("http_alb", json.dumps(event(workflow))))
 
     assert (status, response["error"]["type"]) == (expected, error)
@@ -105,10 +106,10 @@ def test_status_tells_how_the_job_ended(workflow: Any, error: str, expected: int
 def test_status_and_retry_after_of_rare_ends(
     job: str, error: str, retryable: bool, expected: int
 ) -> None:
-    told = {"type": error, "message": "m", "retryable": retryable}
-    response = {"status": job, "error": told, "output": []}
+    failure = {"type": error, "message": "m", "retryable": retryable}
+    response = {"status": job, "error": failure, "output": []}
 
-    reply = http.process(sample("http_function_url"), lambda _: response)
+    reply = http.process(sample("http_function_url"), EventContext(handle=lambda _: response))
 
     assert reply["statusCode"] == expected
     assert ("Retry-After" in reply["headers"]) == (retryable and expected >= 500)
@@ -121,18 +122,19 @@ def test_status_and_retry_after_of_rare_ends(
         ("http_api_gateway_v1", "/studio/v2/generate/sync"),
         ("http_api_gateway_v2", "/generate/sync"),
         ("http_api_gateway_v2", "/studio/generate/sync"),
+        ("http_api_gateway_v1", "/generate/sync/"),
     ],
 )
 def test_stage_and_base_path_are_left_out(door: str, path: str) -> None:
-    told = {**moved(door, path), "body": "{}", "isBase64Encoded": False}
+    http_event = {**with_path(door, path), "body": "{}", "isBase64Encoded": False}
 
-    assert call(told)[0] == 400
+    assert call(http_event)[0] == 400
 
 
 @every_door
 @pytest.mark.parametrize("path", ["/", "/generate", "/generate/sync/x", "/generate/syncx", "/é"])
 def test_other_path_is_a_404_that_names_the_route(door: str, path: str) -> None:
-    status, _, body = call(moved(door, path))
+    status, _, body = call(with_path(door, path))
 
     assert status == 404
     assert body == {"message": "the only route is POST /generate/sync"}
@@ -140,7 +142,7 @@ def test_other_path_is_a_404_that_names_the_route(door: str, path: str) -> None:
 
 @pytest.mark.parametrize("door", ["http_alb", "http_function_url"])
 def test_nothing_is_left_out_where_there_is_no_stage(door: str) -> None:
-    assert call(moved(door, "/x/generate/sync"))[0] == 404
+    assert call(with_path(door, "/x/generate/sync"))[0] == 404
 
 
 @every_door
@@ -148,7 +150,7 @@ def test_nothing_is_left_out_where_there_is_no_stage(door: str) -> None:
 def test_other_method_is_a_405_that_names_the_right_one(door: str, method: str) -> None:
     path = "/prod/generate/sync" if door == "http_api_gateway_v2" else "/generate/sync"
 
-    status, headers, body = call(moved(door, path, method))
+    status, headers, body = call(with_path(door, path, method))
 
     assert status == 405
     assert headers["allow"] == "POST"
@@ -164,12 +166,12 @@ def test_load_balancer_gets_its_status_description_and_its_kind_of_headers(door:
 
 
 @every_door
-def test_reply_is_never_larger_than_its_way_takes(door: str) -> None:
+def test_reply_is_never_larger_than_its_front_door_accepts(door: str) -> None:
     limit = (1 if "alb" in door else 6) * 1024 * 1024
     item = {"filename": "f", "base64": 'A"' * limit}
     response = {"status": "completed", "comfyui_response": {"p": {}}, "output": [item]}
 
-    reply = http.process(sample(door), lambda _: response)
+    reply = http.process(sample(door), EventContext(handle=lambda _: response))
 
     assert len(json.dumps(reply).encode()) <= limit
     body = json.loads(reply["body"])

@@ -1,9 +1,10 @@
-"""Messages of a real queue (moto's server): answered ones are deleted, retryable ones go back."""
+"""Messages of a real queue (moto's server): retryable ones go back, the others leave the queue."""
 
 import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
@@ -12,7 +13,10 @@ import requests
 
 from events import sqs as sqs_source
 from events import sqs_visibility
+from events.errors import AlreadyRunning, JobError, OutOfMemory, WorkerUnavailable
+from events.event_context import EventContext
 from handler import app
+from handler.jobs import LEASE_S
 from tests import workflows
 from tests.conftest import Context, WebhookReceiver, ask_worker
 from tests.events.samples import sample
@@ -23,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 class Queue:
-    """One queue, and the part of Lambda's event source mapping that hands over and deletes."""
+    """One queue, and the part of Lambda's event source mapping that invokes and deletes."""
 
     def __init__(self, sqs: Any, name: str, **attributes: str) -> None:
         self._sqs = sqs
@@ -38,15 +42,15 @@ class Queue:
         self._sqs.send_message(QueueUrl=self.url, MessageBody=text, **options)
 
     def deliver(self) -> list[str]:
-        """Give all messages to the handler as one batch; the bodies that went back."""
+        """Give all messages to the handler as one batch. Returns the bodies that went back."""
         messages = self.take()
-        reply = app.lambda_handler({"Records": [self._record(m) for m in messages]}, Context(100))
-        back = {item["itemIdentifier"] for item in reply["batchItemFailures"]}
+        reply = app.lambda_handler(self.event_of(messages), Context(100))
+        failed_ids = {item["itemIdentifier"] for item in reply["batchItemFailures"]}
         for message in messages:
-            if message["MessageId"] not in back:
+            if message["MessageId"] not in failed_ids:
                 receipt = message["ReceiptHandle"]
                 self._sqs.delete_message(QueueUrl=self.url, ReceiptHandle=receipt)
-        return [message["Body"] for message in messages if message["MessageId"] in back]
+        return [message["Body"] for message in messages if message["MessageId"] in failed_ids]
 
     def take(self) -> list[Any]:
         """Whole messages, attributes and all."""
@@ -56,23 +60,26 @@ class Queue:
             AttributeNames=["All"],
             MessageAttributeNames=["All"],
         )
-        found: list[Any] = answer.get("Messages", [])
-        return found
+        messages: list[Any] = answer.get("Messages", [])
+        return messages
+
+    def event_of(self, messages: list[Any]) -> dict[str, Any]:
+        return {"Records": [self._record(message) for message in messages]}
 
     def waiting(self) -> int:
-        """How many messages could be taken now."""
+        """How many messages can be received now."""
         name = "ApproximateNumberOfMessages"
         answer = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=[name])
         return int(answer["Attributes"][name])
 
     def hidden(self) -> int:
-        """How many messages are in the queue but cannot be taken now."""
+        """How many messages are in the queue but cannot be received now."""
         name = "ApproximateNumberOfMessagesNotVisible"
         answer = self._sqs.get_queue_attributes(QueueUrl=self.url, AttributeNames=[name])
         return int(answer["Attributes"][name])
 
-    def left(self) -> list[str]:
-        """The bodies that are still in the queue."""
+    def bodies(self) -> list[str]:
+        """The bodies of the messages that can be received now."""
         return [message["Body"] for message in self.take()]
 
     def _record(self, message: Any) -> dict[str, Any]:
@@ -110,12 +117,12 @@ def test_only_the_failed_retryable_message_goes_back(
     queue.send(broken)
     queue.send(event(workflows.image(), request_id="last", webhook=hook))
 
-    back = queue.deliver()
+    failed = queue.deliver()
 
-    assert [json.loads(body) for body in back] == [broken]
+    assert [json.loads(body) for body in failed] == [broken]
     assert (queue.waiting(), queue.hidden()) == (0, 1)
-    told = {body["id"]: body["status"] for body in webhook_receiver.bodies()}
-    assert told == {
+    statuses = {body["id"]: body["status"] for body in webhook_receiver.bodies()}
+    assert statuses == {
         "good": "completed",
         "invalid": "failed",
         "rejected": "failed",
@@ -125,23 +132,28 @@ def test_only_the_failed_retryable_message_goes_back(
 
 
 @pytest.mark.parametrize(
-    ("receive_count", "error_types", "seconds"),
+    ("receive_count", "errors", "seconds"),
     [
-        (1, ["WorkerUnavailable"], 10),
-        (3, ["WorkerUnavailable", "OutOfMemory"], 40),
-        (1, ["AlreadyRunning"], 60),
-        (2, ["OutOfMemory", "AlreadyRunning"], 300),
-        (3, ["AlreadyRunning"], 1500),
+        (1, [WorkerUnavailable], 10),
+        (3, [WorkerUnavailable, OutOfMemory], 40),
+        (1, [AlreadyRunning], 60),
+        (2, [OutOfMemory, AlreadyRunning], 300),
+        (3, [AlreadyRunning], 1500),
         (1000, [], 900),
     ],
 )
 def test_message_that_goes_back_waits_longer_each_time(
-    receive_count: int, error_types: list[str], seconds: int
+    receive_count: int, errors: list[type[JobError]], seconds: int
 ) -> None:
-    drawn = {sqs_visibility.hidden_for_s(receive_count, error_types) for _ in range(1000)}
+    delays = {sqs_visibility.back_off_after_error_s(receive_count, errors) for _ in range(1000)}
 
-    assert drawn <= set(range(seconds // 2, seconds + 1))
-    assert len(drawn) > seconds // 4
+    assert delays <= set(range(seconds // 2, seconds + 1))
+    assert len(delays) > seconds // 4
+
+
+def test_claim_of_a_killed_handler_ends_before_its_message_comes_again() -> None:
+    assert sqs_visibility.HIDDEN_S > LEASE_S
+    assert sqs_visibility.back_off_after_crash_s(1) > LEASE_S
 
 
 def test_message_that_goes_back_comes_again_before_the_queue_s_own_time(
@@ -168,7 +180,7 @@ def test_message_of_a_killed_handler_comes_again_soon(
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        sqs_source.process({"Records": [queue._record(m) for m in queue.take()]}, dies)
+        sqs_source.process(queue.event_of(queue.take()), EventContext(handle=dies))
 
     assert wait_until(lambda: queue.waiting() == 1, 5)
 
@@ -180,8 +192,9 @@ def test_messages_are_hidden_while_their_batch_runs_but_not_beyond_its_time(
     queue = Queue(sqs, "long", VisibilityTimeout="5400")
     for number in range(12):
         queue.send(str(number))
-    records = [queue._record(m) for _ in "12" for m in queue.take()]
+    batch = queue.event_of([*queue.take(), *queue.take()])
     seen: list[int] = []
+    until = time.monotonic() + 4.5
 
     def takes_long(_: Any) -> dict[str, Any]:
         if not seen:
@@ -191,26 +204,64 @@ def test_messages_are_hidden_while_their_batch_runs_but_not_beyond_its_time(
             assert wait_until(lambda: queue.waiting() == 12)
         return {}
 
-    sqs_source.process({"Records": records}, takes_long, time_left_s=4.5)
+    context = EventContext(handle=takes_long, time_left_s=lambda: until - time.monotonic())
+    sqs_source.process(batch, context)
 
-    assert len(records) == 12
+    assert len(batch["Records"]) == 12
     assert seen == [0] * 8
+
+
+def test_messages_are_not_hidden_by_the_handler_if_its_caller_hides_them(
+    sqs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_for_two_seconds(monkeypatch)
+    queue = Queue(sqs, "hidden-by-the-caller", VisibilityTimeout="1")
+    queue.send("{}")
+    seen: list[bool] = []
+
+    def waits(_: Any) -> dict[str, Any]:
+        seen.append(wait_until(lambda: queue.waiting() == 1, 10))
+        return {}
+
+    context = EventContext(handle=waits, caller_hides_messages=True)
+    sqs_source.process(queue.event_of(queue.take()), context)
+
+    assert seen == [True]
+
+
+@pytest.mark.parametrize(
+    ("custom", "hides"),
+    [
+        (json.loads(sqs_visibility.CALLER_HIDES_MESSAGES)["custom"], True),
+        ({}, False),
+        (None, False),
+        ({"hides-sqs-messages": "yes"}, False),
+    ],
+)
+def test_caller_says_in_the_client_context_that_it_hides_messages(custom: Any, hides: bool) -> None:
+    lambda_context = SimpleNamespace(client_context=SimpleNamespace(custom=custom))
+
+    assert sqs_visibility.caller_hides_messages(lambda_context) is hides
+
+
+@pytest.mark.parametrize("lambda_context", [None, SimpleNamespace(client_context=None)])
+def test_invocation_without_a_client_context_hides_its_messages(lambda_context: Any) -> None:
+    assert sqs_visibility.caller_hides_messages(lambda_context) is False
 
 
 def hide_for_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqs_visibility, "HIDDEN_S", 2)
-    monkeypatch.setattr(sqs_visibility, "FIRST_BEAT_AFTER_S", 0.0)
+    monkeypatch.setattr(sqs_visibility, "FIRST_RENEWAL_AFTER_S", 0.0)
 
 
-def test_message_without_an_id_is_known_by_its_own(sqs: Any, tmp_path: Path) -> None:
+def test_request_without_an_id_gets_the_id_of_its_message(sqs: Any, tmp_path: Path) -> None:
     queue = Queue(sqs, "twice")
     request = event(workflows.image())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JOBS_DB", str(tmp_path / "jobs.sqlite"))
         queue.send(request)
-        (message,) = queue.take()
-        record = {"Records": [queue._record(message)]}
-        starts = [count_prompts(lambda: app.lambda_handler(record, Context(100))) for _ in "12"]
+        batch = queue.event_of(queue.take())
+        starts = [count_prompts(lambda: app.lambda_handler(batch, Context(100))) for _ in "12"]
 
     assert starts == [1, 0]
 
@@ -239,9 +290,9 @@ def test_nothing_overtakes_a_failed_message_of_a_fifo_queue(sqs: Any) -> None:
     queue.send(event(workflows.one("TestOutOfMemory"), request_id="2"), MessageGroupId="a")
     queue.send(event(workflows.image(), request_id="3"), MessageGroupId="a")
 
-    back = [json.loads(body)["input"]["request_id"] for body in queue.deliver()]
+    failed_ids = [json.loads(body)["input"]["request_id"] for body in queue.deliver()]
 
-    assert back == ["2", "3"]
+    assert failed_ids == ["2", "3"]
 
 
 @pytest.mark.parametrize("name", ["sqs_message", "sqs_sns_envelope"])
@@ -252,9 +303,9 @@ def test_request_is_found_with_and_without_the_envelope_of_sns(
 
     assert app.lambda_handler(sample(name), Context(100)) == {"batchItemFailures": []}
 
-    (told,) = webhook_receiver.bodies()
-    assert told["id"] == {"sqs_message": "sqs-1", "sqs_sns_envelope": "sqs-sns-1"}[name]
-    assert told["status"] == "completed"
+    (body,) = webhook_receiver.bodies()
+    assert body["id"] == {"sqs_message": "sqs-1", "sqs_sns_envelope": "sqs-sns-1"}[name]
+    assert body["status"] == "completed"
 
 
 def test_only_what_failed_for_good_goes_to_the_dead_letter_queue(
@@ -272,23 +323,23 @@ def test_only_what_failed_for_good_goes_to_the_dead_letter_queue(
 
     refused, raised = dead.take()
     assert refused["Body"] == invalid
-    told = {name: value["StringValue"] for name, value in refused["MessageAttributes"].items()}
-    assert told["ErrorType"] == "InvalidRequest"
-    assert "input.workflow_json.1" in told["ErrorMessage"]
-    assert len(told["OriginalMessageId"]) == 36
+    texts = {name: value["StringValue"] for name, value in refused["MessageAttributes"].items()}
+    assert texts["ErrorType"] == "InvalidRequest"
+    assert "input.workflow_json.1" in texts["ErrorMessage"]
+    assert len(texts["OriginalMessageId"]) == 36
     assert len(raised["MessageAttributes"]["ErrorMessage"]["StringValue"]) == 1024
     assert raised["MessageAttributes"]["ErrorType"]["StringValue"] == "ExecutionFailed"
 
 
-def test_dead_letter_is_one_though_its_batch_crashes_before_the_reply(
+def test_message_is_a_dead_letter_once_even_if_its_batch_crashes_before_the_reply(
     sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue, dead = Queue(sqs, "crashes"), Queue(sqs, "crashes-dead")
     monkeypatch.setenv("DEAD_LETTER_QUEUE_URL", dead.url)
     queue.send("{not json")
 
-    # Nobody hears the reply.
-    app.lambda_handler({"Records": [queue._record(m) for m in queue.take()]}, Context(100))
+    # The reply is not used, as if the batch had crashed.
+    app.lambda_handler(queue.event_of(queue.take()), Context(100))
 
     assert queue.waiting() == 0
     assert dead.waiting() == 1
@@ -309,7 +360,7 @@ def test_dead_letters_of_a_fifo_queue_keep_their_group(
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/1/none", "nonsense"])
-def test_message_goes_back_if_the_dead_letter_queue_does_not_take_it(
+def test_message_goes_back_if_the_dead_letter_queue_refuses_it(
     sqs: Any, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     queue = Queue(sqs, f"no-dead-{len(url)}")

@@ -96,7 +96,7 @@ def test_test_event_of_s3_is_taken_and_ignored(
 ) -> None:
     assert app.lambda_handler(sample(name), Context(100)) == reply
 
-    assert "S3 tries its new notification: ignored" in log()
+    assert "S3's test event: ignored" in log()
     assert told() == {}
 
 
@@ -105,7 +105,7 @@ def test_event_without_a_job_in_it_leaves_the_queue_alone(queue: Queue, dead: Qu
     queue.send(sample("s3_object_removed"))
 
     assert queue.deliver() == []
-    assert dead.left() == []
+    assert dead.bodies() == []
 
 
 def test_every_request_of_a_message_is_run_before_it_goes_back(
@@ -128,7 +128,7 @@ def test_every_request_of_a_message_is_run_before_it_goes_back(
         "good": "completed",
         "other": "completed",
     }
-    assert dead.left() == []
+    assert dead.bodies() == []
 
 
 def test_message_with_one_request_that_failed_for_good_is_a_dead_letter(
@@ -165,7 +165,7 @@ def test_object_that_cannot_be_read_sends_its_message_back_and_no_other(
     assert queue.deliver() == [unreadable]
     assert f"TryAgain: s3://{BUCKET}/{KEY} cannot be read: NoSuchBucket" in log()
     assert told() == {"other": "completed"}
-    assert dead.left() == []
+    assert dead.bodies() == []
 
 
 def test_objects_beside_one_that_cannot_be_read_are_run(
@@ -215,7 +215,7 @@ def test_task_that_waits_behind_a_queue_is_told_and_its_message_is_done_with(
 
     assert queue.deliver() == []
     assert task.end()["status"] == status
-    assert dead.left() == []
+    assert dead.bodies() == []
 
 
 def test_task_in_the_envelope_of_a_topic_is_told(queue: Queue, execution: Execution) -> None:

@@ -1,4 +1,4 @@
-"""A waiting task of a real state machine (moto's interpreter) is told how its job ended."""
+"""A waiting task of a real state machine (moto's interpreter) gets the result of its job."""
 
 import json
 import uuid
@@ -11,6 +11,7 @@ import boto3
 import pytest
 
 from events import stepfunctions
+from events.event_context import EventContext
 from handler import app
 from tests import workflows
 from tests.conftest import Context
@@ -25,7 +26,7 @@ Execution = Callable[..., "Task"]
 
 
 class Task:
-    """One execution whose only state waits for its token, which a queue hands over."""
+    """One execution whose only state waits for its token, which comes from a queue."""
 
     def __init__(self, clients: dict[str, Any], name: str, state: dict[str, Any]) -> None:
         sqs, self._machines = clients["sqs"], clients["stepfunctions"]
@@ -53,7 +54,7 @@ class Task:
         self.token: str = json.loads(message["Body"])["TaskToken"]
 
     def end(self) -> Any:
-        """The execution once it is over."""
+        """The execution after its end."""
         assert wait_until(lambda: self._ask()["status"] != "RUNNING")
         return self._ask()
 
@@ -137,8 +138,8 @@ def test_task_that_is_over_changes_nothing_and_its_token_is_not_logged(
     assert task.end()["error"] == "States.Timeout"
     assert response["status"] == "completed"
     assert "does not wait for this job any more" in log()
-    # Before the job, and once in it: nobody goes on with that.
-    assert log().count("heartbeat was not taken") == 2
+    # One before the job and one in it; the second ends the timer.
+    assert log().count("heartbeat was refused") == 2
     assert task.token not in log()
 
 
@@ -166,12 +167,14 @@ def test_job_of_a_task_that_is_over_already_is_not_run(monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("aws")
-def test_unknown_token_is_answered_and_not_logged(log: Callable[[], str]) -> None:
-    told = sample("stepfunctions_task_token")
+def test_unknown_token_is_not_logged_and_its_job_is_run(
+    log: Callable[[], str],
+) -> None:
+    task = sample("stepfunctions_task_token")
 
-    assert app.lambda_handler(told, Context(100))["id"] == "stepfunctions-1"
+    assert app.lambda_handler(task, Context(100))["id"] == "stepfunctions-1"
     assert '"reason":"InvalidToken"' in log()
-    assert told["task_token"] not in log()
+    assert task["task_token"] not in log()
 
 
 @pytest.mark.usefixtures("aws")
@@ -184,28 +187,29 @@ def test_unreachable_step_functions_fail_the_invocation_without_the_token(
         app.lambda_handler({"task_token": "secret", "input": {}}, Context(100))
 
 
-def test_task_that_waits_behind_eventbridge_is_told(execution: Execution) -> None:
+def test_task_behind_eventbridge_gets_its_result(execution: Execution) -> None:
     task = execution()
-    told = sample("eventbridge_request")
-    told["detail"] = {"task_token": task.token, **event(workflows.image())}
+    delivery = sample("eventbridge_request")
+    delivery["detail"] = {"task_token": task.token, **event(workflows.image())}
 
-    assert app.lambda_handler(told, Context(100)) == {"responses": []}
-    assert json.loads(task.end()["output"])["id"] == told["id"]
+    assert app.lambda_handler(delivery, Context(100)) == {"responses": []}
+    assert json.loads(task.end()["output"])["id"] == delivery["id"]
 
 
-def test_task_of_many_files_is_told_where_they_are(execution: Execution) -> None:
+def test_output_of_many_files_names_them_without_urls(execution: Execution) -> None:
     task = execution()
     item = {"filename": "f.png", "local_path": "/output/many/f.png", "url": "https://" + "u" * 1300}
     response = {"id": "many", "status": "completed", "comfyui_response": {}, "output": [item] * 200}
 
-    stepfunctions.process({"task_token": task.token, "input": {}}, lambda _: response)
+    context = EventContext(handle=lambda _: response)
+    stepfunctions.process({"task_token": task.token, "input": {}}, context)
 
     output = json.loads(task.end()["output"])
     assert output["output"] == [{"filename": "f.png", "local_path": "/output/many/f.png"}] * 200
     assert "the files' URLs" in output["warnings"][-1]
 
 
-def test_output_is_never_larger_than_step_functions_take(execution: Execution) -> None:
+def test_output_is_never_larger_than_step_functions_accept(execution: Execution) -> None:
     task = execution()
     text = "y" * stepfunctions.MAX_OUTPUT_BYTES
 

@@ -18,6 +18,7 @@ from moto import mock_aws
 from moto.cloudformation.parsing import get_model_map
 
 from events import eventbridge
+from events.event_context import EventContext
 from handler.settings import PROJECT, Settings
 from tests.infra.template import parameter, properties, template, variables
 from tests.workflows import image
@@ -511,7 +512,8 @@ def test_workflow_that_is_dropped_into_the_inbox_becomes_a_job_in_the_queue() ->
     (message,) = sqs.receive_message(QueueUrl=outputs["JobsQueueUrl"], MaxNumberOfMessages=10)[
         "Messages"
     ]
-    reply = eventbridge.process(json.loads(message["Body"]), lambda asked: {"asked": asked})
+    context = EventContext(handle=lambda asked: {"asked": asked})
+    reply = eventbridge.process(json.loads(message["Body"]), context)
     (request,) = (response["asked"] for response in reply["responses"])
     assert request["input"]["workflow_json"] == workflow
     assert request["input"]["request_id"].startswith(f"{bucket}/a cat & 1+1.json/")

@@ -18,6 +18,9 @@ def acts(event: Any, context: Any) -> Any:
         action = json.loads(record["body"])
         if "keep" in action:
             Path(action["keep"]).write_text(json.dumps(event))
+        if "keep_client_context" in action:
+            custom = context.client_context.custom
+            Path(action["keep_client_context"]).write_text(json.dumps(custom))
         if act(action, context) == "fail":
             failed.append({"itemIdentifier": record["messageId"]})
     return {"batchItemFailures": failed}

@@ -1,4 +1,4 @@
-"""The poller on a real queue (moto's server): what is deleted, what goes back, and when."""
+"""The poller on a real queue (moto's server): which messages are deleted or go back, and when."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from events.sqs_visibility import CALLER_HIDES_MESSAGES
 from runtime.lambda_host.destination import FailedEvent, destination_of
 from runtime.lambda_host.failures import Failure, InvocationResult
 from runtime.lambda_host.function import Function
@@ -36,7 +37,7 @@ def sqs() -> Iterator[Any]:
 
 
 class Queue:
-    """A queue as its sender and its operator see it."""
+    """A queue, as a sender and an operator use it."""
 
     def __init__(self, sqs: Any, name: str, **attributes: str) -> None:
         self._sqs = sqs
@@ -63,7 +64,7 @@ class Queue:
         return [json.loads(message["Body"]) for message in answer.get("Messages", [])]
 
     def end_open_polls(self) -> None:
-        """A poll returns when a message comes: that spares every test a second."""
+        """A poll returns when a message arrives, which saves a second in every test."""
         with suppress(ClientError):
             for _ in range(3):
                 self.send()
@@ -79,7 +80,7 @@ def queue(sqs: Any, request: pytest.FixtureRequest) -> Queue:
 
 
 class Source(SqsQueue):
-    """Tells when the first poll has begun, holds polls back until they may, counts its hidings."""
+    """Records that the first poll has begun, delays polls until they may begin, counts `hide`."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url, connections=4)
@@ -97,7 +98,7 @@ class Source(SqsQueue):
 
 
 class Running:
-    """A host with a poller, and how they stop."""
+    """A running host with its poller."""
 
     def __init__(self, host: LambdaHost, source: Source, poller: SqsPoller) -> None:
         self.host, self.source, self._poller = host, source, poller
@@ -158,7 +159,7 @@ def poll(states: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Poll]:
         yield poll
 
 
-def test_message_that_is_done_leaves_the_queue(poll: Poll, queue: Queue, tmp_path: Path) -> None:
+def test_message_whose_job_has_ended_is_deleted(poll: Poll, queue: Queue, tmp_path: Path) -> None:
     poll(queue)
 
     queue.send(marks=str(tmp_path), name="a")
@@ -243,12 +244,24 @@ def test_message_stays_hidden_for_as_long_as_its_job_runs(
 
     running = poll(queue, concurrency=2, visibility_s=5)
 
-    # There are three beats in the time for which it was hidden when it came.
+    # There are three renewals in the time for which it was hidden when it was received.
     assert wait_until(lambda: running.source.hides >= 4)
     release.touch()
     assert wait_until((tmp_path / "slow.end").exists)
     assert wait_until(queue.is_empty)
     assert len((tmp_path / "slow.begin").read_text().splitlines()) == 1
+
+
+def test_function_hears_that_its_messages_are_kept_hidden(
+    poll: Poll, queue: Queue, tmp_path: Path
+) -> None:
+    queue.send(keep_client_context=str(tmp_path / "custom"))
+
+    poll(queue)
+
+    assert wait_until(lambda: (tmp_path / "custom").exists() and queue.is_empty())
+    custom = json.loads((tmp_path / "custom").read_text())
+    assert custom == json.loads(CALLER_HIDES_MESSAGES)["custom"]
 
 
 def test_message_whose_client_was_killed_goes_back(
@@ -261,7 +274,7 @@ def test_message_whose_client_was_killed_goes_back(
     ric = int((tmp_path / "a.begin").read_text().split()[0])
 
     os.kill(ric, signal.SIGKILL)
-    # The second try alone is to come to its end.
+    # Only the second try shall end.
     assert wait_until(lambda: not is_running(ric))
     release.touch()
 
@@ -285,7 +298,7 @@ def test_message_that_fails_again_and_again_ends_in_the_dead_letter_queue(
     assert wait_until(queue.is_empty)
     tries = [float(line.split()[1]) for line in (tmp_path / "bad.begin").read_text().splitlines()]
     assert len(tries) == 2
-    # A machine on which everything fails pauses before it takes the next one.
+    # A machine on which every job fails pauses before it receives the next message.
     assert tries[1] - tries[0] > 0.9
 
 
@@ -293,7 +306,7 @@ def test_stop_gives_back_what_has_not_begun_and_waits_for_what_has(
     poll: Poll, queue: Queue, tmp_path: Path
 ) -> None:
     running = poll(queue, holds_polls=True)
-    # The poll is open when a caller takes the only client: the message that comes has to wait.
+    # The poll is open when an invocation takes the only client: the message must wait.
     assert running.source.is_polled.wait(30)
     release = tmp_path / "release"
     action = {"marks": str(tmp_path), "name": "running", "until": str(release)}
@@ -318,7 +331,7 @@ def test_stop_gives_back_what_has_not_begun_and_waits_for_what_has(
 
     assert results == [InvocationResult(b"null")]
     assert not (tmp_path / "waiting.begin").exists()
-    assert [taken["name"] for taken in queue.take()] == ["waiting"]
+    assert [action["name"] for action in queue.take()] == ["waiting"]
 
 
 def test_stop_gives_back_what_does_not_end_in_time(
@@ -335,21 +348,21 @@ def test_stop_gives_back_what_does_not_end_in_time(
     assert [action["name"] for action in queue.take()] == ["endless"]
 
 
-def test_queue_that_does_not_exist_is_told_by_sqs_own_name(sqs: Any) -> None:
+def test_error_names_sqs_own_code_for_a_queue_that_does_not_exist(sqs: Any) -> None:
     url = Queue(sqs, "any").url
 
     with pytest.raises(QueueError, match=r"QueueDoesNotExist|NonExistentQueue"):
         SqsQueue(url + "-not", connections=1)
 
 
-def test_poller_survives_a_queue_that_goes_away(
+def test_poller_goes_on_after_its_queue_was_deleted(
     poll: Poll, queue: Queue, sqs: Any, states: list[str]
 ) -> None:
     running = poll(queue)
 
     sqs.delete_queue(QueueUrl=queue.url)
 
-    # It has gone on after the first failure, and is in the pause of two seconds after another one.
+    # It went on after the first failure, and pauses for two seconds after the second one.
     assert wait_until(lambda: sum(state.startswith("queue: receive") for state in states) >= 2)
     running.stop(drain_s=1)
 
@@ -373,9 +386,9 @@ MESSAGES = [Message({"MessageId": name}) for name in "ab"]
     ],
 )
 def test_reply_is_read_as_lambda_reads_it(reply: Any, failed: str) -> None:
-    found = failed_messages(MESSAGES, InvocationResult(json.dumps(reply).encode()))
+    messages = failed_messages(MESSAGES, InvocationResult(json.dumps(reply).encode()))
 
-    assert "".join(message.message_id for message in found) == failed
+    assert "".join(message.message_id for message in messages) == failed
 
 
 def test_after_a_function_error_every_message_goes_back() -> None:
@@ -404,7 +417,7 @@ def test_failed_event_goes_to_a_queue(queue: Queue, states: list[str]) -> None:
     assert states == ["event 1 given up after 3 tries, RetriesExhausted, sent to the destination"]
 
 
-def test_failed_event_goes_to_an_http_address_that_answers_at_the_second_call(
+def test_failed_event_is_sent_again_to_an_http_destination_that_is_unavailable(
     webhook_receiver: WebhookReceiver, states: list[str]
 ) -> None:
     webhook_receiver.answers.append(503)
@@ -415,12 +428,12 @@ def test_failed_event_goes_to_an_http_address_that_answers_at_the_second_call(
     assert webhook_receiver.bodies()[1]["requestPayload"] == {"a": 1}
 
 
-def test_failed_event_that_nobody_takes_is_told_without_its_payload(
+def test_failed_event_that_cannot_be_delivered_is_reported_without_its_payload(
     states: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runtime.lambda_host.destination._BACK_OFF_S", 0)
     destination_of("http://127.0.0.1:9/?token=canary", states.append)(failed_event())
     destination_of("", states.append)(failed_event())
 
-    told = "event 1 given up after 3 tries, RetriesExhausted"
-    assert states == [f"{told}; the destination refused: ConnectionError", told]
+    sentence = "event 1 given up after 3 tries, RetriesExhausted"
+    assert states == [f"{sentence}; the destination refused: ConnectionError", sentence]
