@@ -120,13 +120,13 @@ class UploadFailed(JobError):
     retryable = True
 
 
-class InternalError(JobError):
-    """An unexpected exception in this project; the log has the traceback."""
+class Misconfigured(JobError):
+    """An environment variable of this worker is wrong; another worker can run the job."""
 
     retryable = True
 
 
-class Misconfigured(JobError):
-    """An environment variable of this worker is wrong; another worker can run the job."""
+class InternalError(JobError):
+    """An unexpected exception in this project; the log has the traceback."""
 
     retryable = True

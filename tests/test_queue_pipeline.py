@@ -1,12 +1,13 @@
-"""A machine works off a queue, is killed in the middle, and another one goes on: nothing is lost,
-and nothing is done twice. All parts are the real ones but SQS, which is moto's server.
+"""A machine that runs the jobs of a queue is killed, and another one goes on.
+
+No job is lost, and none is run again after its success. All parts are real except SQS, which is
+moto's server.
 """
 
 import json
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,17 +31,17 @@ pytestmark = [
 ]
 
 JOBS, DUPLICATES = 30, 10
-# A machine that vanishes leaves its messages hidden for a minute.
+# The messages of a killed machine stay hidden for a minute.
 PATIENCE_S = 200.0
 
 
 class Queues:
-    """The jobs and the dead ones, as sender and operator see them."""
+    """The queue of jobs and its dead-letter queue, as a sender and an operator use them."""
 
     def __init__(self, sqs: Any) -> None:
         self._sqs = sqs
-        self.dead_url = sqs.create_queue(QueueName=f"dead-{uuid4()}")["QueueUrl"]
-        arn = self._attributes(self.dead_url)["QueueArn"]
+        self.dead_letter_url = sqs.create_queue(QueueName=f"dead-{uuid4()}")["QueueUrl"]
+        arn = self._attributes(self.dead_letter_url)["QueueArn"]
         redrive = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": 3})
         attributes = {"RedrivePolicy": redrive}
         self.url = sqs.create_queue(QueueName=f"jobs-{uuid4()}", Attributes=attributes)["QueueUrl"]
@@ -48,22 +49,22 @@ class Queues:
     def send(self, body: str) -> None:
         self._sqs.send_message(QueueUrl=self.url, MessageBody=body)
 
-    def left(self) -> int:
-        """Messages that wait or are in work."""
-        counted = self._attributes(self.url)
+    def count(self) -> int:
+        """How many messages are in the queue of jobs, hidden or not."""
+        attributes = self._attributes(self.url)
         names = ("ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible")
-        return sum(int(counted[name]) for name in names)
+        return sum(int(attributes[name]) for name in names)
 
-    def dead(self) -> dict[str, str]:
-        """The dead messages: body and the type of the error."""
-        found = {}
+    def dead_letters(self) -> dict[str, str]:
+        """The dead letters: the type of the error by body."""
+        types = {}
         while messages := self._sqs.receive_message(
-            QueueUrl=self.dead_url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
+            QueueUrl=self.dead_letter_url, MaxNumberOfMessages=10, MessageAttributeNames=["All"]
         ).get("Messages"):
             for message in messages:
-                told = message.get("MessageAttributes", {}).get("ErrorType", {})
-                found[message["Body"]] = told.get("StringValue", "")
-        return found
+                error_type = message.get("MessageAttributes", {}).get("ErrorType", {})
+                types[message["Body"]] = error_type.get("StringValue", "")
+        return types
 
     def _attributes(self, url: str) -> Any:
         return self._sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["All"])["Attributes"]
@@ -80,7 +81,7 @@ def machine(folder: Path, name: str, queues: Queues, s3: LocalS3) -> Iterator["M
     environ = os.environ | s3.environ | {
         "WORKER_DIR": str(folder / "worker"),
         "COMFYUI_DATA_DIR": str(folder / "data"),
-        "DEAD_LETTER_QUEUE_URL": queues.dead_url,
+        "DEAD_LETTER_QUEUE_URL": queues.dead_letter_url,
         "SERVE_PORT": "0",
         "SERVE_CONCURRENCY": "2",
     }  # fmt: skip
@@ -100,30 +101,27 @@ def machine(folder: Path, name: str, queues: Queues, s3: LocalS3) -> Iterator["M
 
 
 class Machine:
-    """A running `serve`, and what its handlers log."""
+    """A running `serve`, and the log lines of its handlers."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
         self.process, self._log = process, log
 
     def events(self) -> list[dict[str, Any]]:
-        """The handlers' log lines that tell how a job moves."""
-        found = []
-        for line in self._log.read_text(errors="replace").splitlines():
-            if line.startswith("{") and '"event"' in line:
-                found.append(json.loads(line))
-        return found
+        """The handlers' log lines that have an `event`."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and '"event"' in line]
 
     def count(self, name: str) -> int:
         return sum(each["event"] == name for each in self.events())
 
 
 def job(request_id: str) -> str:
-    """A job that lasts long enough to be killed in."""
+    """A job that is long enough to be killed while it runs."""
     workflow = workflows.image() | {"7": node("TestSleep", seconds=0.2, deaf=False)}
     return json.dumps(event(workflow, request_id=request_id))
 
 
-def test_killed_machine_costs_no_job_and_no_job_is_done_twice(
+def test_killed_machine_costs_no_job_and_no_job_runs_after_its_success(
     tmp_path: Path, queues: Queues, s3: LocalS3
 ) -> None:
     jobs = {f"pipeline-{number}": job(f"pipeline-{number}") for number in range(JOBS)}
@@ -136,7 +134,7 @@ def test_killed_machine_costs_no_job_and_no_job_is_done_twice(
             event(workflows.one("TestRaise", message="no"), request_id="raise")
         ): "ExecutionFailed",
     }
-    # It takes ComfyUI along each time, so it can only be given up for its number of tries.
+    # It kills ComfyUI each time, so only the number of deliveries can end it.
     killer = json.dumps(event(workflows.one("TestKill"), request_id="killer"))
     bodies = [*jobs.values(), *list(jobs.values())[:DUPLICATES], *poison, killer]
     for body in sorted(bodies, key=hash):
@@ -146,16 +144,14 @@ def test_killed_machine_costs_no_job_and_no_job_is_done_twice(
         assert wait_until(lambda: first.count("job.completed") >= JOBS // 2, PATIENCE_S)
         first.process.kill()
         first.process.wait()
-        died_at = time.monotonic()
     environment = f"WORKER_DIR={tmp_path}/worker"
     assert wait_until(lambda: not processes_with(environment))
     with machine(tmp_path, "second", queues, s3) as second:
-        assert wait_until(lambda: queues.left() == 0, PATIENCE_S), second.events()[-10:]
+        assert wait_until(lambda: queues.count() == 0, PATIENCE_S), second.events()[-10:]
 
-    assert time.monotonic() - died_at < PATIENCE_S
-    found = Counter(key.partition("/")[0] for key in objects_in(s3) if key.endswith(".png"))
-    assert {name: found[name] for name in jobs} == dict.fromkeys(jobs, 1)
-    assert queues.dead() == poison | {killer: ""}
+    images = Counter(key.partition("/")[0] for key in objects_in(s3) if key.endswith(".png"))
+    assert {name: images[name] for name in jobs} == dict.fromkeys(jobs, 1)
+    assert queues.dead_letters() == poison | {killer: ""}
     assert not processes_with(environment)
     assert_nothing_runs_after_its_success([*first.events(), *second.events()])
 
@@ -165,7 +161,7 @@ def assert_nothing_runs_after_its_success(events: list[dict[str, Any]]) -> None:
     for each in events:
         if each["event"] == "node.started":
             assert each["request_id"] not in succeeded
-        # The line that told of the end may have died with its machine: a repeat tells of it, too.
+        # The line of the end may be lost with its machine; a repeat has one, too.
         if each["event"] in ("job.completed", "job.repeated"):
             succeeded.add(each["request_id"])
     assert len(succeeded) == JOBS

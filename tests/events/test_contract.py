@@ -1,16 +1,17 @@
-"""The request schema, and the sentences that tell what is wrong with an event."""
+"""The request schema, and the sentences that say what is wrong with an event."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
-from events.contract import caller_of, parse_request, schema
+from events.contract import as_request, caller_of, parse_request, schema
 from events.errors import InvalidRequest
 from events.job import Job
 from handler.settings import PROJECT
-from tests.workflows import event, image
+from tests.workflows import event, image, node
 
 SECRET = "canary-4711"
 
@@ -37,7 +38,7 @@ def test_published_schemas_are_valid_json_schema(name: str) -> None:
     Draft202012Validator.check_schema(schema(name))
 
 
-def test_documented_request_is_taken_as_it_is(reference: dict[str, Any]) -> None:
+def test_documented_request_is_accepted_unchanged(reference: dict[str, Any]) -> None:
     job = parse(reference)
 
     assert len(job.workflow) == 14
@@ -66,6 +67,29 @@ def test_pyworker_envelope_is_unwrapped(reference: dict[str, Any]) -> None:
     assert parse(envelope).workflow == reference["input"]["workflow_json"]
 
 
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {"payload": value}])
+def test_bare_workflow_is_a_request(wrap: Callable[[Any], Any]) -> None:
+    workflow = image()
+
+    job = parse(wrap(workflow))
+
+    assert job.workflow == workflow
+    assert not job.caller.is_id_given
+
+
+def test_node_of_a_bare_workflow_may_have_the_id_input() -> None:
+    workflow = {"input": node("LoadImage", image="a.png"), "payload": node("SaveImage")}
+
+    assert parse(workflow).workflow == workflow
+
+
+def test_input_with_a_workflow_is_a_request_whatever_else_it_has() -> None:
+    request = {"input": {"workflow_json": image(), "class_type": "x", "inputs": {}}}
+
+    assert as_request(request) is request
+    assert parse(request).workflow == request["input"]["workflow_json"]
+
+
 def test_unknown_fields_are_ignored() -> None:
     assert parse({**event(image(), priority=3), "version": 2}).workflow
 
@@ -88,6 +112,10 @@ def test_unknown_fields_are_ignored() -> None:
         (event({"1": {"class_type": "", "inputs": {}}}), "1.class_type", "an empty string", "text"),
         (event({"1": {"class_type": "A", "inputs": []}}), "1.inputs", "a list", "an object"),
         (event({"nodes": [], "links": []}), "input.workflow_json", "editor format", "Export (API)"),
+        ({"nodes": [], "links": []}, "the event", "editor format", "Export (API)"),
+        ({"payload": {"nodes": []}}, "the event", "editor format", "Export (API)"),
+        ({"1": {"class_type": "A"}}, "input.workflow_json.1", "missing", "'inputs'"),
+        ({"1": {"class_type": "A", "inputs": {}}, "2": 5}, "the event", "the keys 1, 2", "input"),
         (event(image(), request_id=7), "input.request_id", "a number 7", "a string"),
         (event(image(), request_id="x" * 201), "input.request_id", "201 characters", "200"),
         (event(image(), s3="x"), "input.s3", "a string", "an object"),
@@ -118,7 +146,7 @@ def test_deep_nesting_is_refused() -> None:
     assert "levels of nesting" in refusal(event({"1": {"class_type": "A", "inputs": {"x": deep}}}))
 
 
-def test_many_problems_are_told_at_once_but_not_all() -> None:
+def test_at_most_five_problems_are_named() -> None:
     message = refusal(event({str(n): {} for n in range(20)}))
 
     assert message.count("is missing") == 5
@@ -153,7 +181,7 @@ def test_no_repr_shows_a_secret() -> None:
     assert SECRET not in repr(job)
 
 
-def test_caller_of_an_invalid_request_is_still_known() -> None:
+def test_invalid_request_has_a_caller() -> None:
     caller = caller_of({"input": {"request_id": "abc", "webhook": {"url": "http://h/x"}}})
 
     assert caller.request_id == "abc"

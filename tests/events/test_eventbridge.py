@@ -1,4 +1,4 @@
-"""The detail of an EventBridge event is a job; those of S3 are in test_s3.py."""
+"""The detail of an EventBridge event is a job; S3's events are in test_s3.py."""
 
 from typing import Any
 
@@ -12,25 +12,29 @@ from tests.events.samples import sample
 from tests.workflows import event
 
 
-def told(**changes: Any) -> dict[str, Any]:
+def eventbridge_event(**changes: Any) -> dict[str, Any]:
     return {**sample("eventbridge_request"), **changes}
 
 
 def test_detail_is_run_and_answered() -> None:
-    (response,) = app.lambda_handler(told(), Context(100))["responses"]
+    (response,) = app.lambda_handler(eventbridge_event(), Context(100))["responses"]
 
     assert (response["id"], response["status"]) == ("eventbridge-1", "completed")
 
 
-def test_detail_that_is_no_request_is_answered() -> None:
-    (response,) = app.lambda_handler(told(detail={"order": 7}), Context(100))["responses"]
+def test_invalid_detail_is_answered() -> None:
+    (response,) = app.lambda_handler(eventbridge_event(detail={"order": 7}), Context(100))[
+        "responses"
+    ]
 
     assert response["error"]["type"] == "InvalidRequest"
 
 
 def test_retryable_failure_raises_so_that_lambda_repeats_the_event() -> None:
     with pytest.raises(TryAgain, match="OutOfMemory: "):
-        app.lambda_handler(told(detail=event(workflows.one("TestOutOfMemory"))), Context(100))
+        app.lambda_handler(
+            eventbridge_event(detail=event(workflows.one("TestOutOfMemory"))), Context(100)
+        )
 
 
 @pytest.mark.parametrize(
@@ -41,5 +45,7 @@ def test_retryable_failure_raises_so_that_lambda_repeats_the_event() -> None:
         {"detail-type": "Object Created", "detail": {"bucket": [], "object": {"key": 5}}},
     ],
 )
-def test_other_events_of_s3_are_left_alone(changes: dict[str, Any]) -> None:
-    assert app.lambda_handler(told(source="aws.s3", **changes), None) == {"responses": []}
+def test_other_events_of_s3_are_ignored(changes: dict[str, Any]) -> None:
+    assert app.lambda_handler(eventbridge_event(source="aws.s3", **changes), None) == {
+        "responses": []
+    }

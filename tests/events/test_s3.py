@@ -1,4 +1,4 @@
-"""Jobs that lie in a bucket (moto's server), told of by S3 itself or through EventBridge."""
+"""Jobs in a bucket (moto's server), whose events come from S3 itself or through EventBridge."""
 
 import json
 from collections.abc import Callable
@@ -18,26 +18,26 @@ from tests.workflows import event
 BUCKET = "comfyui-jobs"
 KEY = "jobs/a cat & 1+1.json"
 
-Tell = Callable[[dict[str, str]], dict[str, Any]]
+MakeEvent = Callable[[dict[str, str]], dict[str, Any]]
 
 
 def as_notification(state: dict[str, str]) -> dict[str, Any]:
-    told: dict[str, Any] = sample("s3_object_created")
-    told["Records"][0]["s3"]["object"] |= {"eTag": state["etag"]}
+    notification: dict[str, Any] = sample("s3_object_created")
+    notification["Records"][0]["s3"]["object"] |= {"eTag": state["etag"]}
     if "version" in state:
-        told["Records"][0]["s3"]["object"]["versionId"] = state["version"]
-    return told
+        notification["Records"][0]["s3"]["object"]["versionId"] = state["version"]
+    return notification
 
 
 def as_eventbridge(state: dict[str, str]) -> dict[str, Any]:
-    told: dict[str, Any] = sample("eventbridge_s3_object_created")
-    told["detail"]["object"]["etag"] = state["etag"]
+    created: dict[str, Any] = sample("eventbridge_s3_object_created")
+    created["detail"]["object"]["etag"] = state["etag"]
     if "version" in state:
-        told["detail"]["object"]["version-id"] = state["version"]
-    return told
+        created["detail"]["object"]["version-id"] = state["version"]
+    return created
 
 
-both_ways = pytest.mark.parametrize("tell", [as_notification, as_eventbridge])
+both_ways = pytest.mark.parametrize("make_event", [as_notification, as_eventbridge])
 
 
 class Bucket:
@@ -73,23 +73,25 @@ def bucket(aws: str) -> Any:
     client.close()
 
 
-def responses(told: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = app.lambda_handler(told, Context(100))["responses"]
-    return found
+def responses(s3_event: dict[str, Any]) -> list[dict[str, Any]]:
+    reply: dict[str, Any] = app.lambda_handler(s3_event, Context(100))
+    return list(reply["responses"])
 
 
-def refusal(told: dict[str, Any]) -> str:
-    (response,) = responses(told)
+def refusal(s3_event: dict[str, Any]) -> str:
+    (response,) = responses(s3_event)
     assert response["error"]["type"] == "InvalidRequest"
     message: str = response["message"]
     return message
 
 
 @both_ways
-def test_bare_workflow_is_run_and_named_after_its_object(bucket: Bucket, tell: Tell) -> None:
+def test_bare_workflow_is_run_and_named_after_its_object(
+    bucket: Bucket, make_event: MakeEvent
+) -> None:
     state = bucket.put(workflows.image())
 
-    (response,) = responses(tell(state))
+    (response,) = responses(make_event(state))
 
     assert response["status"] == "completed"
     assert response["id"] == f"{BUCKET}/{KEY}/{state['etag']}"
@@ -97,36 +99,40 @@ def test_bare_workflow_is_run_and_named_after_its_object(bucket: Bucket, tell: T
 
 @both_ways
 @pytest.mark.parametrize("wrap", [lambda r: r, lambda r: {"payload": r, "auth_data": {}}])
-def test_request_keeps_its_own_id(bucket: Bucket, tell: Tell, wrap: Callable[[Any], Any]) -> None:
+def test_request_keeps_its_own_id(
+    bucket: Bucket, make_event: MakeEvent, wrap: Callable[[Any], Any]
+) -> None:
     state = bucket.put(wrap(event({"1": {}}, request_id="mine")))
 
-    (response,) = responses(tell(state))
+    (response,) = responses(make_event(state))
 
     assert response["id"] == "mine"
     assert response["error"]["type"] == "InvalidRequest"
 
 
 @both_ways
-def test_version_that_was_told_of_is_read(bucket: Bucket, tell: Tell) -> None:
+def test_version_that_the_event_names_is_read(bucket: Bucket, make_event: MakeEvent) -> None:
     bucket.keep_versions()
     state = bucket.put(event({"old": {}}))
     bucket.put(event({"new": {}}))
 
-    (response,) = responses(tell(state))
+    (response,) = responses(make_event(state))
 
     assert response["id"] == f"{BUCKET}/{KEY}/{state['version']}"
     assert "workflow_json.old" in response["message"]
 
 
 @both_ways
-def test_object_that_is_gone_is_answered(bucket: Bucket, tell: Tell) -> None:
+def test_object_that_was_deleted_is_an_invalid_request(
+    bucket: Bucket, make_event: MakeEvent
+) -> None:
     state = bucket.put({})
     bucket.delete()
 
-    assert "not there any more (NoSuchKey)" in refusal(tell(state))
+    assert "not there any more (NoSuchKey)" in refusal(make_event(state))
 
 
-def test_overwritten_object_is_left_to_its_own_event(bucket: Bucket) -> None:
+def test_overwritten_object_is_run_by_its_later_event_only(bucket: Bucket) -> None:
     state = bucket.put(workflows.image())
     bucket.put(workflows.image())
 
@@ -134,10 +140,17 @@ def test_overwritten_object_is_left_to_its_own_event(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{not json", b"\xff\xfe", b"[1]", {"prompt": 1}])
-def test_object_that_is_no_job_is_named(bucket: Bucket, content: Any) -> None:
+def test_object_without_a_job_is_named(bucket: Bucket, content: Any) -> None:
     assert f"s3://{BUCKET}/{KEY}: expected a request" in refusal(
         as_notification(bucket.put(content))
     )
+
+
+def test_object_in_editor_format_is_refused_with_the_way_to_export_it(bucket: Bucket) -> None:
+    message = refusal(as_notification(bucket.put({"nodes": [], "links": []})))
+
+    assert message.startswith(f"s3://{BUCKET}/{KEY}: found a workflow in ComfyUI's editor format")
+    assert "Export (API)" in message
 
 
 def test_object_that_is_too_large_is_not_read(bucket: Bucket) -> None:
@@ -152,18 +165,18 @@ def test_missing_bucket_is_tried_again(aws: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["jobs/cat.png", "jobs/json", "jobs/.json/cat"])
-def test_other_keys_are_left_alone(key: str) -> None:
-    told = sample("s3_object_created")
-    told["Records"][0]["s3"]["object"]["key"] = key
+def test_other_keys_are_ignored(key: str) -> None:
+    notification = sample("s3_object_created")
+    notification["Records"][0]["s3"]["object"]["key"] = key
 
-    assert responses(told) == []
+    assert responses(notification) == []
 
 
-def test_object_that_goes_is_no_job() -> None:
+def test_removed_object_is_ignored() -> None:
     assert responses(sample("s3_object_removed")) == []
 
 
-def test_id_of_a_long_key_is_short_and_always_the_same() -> None:
+def test_id_for_a_long_key_is_short_and_always_the_same() -> None:
     one, other = (S3Object(bucket="b" * 63, key="k" * 1000 + x, etag="e") for x in "12")
 
     assert one.request_id == one.request_id != other.request_id

@@ -1,4 +1,4 @@
-"""A topic's message is a job; Lambda repeats what may work later, and nothing else."""
+"""A topic's message is a job; Lambda repeats it after a retryable failure only."""
 
 import json
 from typing import Any
@@ -15,10 +15,10 @@ from tests.workflows import event
 
 
 def notification(message: Any) -> dict[str, Any]:
-    told: dict[str, Any] = sample("sns_notification")
+    sns_event: dict[str, Any] = sample("sns_notification")
     text = message if isinstance(message, str) else json.dumps(message)
-    told["Records"][0]["Sns"]["Message"] = text
-    return told
+    sns_event["Records"][0]["Sns"]["Message"] = text
+    return sns_event
 
 
 def test_message_is_run_and_answered() -> None:
@@ -29,7 +29,7 @@ def test_message_is_run_and_answered() -> None:
 
 
 @pytest.mark.parametrize("message", ["{not json", "[" * 100_000, event({})])
-def test_message_that_no_retry_helps_is_answered(message: Any) -> None:
+def test_invalid_message_is_answered_and_not_repeated(message: Any) -> None:
     (response,) = app.lambda_handler(notification(message), Context(100))["responses"]
 
     assert response["error"]["type"] == "InvalidRequest"
@@ -42,7 +42,7 @@ def test_retryable_failure_raises_so_that_lambda_repeats_the_event() -> None:
         app.lambda_handler(notification(broken), Context(100))
 
 
-def test_wrong_setting_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_event_is_repeated_after_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMFYUI_PORT", "x")
 
     with pytest.raises(TryAgain, match=r"Misconfigured: .*COMFYUI_PORT"):

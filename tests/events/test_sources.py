@@ -1,4 +1,4 @@
-"""Which module an event belongs to: one, whatever the order."""
+"""Each event is recognised by one module, whatever the order of the modules."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ OWN = [source for source in SOURCES if name_of(source) != "direct"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sample_is_recognised_by_its_module_alone(name: str) -> None:
-    wanted = name.partition("_")[0]
+    source = name.partition("_")[0]
     event = sample(name)
 
-    assert name_of(recognise(event)) == wanted
-    assert [name_of(s) for s in OWN if s.matches(event)] == [wanted] * (wanted != "direct")
+    assert name_of(recognise(event)) == source
+    assert [name_of(s) for s in OWN if s.matches(event)] == [source] * (source != "direct")
 
 
 def test_every_source_has_a_sample() -> None:
@@ -25,7 +25,7 @@ def test_every_source_has_a_sample() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_event_without_one_of_its_parts_is_recognised_without_an_exception(name: str) -> None:
+def test_event_with_a_wrong_part_is_recognised_without_an_exception(name: str) -> None:
     event = sample(name)
     others: tuple[Any, ...] = (None, 7, "text", [], [None], {}, {"x": []})
     for part in event:
@@ -33,7 +33,7 @@ def test_event_without_one_of_its_parts_is_recognised_without_an_exception(name:
             assert name_of(sources.recognise({**event, part: other}))
 
 
-def test_records_of_two_sources_are_of_none() -> None:
+def test_records_of_two_sources_are_no_event_of_either() -> None:
     mixed = [sample(name)["Records"][0] for name in ("sqs_message", "sns_notification")]
 
     assert name_of(recognise({"Records": mixed})) == "direct"

@@ -1,4 +1,4 @@
-"""Messages that hold another source's event instead of a request: as S3, SNS and others send it."""
+"""SQS messages that hold another source's event instead of a request."""
 
 import json
 import re
@@ -32,8 +32,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 SAMPLE_ETAG = "b21b84d653bb07b05b1e6b33684dc11b"
 
 
-def told_of(state: dict[str, str], name: str) -> Any:
-    """A sample that tells of this object's state."""
+def sample_for(state: dict[str, str], name: str) -> Any:
+    """A sample that names this object's state."""
     return json.loads(json.dumps(sample(name)).replace(SAMPLE_ETAG, state["etag"]))
 
 
@@ -42,14 +42,14 @@ def notification(*objects: tuple[str, dict[str, str]]) -> dict[str, Any]:
     (record,) = sample("s3_object_created")["Records"]
     records = []
     for key, state in objects:
-        told = {**record["s3"]["object"], "key": key, "eTag": state["etag"]}
-        records.append({**record, "s3": {**record["s3"], "object": told}})
+        created = {**record["s3"]["object"], "key": key, "eTag": state["etag"]}
+        records.append({**record, "s3": {**record["s3"], "object": created}})
     return {"Records": records}
 
 
 @pytest.fixture
-def told(webhook_receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """How every job of the test ended, by id."""
+def statuses(webhook_receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The status of every job of the test, by id."""
     monkeypatch.setenv("WEBHOOK_URL", webhook_receiver.url)
     return lambda: {body["id"]: body["status"] for body in webhook_receiver.bodies()}
 
@@ -69,38 +69,38 @@ def dead(sqs: Any, monkeypatch: pytest.MonkeyPatch) -> Queue:
 @pytest.mark.parametrize(
     "name", ["sqs_s3_notification", "sqs_s3_notification_in_sns_envelope", "sqs_eventbridge_s3"]
 )
-def test_new_object_is_run_however_the_queue_hears_of_it(
-    bucket: Bucket, told: Callable[[], dict[str, str]], name: str
+def test_new_object_is_run_in_whatever_envelope_its_event_comes(
+    bucket: Bucket, statuses: Callable[[], dict[str, str]], name: str
 ) -> None:
     state = bucket.put(workflows.image())
 
-    reply = app.lambda_handler(told_of(state, name), Context(100))
+    reply = app.lambda_handler(sample_for(state, name), Context(100))
 
     assert reply == {"batchItemFailures": []}
-    assert told() == {f"{BUCKET}/{KEY}/{state['etag']}": "completed"}
+    assert statuses() == {f"{BUCKET}/{KEY}/{state['etag']}": "completed"}
 
 
-def test_detail_of_an_eventbridge_event_is_run(told: Callable[[], dict[str, str]]) -> None:
+def test_detail_of_an_eventbridge_event_is_run(statuses: Callable[[], dict[str, str]]) -> None:
     reply = app.lambda_handler(sample("sqs_eventbridge_request"), Context(100))
 
     assert reply == {"batchItemFailures": []}
-    assert told() == {"eventbridge-1": "completed"}
+    assert statuses() == {"eventbridge-1": "completed"}
 
 
 @pytest.mark.parametrize(
     ("name", "reply"),
     [("sqs_s3_test_event", {"batchItemFailures": []}), ("s3_test_event", {"responses": []})],
 )
-def test_test_event_of_s3_is_taken_and_ignored(
-    told: Callable[[], dict[str, str]], log: Callable[[], str], name: str, reply: Any
+def test_test_event_of_s3_is_ignored(
+    statuses: Callable[[], dict[str, str]], log: Callable[[], str], name: str, reply: Any
 ) -> None:
     assert app.lambda_handler(sample(name), Context(100)) == reply
 
     assert "S3's test event: ignored" in log()
-    assert told() == {}
+    assert statuses() == {}
 
 
-def test_event_without_a_job_in_it_leaves_the_queue_alone(queue: Queue, dead: Queue) -> None:
+def test_message_that_holds_no_job_is_deleted(queue: Queue, dead: Queue) -> None:
     queue.send(notification(("cat.png", {"etag": "e"})))
     queue.send(sample("s3_object_removed"))
 
@@ -109,7 +109,7 @@ def test_event_without_a_job_in_it_leaves_the_queue_alone(queue: Queue, dead: Qu
 
 
 def test_every_request_of_a_message_is_run_before_it_goes_back(
-    queue: Queue, bucket: Bucket, dead: Queue, told: Callable[[], dict[str, str]]
+    queue: Queue, bucket: Bucket, dead: Queue, statuses: Callable[[], dict[str, str]]
 ) -> None:
     requests = {
         "again": event(workflows.one("TestOutOfMemory"), request_id="again"),
@@ -122,7 +122,7 @@ def test_every_request_of_a_message_is_run_before_it_goes_back(
 
     assert [json.loads(text) for text in queue.deliver()] == [body]
 
-    assert told() == {
+    assert statuses() == {
         "again": "failed",
         "never": "failed",
         "good": "completed",
@@ -132,7 +132,7 @@ def test_every_request_of_a_message_is_run_before_it_goes_back(
 
 
 def test_message_with_one_request_that_failed_for_good_is_a_dead_letter(
-    queue: Queue, bucket: Bucket, dead: Queue, told: Callable[[], dict[str, str]]
+    queue: Queue, bucket: Bucket, dead: Queue, statuses: Callable[[], dict[str, str]]
 ) -> None:
     requests = {
         "never": event(workflows.one("NoSuchNode"), request_id="never"),
@@ -146,30 +146,30 @@ def test_message_with_one_request_that_failed_for_good_is_a_dead_letter(
     (message,) = dead.take()
     assert json.loads(message["Body"]) == body
     assert message["MessageAttributes"]["ErrorType"]["StringValue"] == "WorkflowRejected"
-    assert told() == {"never": "failed", "good": "completed"}
+    assert statuses() == {"never": "failed", "good": "completed"}
 
 
 @pytest.mark.parametrize("body", ["sqs_s3_notification", "sqs_eventbridge_s3"])
-def test_object_that_cannot_be_read_sends_its_message_back_and_no_other(
+def test_only_the_message_of_an_unreadable_object_goes_back(
     queue: Queue,
     dead: Queue,
-    told: Callable[[], dict[str, str]],
+    statuses: Callable[[], dict[str, str]],
     log: Callable[[], str],
     body: str,
 ) -> None:
-    # The bucket does not exist, which somebody may mend.
+    # The bucket does not exist now; it may later.
     unreadable = sample(body)["Records"][0]["body"]
     queue.send(unreadable)
     queue.send(event(workflows.image(), request_id="other"))
 
     assert queue.deliver() == [unreadable]
     assert f"TryAgain: s3://{BUCKET}/{KEY} cannot be read: NoSuchBucket" in log()
-    assert told() == {"other": "completed"}
+    assert statuses() == {"other": "completed"}
     assert dead.bodies() == []
 
 
 def test_objects_beside_one_that_cannot_be_read_are_run(
-    queue: Queue, bucket: Bucket, told: Callable[[], dict[str, str]]
+    queue: Queue, bucket: Bucket, statuses: Callable[[], dict[str, str]]
 ) -> None:
     request = event(workflows.image(), request_id="readable")
     body = notification(("there.json", bucket.put(request, "there.json")))
@@ -179,10 +179,10 @@ def test_objects_beside_one_that_cannot_be_read_are_run(
     queue.send(body)
 
     assert len(queue.deliver()) == 1
-    assert told() == {"readable": "completed"}
+    assert statuses() == {"readable": "completed"}
 
 
-def test_event_of_a_source_that_nobody_knows_is_a_dead_letter(queue: Queue, dead: Queue) -> None:
+def test_event_of_an_unknown_source_is_a_dead_letter(queue: Queue, dead: Queue) -> None:
     queue.send({"Records": [{"eventSource": "aws:kinesis", "kinesis": {"data": "c2VjcmV0"}}]})
 
     assert queue.deliver() == []
@@ -193,10 +193,10 @@ def test_event_of_a_source_that_nobody_knows_is_a_dead_letter(queue: Queue, dead
     assert "c2VjcmV0" not in reason
 
 
-def test_topic_may_tell_the_function_of_a_new_object(bucket: Bucket) -> None:
+def test_topic_may_send_the_function_the_event_of_a_new_object(bucket: Bucket) -> None:
     state = bucket.put(workflows.image())
 
-    (response,) = app.lambda_handler(told_of(state, "sns_s3_notification"), Context(100))[
+    (response,) = app.lambda_handler(sample_for(state, "sns_s3_notification"), Context(100))[
         "responses"
     ]
 
@@ -207,7 +207,7 @@ def test_topic_may_tell_the_function_of_a_new_object(bucket: Bucket) -> None:
     ("workflow", "status"),
     [(workflows.image(), "SUCCEEDED"), (workflows.one("TestOutOfMemory"), "FAILED")],
 )
-def test_task_that_waits_behind_a_queue_is_told_and_its_message_is_done_with(
+def test_task_behind_a_queue_gets_its_result_and_its_message_is_deleted(
     queue: Queue, execution: Execution, dead: Queue, workflow: Any, status: str
 ) -> None:
     task = execution()
@@ -218,21 +218,25 @@ def test_task_that_waits_behind_a_queue_is_told_and_its_message_is_done_with(
     assert dead.bodies() == []
 
 
-def test_task_in_the_envelope_of_a_topic_is_told(queue: Queue, execution: Execution) -> None:
+def test_task_in_the_envelope_of_a_topic_gets_its_result(
+    queue: Queue, execution: Execution
+) -> None:
     task = execution()
-    told = {"TaskToken": task.token, **event(workflows.image())}
+    request = {"TaskToken": task.token, **event(workflows.image())}
     envelope = {"Type": "Notification", "TopicArn": "arn:aws:sns:us-east-1:123456789012:jobs"}
-    queue.send({**envelope, "Message": json.dumps(told)})
+    queue.send({**envelope, "Message": json.dumps(request)})
 
     assert queue.deliver() == []
     assert task.end()["status"] == "SUCCEEDED"
 
 
-def test_task_behind_eventbridge_and_a_queue_is_told(queue: Queue, execution: Execution) -> None:
+def test_task_behind_eventbridge_and_a_queue_gets_its_result(
+    queue: Queue, execution: Execution
+) -> None:
     task = execution()
-    told = sample("sqs_eventbridge_request")["Records"][0]["body"]
+    body = sample("sqs_eventbridge_request")["Records"][0]["body"]
     detail = {"TaskToken": task.token, **event(workflows.image())}
-    queue.send({**json.loads(told), "detail": detail})
+    queue.send({**json.loads(body), "detail": detail})
 
     assert queue.deliver() == []
     assert task.end()["status"] == "SUCCEEDED"
@@ -282,11 +286,13 @@ def _status(machines: Any, task: str) -> Any:
     return machines.describe_execution(executionArn=task)["status"]
 
 
-def test_task_that_cannot_be_told_keeps_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_goes_back_if_step_functions_cannot_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    told = sample("sqs_stepfunctions_task_token")
+    batch = sample("sqs_stepfunctions_task_token")
 
-    reply = app.lambda_handler(told, Context(100))
+    reply = app.lambda_handler(batch, Context(100))
 
-    assert reply == {"batchItemFailures": [{"itemIdentifier": told["Records"][0]["messageId"]}]}
+    assert reply == {"batchItemFailures": [{"itemIdentifier": batch["Records"][0]["messageId"]}]}
