@@ -1,4 +1,4 @@
-"""Sends SQS messages whose job failed for good to DEAD_LETTER_QUEUE_URL, where they can be mended.
+"""Sends SQS messages whose job failed permanently to DEAD_LETTER_QUEUE_URL.
 
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html
 """

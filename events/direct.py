@@ -1,6 +1,6 @@
 """A direct invocation: the event is one request, and the reply is its response.
 
-Events that no other source recognises come here, too; the contract refuses them.
+Events that no other source recognizes come here, too; the contract refuses them.
 """
 
 from typing import Any

@@ -125,7 +125,7 @@ def _status_of(response: Response) -> HTTPStatus:
     if response["status"] == "completed":
         return HTTPStatus.OK
     error = response["error"]
-    # Clients repeat a call after a 5xx, some of them for ever: only a retryable error is one.
+    # Clients retry after a 5xx, some of them without a limit: only a retryable error is one.
     if not error["retryable"]:
         return _STATUS.get(class_of(error), HTTPStatus.UNPROCESSABLE_ENTITY)
     if class_of(error) is DeadlineExceeded:

@@ -1,4 +1,4 @@
-"""Which source an event came from: the first one that recognises it, else `direct`.
+"""Which source an event came from: the first one that recognizes it, else `direct`.
 
 docs/extending.md shows how to add a source.
 """
@@ -26,11 +26,11 @@ class Source(Protocol):
         ...
 
 
-# At most one of the others recognises an event; `direct` recognises every event.
+# At most one of the others recognizes an event; `direct` recognizes every event.
 SOURCES: tuple[Source, ...] = (sqs, sns, s3, eventbridge, http, stepfunctions, direct)
 
 
-def recognise(event: Any) -> Source:
+def recognize(event: Any) -> Source:
     """The source that an event, any JSON value, came from."""
     return next(source for source in SOURCES if source.matches(event))
 

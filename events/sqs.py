@@ -39,7 +39,7 @@ def matches(event: Any) -> bool:
 def process(event: dict[str, Any], context: EventContext) -> Response:
     """Run every message of the batch. The reply lists those that go back to the queue.
 
-    Messages that failed for good leave the queue; they are sent to the dead-letter queue if there
+    A message that failed permanently leaves the queue; it is sent to the dead-letter queue if there
     is one.
     """
     from aws_lambda_powertools.utilities.batch import process_partial_response  # noqa: PLC0415

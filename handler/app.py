@@ -23,7 +23,7 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     NotTold if Step Functions could not be told a job's end. `context` is Lambda's; None means no
     deadline.
     """
-    source = sources.recognise(event)
+    source = sources.recognize(event)
     settings, misconfigured = _settings()
     deadline = Deadline(context, settings.deadline_margin_s)
 

@@ -101,8 +101,8 @@ def batch(*data: bytes) -> dict[str, Any]:
 def test_documented_source_takes_its_events() -> None:
     event = batch(b"{not json", b"{}")
 
-    assert name_of(sources.recognise(event)) == "kinesis"
-    # Both requests are refused for good, so the stream goes on.
+    assert name_of(sources.recognize(event)) == "kinesis"
+    # Both requests are refused permanently, so the stream goes on.
     assert app.lambda_handler(event, None) == {"batchItemFailures": []}
 
 

@@ -1,22 +1,22 @@
-"""Each event is recognised by one module, whatever the order of the modules."""
+"""Each event is recognized by one module, whatever the order of the modules."""
 
 from typing import Any
 
 import pytest
 
 from events import sources
-from events.sources import SOURCES, name_of, recognise
+from events.sources import SOURCES, name_of, recognize
 from tests.events.samples import NAMES, sample
 
 OWN = [source for source in SOURCES if name_of(source) != "direct"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sample_is_recognised_by_its_module_alone(name: str) -> None:
+def test_sample_is_recognized_by_its_module_alone(name: str) -> None:
     source = name.partition("_")[0]
     event = sample(name)
 
-    assert name_of(recognise(event)) == source
+    assert name_of(recognize(event)) == source
     assert [name_of(s) for s in OWN if s.matches(event)] == [source] * (source != "direct")
 
 
@@ -25,15 +25,15 @@ def test_every_source_has_a_sample() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_event_with_a_wrong_part_is_recognised_without_an_exception(name: str) -> None:
+def test_event_with_a_wrong_part_is_recognized_without_an_exception(name: str) -> None:
     event = sample(name)
     others: tuple[Any, ...] = (None, 7, "text", [], [None], {}, {"x": []})
     for part in event:
         for other in others:
-            assert name_of(sources.recognise({**event, part: other}))
+            assert name_of(sources.recognize({**event, part: other}))
 
 
 def test_records_of_two_sources_are_no_event_of_either() -> None:
     mixed = [sample(name)["Records"][0] for name in ("sqs_message", "sns_notification")]
 
-    assert name_of(recognise({"Records": mixed})) == "direct"
+    assert name_of(recognize({"Records": mixed})) == "direct"
