@@ -31,8 +31,8 @@ pytestmark = [
 ]
 
 JOBS, DUPLICATES = 30, 10
-# The messages of a killed machine stay hidden for a minute. If their second delivery finds a duplicate
-# running, they go back for up to five minutes.
+# The messages of a killed machine stay hidden for a minute. If the second delivery of one finds a
+# duplicate running, it goes back for up to five minutes.
 PATIENCE_S = 400.0
 
 
