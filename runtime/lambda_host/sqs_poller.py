@@ -28,7 +28,7 @@ _MAX_BACK_OFF_S = 900.0
 class PollerRules:
     """`batch_size` messages an event. One that crashed is hidden for `back_off_s`, then the double.
 
-    By then the claim of a killed handler has ended: see LEASE_S in handler/jobs.py.
+    By then the claim of a killed handler has ended: see LEASE_S in handler/jobs/claims.py.
     """
 
     batch_size: int = 1
