@@ -75,8 +75,8 @@ def encode_response(response: Response) -> str:
 def to_item(record: JobRecord) -> dict[str, str | int]:
     """The record by the names of DynamoDB's attributes and SQLite's columns.
 
-    The names and the words of `Status` are those of version 0.1, which used Powertools'
-    Idempotency. It can share a table with this version.
+    The names and the words of `Status` are those that Powertools' Idempotency wrote for earlier
+    versions: their records are found, and while a stack is updated, both share its table.
     """
     return {
         "id": record.id,
@@ -89,7 +89,7 @@ def to_item(record: JobRecord) -> dict[str, str | int]:
 
 
 def from_item(item: Mapping[str, Any]) -> JobRecord:
-    """The record that `to_item` made an item of. Version 0.1 wrote no `owner`.
+    """The record that `to_item` made an item of. Earlier versions wrote no `owner`.
 
     Raises UnreadableRecord.
     """

@@ -14,7 +14,7 @@ from typing import Any
 from handler.jobs.record import JobRecord, Lease, Status, from_item, in_ms, to_item
 
 _BUSY_S = 2.0
-# Version 0.1 kept its records in the table `jobs`, and left `user_version` at 0.
+# Earlier versions kept their records in the table `jobs`, and left `user_version` at 0.
 _VERSION = 1
 _SCHEMA = (
     """
@@ -32,7 +32,7 @@ _SCHEMA = (
     "INSERT OR IGNORE INTO store VALUES (1, hex(randomblob(16)))",
     f"PRAGMA user_version = {_VERSION}",
 )
-_TAKE_OVER_VERSION_0_1 = (
+_TAKE_OVER_OLD_TABLE = (
     """
     INSERT OR IGNORE INTO job_records
     SELECT id, status, '', in_progress_expiration, expiration, data FROM jobs
@@ -149,7 +149,7 @@ def _create_tables(db: sqlite3.Connection) -> None:
         if _version(db) >= _VERSION:
             return
         has_old_table = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'jobs'").fetchone()
-        for statement in (*_SCHEMA, *(_TAKE_OVER_VERSION_0_1 if has_old_table else ())):
+        for statement in (*_SCHEMA, *(_TAKE_OVER_OLD_TABLE if has_old_table else ())):
             db.execute(statement)
 
 

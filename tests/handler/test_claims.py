@@ -262,7 +262,7 @@ def test_request_without_an_id_is_not_claimed(jobs: Jobs, sqlite: SqliteTable) -
     assert jobs.claim(job(request_id="")) == Claim()
 
 
-def test_job_has_the_id_and_its_files_the_mark_of_version_0_1(dynamodb: DynamoDBTable) -> None:
+def test_job_has_the_id_and_its_files_the_mark_of_earlier_versions(dynamodb: DynamoDBTable) -> None:
     with closing(Jobs(dynamodb.settings)) as jobs:
         claim = jobs.claim(job())
         claim.release()

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 NOW = 1_800_000_000.0
 RESPONSE = {"id": "a", "status": "completed", "output": [{"filename": "ü.png"}]}
-# What version 0.1 wrote, with Powertools' Idempotency.
+# What earlier versions wrote, with Powertools' Idempotency.
 OLD_RUNNING = {
     "id": "job#1",
     "status": "INPROGRESS",
@@ -213,7 +213,7 @@ def test_dynamodb_item_without_its_attributes_is_damaged(dynamodb: DynamoDBTable
 
 
 def put_old(table: JobTable, item: dict[str, Any]) -> None:
-    """Store the item as version 0.1 did."""
+    """Store the item as earlier versions did."""
     if not isinstance(table, SqliteTable):
         table.put(item)
         return
@@ -240,7 +240,7 @@ def put_old(table: JobTable, item: dict[str, Any]) -> None:
         db.execute(f"INSERT INTO jobs ({', '.join(row)}) VALUES ({marks})", row)
 
 
-def test_response_that_version_0_1_stored_is_found(table: JobTable) -> None:
+def test_response_that_an_earlier_version_stored_is_found(table: JobTable) -> None:
     put_old(table, OLD_COMPLETED)
 
     with closing(open_store(table.settings)) as store:
@@ -249,7 +249,7 @@ def test_response_that_version_0_1_stored_is_found(table: JobTable) -> None:
     assert existing == completed("")
 
 
-def test_claim_of_version_0_1_holds_and_lapses(table: JobTable) -> None:
+def test_claim_of_an_earlier_version_holds_and_lapses(table: JobTable) -> None:
     put_old(table, OLD_RUNNING)
 
     with closing(open_store(table.settings)) as store:
@@ -257,7 +257,7 @@ def test_claim_of_version_0_1_holds_and_lapses(table: JobTable) -> None:
         assert store.claim(running("b"), NOW + 15.001) is None
 
 
-def test_file_of_version_0_1_keeps_its_identity_and_loses_its_old_table(
+def test_file_of_an_earlier_version_keeps_its_identity_and_loses_its_old_table(
     sqlite: SqliteTable,
 ) -> None:
     put_old(sqlite, OLD_COMPLETED)
