@@ -30,13 +30,15 @@ pytestmark = [
 ]
 
 CANARY = "canary-4711"
+# Long enough for a handler on a busy machine, which renews its claim three times meanwhile.
+LEASE_S = 3.0
 # A handler of its own: an event on stdin, the log and then the response on stdout.
-HANDLER = """
+HANDLER = f"""
 import json, sys
 from handler import app
 from handler.jobs import claims
 from tests.conftest import Context
-claims.LEASE_S = 1.0
+claims.LEASE_S = {LEASE_S}
 event = json.load(sys.stdin)
 print(json.dumps(app.lambda_handler(event, Context(float(sys.argv[1])))))
 """
@@ -136,18 +138,18 @@ def test_claim_of_a_killed_handler_ends_soon(webhook_receiver: WebhookReceiver) 
 
     assert error_of(app.lambda_handler(request, Context(60))) == "AlreadyRunning"
     assert webhook_receiver.calls == []
-    assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "", 3)
+    assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "")
     assert [body["status"] for body in webhook_receiver.bodies()] == ["completed"]
 
 
 def test_job_that_outlives_its_first_claim_keeps_it(table: JobTable) -> None:
-    request = event(one("TestSleep", seconds=3.0, deaf=False), request_id="long")
+    request = event(one("TestSleep", seconds=LEASE_S + 2, deaf=False), request_id="long")
     handler = start_handler(request, seconds=60)
     assert handler.stdout
     assert any("job.queued" in line for line in handler.stdout)
     first_end = lease_until(table)
 
-    assert wait_until(lambda: lease_until(table) > first_end + 1.0)
+    assert wait_until(lambda: lease_until(table) > first_end + LEASE_S)
     assert error_of(app.lambda_handler(request, Context(60))) == "AlreadyRunning"
     assert error_of(response_of(handler)) == ""
 
