@@ -77,7 +77,7 @@ class Generator:
         if not isinstance(outcome.error, AlreadyRunning):
             self._notify(response, outcome, deadline)
         # After the webhook: whoever is killed before it was called leaves the job to a repeat.
-        claim.end(response, outcome)
+        claim.end(response)
         # Last of all: a job whose end was logged does not run again.
         _log_end(response)
         return response

@@ -20,18 +20,30 @@ def moto_server(patch: pytest.MonkeyPatch, variable: str = "AWS_ENDPOINT_URL") -
 
     `patch` is the test's own: two of them would restore each other's variables.
     """
+    with bare_moto_server() as url:
+        use_moto_server(patch, url, variable)
+        yield url
+
+
+@contextmanager
+def bare_moto_server() -> Iterator[str]:
+    """The address of a server that no client finds by itself."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
     # What an earlier server of this process was told is still there.
     requests.post(f"{url}/moto-api/reset", timeout=10).raise_for_status()
+    yield url
+    server.stop()
+
+
+def use_moto_server(patch: pytest.MonkeyPatch, url: str, variable: str) -> None:
+    """Let every client of this process and its children find the server by the variable."""
     patch.setenv(variable, url)
     patch.setenv("AWS_DEFAULT_REGION", REGION)
     patch.setenv("AWS_ACCESS_KEY_ID", "testing")
     patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    yield url
-    server.stop()
 
 
 @contextmanager

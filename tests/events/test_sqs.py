@@ -16,7 +16,7 @@ from events import sqs_visibility
 from events.errors import AlreadyRunning, JobError, OutOfMemory, WorkerUnavailable
 from events.event_context import EventContext
 from handler import app
-from handler.jobs import LEASE_S
+from handler.jobs.claims import LEASE_S
 from tests import workflows
 from tests.conftest import Context, WebhookReceiver, ask_worker
 from tests.events.samples import sample

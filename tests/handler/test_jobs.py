@@ -1,68 +1,47 @@
-"""Repeated requests: one run for each id, by real handlers over SQLite and moto's DynamoDB."""
+"""Repeated requests: one run for each id, by real handlers over SQLite and moto's DynamoDB.
+
+What the stores promise alone is in test_job_stores.py, what claims promise in test_claims.py.
+"""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from events.contract import caller_of, parse_request, response_problems
-from events.errors import WorkerUnavailable
-from handler import app, jobs
-from handler.jobs import MAX_DYNAMODB_BYTES, _small
-from handler.response import Outcome
-from handler.settings import PROJECT, Settings
+from events.contract import response_problems
+from handler import app
+from handler.settings import PROJECT
 from runtime.local_s3 import LocalS3
 from tests import workflows
-from tests.aws import moto_client, objects_in
+from tests.aws import objects_in
 from tests.conftest import Context, WebhookReceiver, ask_worker, run
+from tests.handler.job_tables import JobTable, SqliteTable, lease_until
 from tests.handler.test_storage import s3_fields
-from tests.infra.template import properties
 from tests.processes import wait_until
 from tests.workflows import event, image, one
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("sqlite"),
+]
 
-TABLE = "jobs"
 CANARY = "canary-4711"
+# Long enough for a handler on a busy machine, which renews its claim three times meanwhile.
+LEASE_S = 3.0
 # A handler of its own: an event on stdin, the log and then the response on stdout.
-HANDLER = """
+HANDLER = f"""
 import json, sys
-from handler import app, jobs
+from handler import app
+from handler.jobs import claims
 from tests.conftest import Context
-jobs.LEASE_S = 1.0
+claims.LEASE_S = {LEASE_S}
 event = json.load(sys.stdin)
 print(json.dumps(app.lambda_handler(event, Context(float(sys.argv[1])))))
 """
-
-
-@pytest.fixture(autouse=True)
-def sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "own" / "jobs.sqlite"
-    monkeypatch.setenv("JOBS_DB", str(path))
-    return path
-
-
-@pytest.fixture
-def dynamodb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setenv("JOBS_TABLE", TABLE)
-    with moto_client(monkeypatch, "dynamodb") as client:
-        table = properties("JobsTable")
-        known = {name: table[name] for name in ("BillingMode", "AttributeDefinitions", "KeySchema")}
-        client.create_table(TableName=TABLE, **known)
-        yield client
-        client.delete_table(TableName=TABLE)
-
-
-@pytest.fixture(params=["sqlite", "dynamodb"])
-def store(request: pytest.FixtureRequest) -> Any:
-    return request.getfixturevalue(request.param)
 
 
 def start_handler(request: Any, *, seconds: float) -> subprocess.Popen[str]:
@@ -93,7 +72,7 @@ def error_of(response: dict[str, Any]) -> str:
     return str(response.get("error", {}).get("type", ""))
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("table")
 def test_repeat_gets_the_same_response_and_no_second_webhook(
     webhook_receiver: WebhookReceiver,
 ) -> None:
@@ -108,7 +87,7 @@ def test_repeat_gets_the_same_response_and_no_second_webhook(
     assert len(webhook_receiver.calls) == 1
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("table")
 def test_id_with_anything_else_in_the_request_is_another_job(
     webhook_receiver: WebhookReceiver,
 ) -> None:
@@ -129,7 +108,7 @@ def test_id_with_anything_else_in_the_request_is_another_job(
     assert len(prompts) == 4
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("table")
 def test_two_handlers_that_race_for_one_id_run_it_once() -> None:
     request = event(one("TestSleep", seconds=3.0, deaf=False), request_id="race")
 
@@ -142,7 +121,7 @@ def test_two_handlers_that_race_for_one_id_run_it_once() -> None:
     assert app.lambda_handler(request, Context(60)) == done
 
 
-def test_many_handlers_that_make_the_file_at_once_run_a_job_once(sqlite: Path) -> None:
+def test_many_handlers_that_make_the_file_at_once_run_a_job_once() -> None:
     request = event(one("TestSleep", seconds=3.0, deaf=False), request_id="crowd")
 
     handlers = [start_handler(request, seconds=60) for _ in range(6)]
@@ -150,7 +129,7 @@ def test_many_handlers_that_make_the_file_at_once_run_a_job_once(sqlite: Path) -
     assert sorted(error_of(response_of(h)) for h in handlers) == ["", *["AlreadyRunning"] * 5]
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("table")
 def test_claim_of_a_killed_handler_ends_soon(webhook_receiver: WebhookReceiver) -> None:
     hook = {"url": webhook_receiver.url}
     request = event(one("TestSleep", seconds=0.5, deaf=False), request_id="killed", webhook=hook)
@@ -159,37 +138,18 @@ def test_claim_of_a_killed_handler_ends_soon(webhook_receiver: WebhookReceiver) 
 
     assert error_of(app.lambda_handler(request, Context(60))) == "AlreadyRunning"
     assert webhook_receiver.calls == []
-    assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "", 3)
+    assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "")
     assert [body["status"] for body in webhook_receiver.bodies()] == ["completed"]
 
 
-@pytest.mark.usefixtures("store")
-def test_job_that_lost_its_claim_and_failed_leaves_the_stored_response_alone(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(jobs, "LEASE_S", 0.2)
-    asked = event(image(), request_id="lapsed")
-    job = parse_request(asked, caller_of(asked))
-    store = jobs.Jobs(Settings.from_env(os.environ))
-    lapsed = store.claim(job)
-    lapsed.release()
-    time.sleep(0.5)
-    response = {"id": "lapsed", "status": "completed"}
-    store.claim(job).end(response, Outcome(job.caller))
-
-    lapsed.end({}, Outcome(job.caller, error=WorkerUnavailable("it hung for long")))
-
-    assert store.claim(job).stored == response
-    store.close()
-
-
-@pytest.mark.usefixtures("store")
-def test_job_that_outlives_its_first_claim_keeps_it() -> None:
-    request = event(one("TestSleep", seconds=3.0, deaf=False), request_id="long")
+def test_job_that_outlives_its_first_claim_keeps_it(table: JobTable) -> None:
+    request = event(one("TestSleep", seconds=LEASE_S + 2, deaf=False), request_id="long")
     handler = start_handler(request, seconds=60)
+    assert handler.stdout
+    assert any("job.queued" in line for line in handler.stdout)
+    first_end = lease_until(table)
 
-    time.sleep(2.5)  # more than two claims of this handler last
-
+    assert wait_until(lambda: lease_until(table) > first_end + LEASE_S)
     assert error_of(app.lambda_handler(request, Context(60))) == "AlreadyRunning"
     assert error_of(response_of(handler)) == ""
 
@@ -225,7 +185,7 @@ def kill_at(handler: subprocess.Popen[str], event_name: str) -> None:
     handler.wait(10)
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("table")
 def test_retryable_failure_can_be_repeated() -> None:
     workflow = one("TestOutOfMemory")
     first = run(workflow, request_id="again")
@@ -236,7 +196,7 @@ def test_retryable_failure_can_be_repeated() -> None:
     assert first["timings"] != again["timings"]
 
 
-@pytest.mark.usefixtures("store")
+@pytest.mark.usefixtures("table")
 def test_failed_job_that_is_sent_again_runs_again() -> None:
     workflow = one("TestRaise", message="the reason")
 
@@ -247,14 +207,12 @@ def test_failed_job_that_is_sent_again_runs_again() -> None:
     assert first["timings"] != again["timings"]
 
 
-@pytest.mark.usefixtures("sqlite")
 def test_id_of_a_request_that_was_refused_before_it_ran_is_free() -> None:
     assert error_of(run(one("NoSuchNode"), request_id="mended")) == "WorkflowRejected"
 
     assert error_of(run(image(), request_id="mended")) == ""
 
 
-@pytest.mark.usefixtures("sqlite")
 def test_batch_with_a_message_that_came_twice_runs_it_once(
     webhook_receiver: WebhookReceiver,
 ) -> None:
@@ -265,9 +223,7 @@ def test_batch_with_a_message_that_came_twice_runs_it_once(
     assert len(webhook_receiver.calls) == 1
 
 
-def test_response_is_forgotten_after_its_time(
-    sqlite: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_response_is_forgotten_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOBS_EXPIRE", "0")
     workflow = image()
     first = run(workflow, request_id="old")
@@ -276,9 +232,9 @@ def test_response_is_forgotten_after_its_time(
 
 
 @pytest.mark.parametrize("request_id", ["", None])
-def test_requests_without_an_id_leave_no_trace(sqlite: Path, request_id: str | None) -> None:
+def test_requests_without_an_id_leave_no_trace(sqlite: SqliteTable, request_id: str | None) -> None:
     assert error_of(run(image(), request_id=request_id)) == ""
-    assert not sqlite.exists()
+    assert not sqlite.path.exists()
 
 
 def test_without_a_store_every_request_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,32 +252,34 @@ def test_broken_file_costs_no_job(path: str, monkeypatch: pytest.MonkeyPatch) ->
     assert error_of(run(image(), request_id="unclaimed")) == ""
 
 
-def test_table_that_is_missing_costs_no_job(dynamodb: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("dynamodb")
+def test_table_that_is_missing_costs_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOBS_TABLE", "no-such-table")
 
     assert error_of(run(image(), request_id="unclaimed")) == ""
 
 
-def test_table_that_nobody_serves_costs_no_job(
-    dynamodb: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("dynamodb")
+def test_table_that_does_not_answer_costs_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_DYNAMODB", "http://127.0.0.1:9")
 
     assert error_of(run(image(), request_id="unclaimed")) == ""
 
 
-def test_no_secret_is_stored(sqlite: Path, webhook_receiver: WebhookReceiver) -> None:
+def test_no_secret_is_stored(sqlite: SqliteTable, webhook_receiver: WebhookReceiver) -> None:
     hook = {"url": f"{webhook_receiver.url}?token={CANARY}", "secret": CANARY}
 
     run(image(), request_id="secret", webhook=hook, s3={"secret_access_key": CANARY})
 
-    stored = b"".join(path.read_bytes() for path in sqlite.parent.iterdir())
+    files = list(sqlite.path.parent.iterdir())
+    stored = b"".join(path.read_bytes() for path in files)
     assert b"COMPLETED" in stored
     assert CANARY.encode() not in stored
-    assert {path.stat().st_mode & 0o077 for path in sqlite.parent.iterdir()} == {0}
+    assert {path.stat().st_mode & 0o077 for path in files} == {0}
 
 
-def test_large_response_is_stored_without_what_comfyui_reported(dynamodb: Any) -> None:
+@pytest.mark.usefixtures("dynamodb")
+def test_large_response_is_stored_without_what_comfyui_reported() -> None:
     workflow = workflows.text("y" * 300_000)
     first = run(workflow, request_id="large")
 
@@ -331,14 +289,3 @@ def test_large_response_is_stored_without_what_comfyui_reported(dynamodb: Any) -
     assert again["output"][0]["filename"] == first["output"][0]["filename"]
     assert list(again["comfyui_response"]) == ["execution_details"]
     assert "too large" in again["warnings"][-1]
-
-
-def test_response_that_is_the_only_place_of_a_file_is_not_stored_without_it() -> None:
-    item = {"filename": "a.png", "base64": "x" * MAX_DYNAMODB_BYTES}
-    response = {"comfyui_response": {}, "output": [item]}
-
-    assert _small(response, MAX_DYNAMODB_BYTES) is None
-    item["url"] = "https://example.com/a.png"
-    kept = _small(response, MAX_DYNAMODB_BYTES)
-    assert kept is not None
-    assert kept["output"] == [{"filename": "a.png", "url": item["url"]}]

@@ -211,7 +211,7 @@ def test_failed_asynchronous_events_are_kept() -> None:
     }
 
 
-def test_jobs_table_is_the_one_of_powertools() -> None:
+def test_jobs_table_has_the_key_and_time_to_live_of_the_job_store() -> None:
     table = properties("JobsTable")
 
     assert table["KeySchema"] == [{"AttributeName": "id", "KeyType": "HASH"}]

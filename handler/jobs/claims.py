@@ -1,0 +1,182 @@
+"""The handler's side of the job store: claim a job, renew the claim while it runs, end it.
+
+A claim keeps a repeated request from spending GPU time twice; the reasons are in
+docs/decisions/0007-repeated-requests.md. A store that does not work costs the claim, never the job.
+What a record holds is decided in `record`, who may change it in `store`, what a stored response is
+in `stored_response`.
+"""
+
+import math
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from events.errors import AlreadyRunning
+from events.job import Job
+from events.repeating_timer import RepeatingTimer
+from handler.jobs.record import JobRecord, Lease, Response, Status, fingerprint, record_id
+from handler.jobs.store import Store, is_store_configured, open_store
+from handler.jobs.stored_response import storable
+from handler.leftovers import Attempt
+from handler.log import emit, logger
+from handler.settings import Settings
+
+# The claim of a killed handler lapses after this time. It is shorter than the time for which the
+# handler's SQS message stays hidden, so the next delivery of the message finds the job free.
+LEASE_S = 15.0
+_RENEWALS_PER_LEASE = 3
+
+Clock = Callable[[], float]
+
+
+class Jobs:
+    """The claims of a handler process, and its connection to the store.
+
+    `clock` returns Unix time in seconds. Every handler compares a lease with its own clock, so the
+    clocks of the machines that share a store must agree within a few seconds.
+    """
+
+    def __init__(self, settings: Settings, clock: Clock = time.time) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._store: Store | None = None
+
+    def claim(self, job: Job) -> "Claim":
+        """Claim the job, or find its stored response.
+
+        Raises AlreadyRunning if another invocation holds the claim. Nothing is claimed if the
+        request gave no id (a new UUID never comes twice), if no store is configured, or if the
+        store does not work.
+        """
+        if not job.caller.is_id_given or not is_store_configured(self._settings):
+            return Claim()
+        try:
+            store = self._open()
+            now = self._clock()
+            record = JobRecord(
+                id=record_id(job),
+                status=Status.RUNNING,
+                lease=Lease(owner=uuid.uuid4().hex, until=now + LEASE_S),
+                expires_at=math.ceil(now + self._settings.jobs_expire_s),
+            )
+            existing = store.claim(record, now)
+        except Exception as error:
+            _warn("the job store does not work, the job runs without a claim", error)
+            return Claim()
+        if existing is None:
+            return Claim(held=self._hold(store, record, job))
+        if existing.status is Status.RUNNING:
+            raise AlreadyRunning("the job with this request_id is running in another invocation")
+        emit("job.repeated", "the request was answered before, its stored response is returned")
+        return Claim(stored=existing.response)
+
+    def close(self) -> None:
+        """Close the store; the next claim opens it again."""
+        if self._store:
+            self._store.close()
+        self._store = None
+
+    def _open(self) -> Store:
+        if self._store is None:
+            self._store = open_store(self._settings)
+        return self._store
+
+    def _hold(self, store: Store, record: JobRecord, job: Job) -> "HeldClaim":
+        # The hash covers the store, because a file of another store's job may be a result of that
+        # job, not a leftover. It covers no secret, because a file's URL shows the file's metadata.
+        request = fingerprint([store.identity, job.id, job.workflow])
+        attempt = Attempt(request, began=datetime.now(UTC))
+        return HeldClaim(store, record, attempt, self._clock, self._settings.jobs_expire_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What `Jobs.claim` came to: a `stored` response, a claim that is `held`, or neither.
+
+    Without a stored response the job is the caller's to run.
+    """
+
+    stored: Response | None = None
+    held: "HeldClaim | None" = None
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """What the files of a claimed job are marked with; None for a job without a claim."""
+        return self.held.attempt if self.held else None
+
+    def end(self, response: Response) -> None:
+        """Store the response, or give the claim up if it must not be stored."""
+        if self.held:
+            self.held.end(response)
+
+    def release(self) -> None:
+        """Stop the renewal of the claim: unless it was ended before, it lapses."""
+        if self.held:
+            self.held.release()
+
+
+class HeldClaim:
+    """A claim of this invocation, renewed in a thread until `end` or `release`.
+
+    Once it has lapsed and another invocation has taken the job over, it changes nothing more.
+    A response is kept for `keep_s` seconds.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        record: JobRecord,
+        attempt: Attempt,
+        clock: Clock,
+        keep_s: float,
+    ) -> None:
+        self.attempt = attempt
+        self._store, self._record = store, record
+        self._clock, self._keep_s = clock, keep_s
+        self._timer = RepeatingTimer(LEASE_S / _RENEWALS_PER_LEASE, self._renew)
+        self._timer.start()
+
+    def end(self, response: Response) -> None:
+        self.release()
+        try:
+            self._end(response)
+        except Exception as error:
+            # The claim lapses; until then the same request is answered with AlreadyRunning.
+            _warn("the response was not stored", error)
+
+    def release(self) -> None:
+        # Without waiting for a renewal that is under way: it cannot undo what `end` does.
+        self._timer.stop(wait_s=0)
+
+    def _end(self, response: Response) -> None:
+        kept = storable(response, self._store.max_response_bytes)
+        if kept is None:
+            self._store.delete(self._record.id, self._record.lease.owner)
+            return
+        completed = replace(
+            self._record,
+            status=Status.COMPLETED,
+            response=kept,
+            expires_at=math.ceil(self._clock() + self._keep_s),
+        )
+        if not self._store.complete(completed):
+            logger.warning(
+                "the response was not stored: the claim lapsed, and another invocation took the job"
+                " over",
+                extra={"event": "jobs.failed", "reason": "ClaimLapsed"},
+            )
+
+    def _renew(self) -> bool:
+        lease = replace(self._record.lease, until=self._clock() + LEASE_S)
+        try:
+            return self._store.renew(self._record.id, lease)
+        except Exception as error:
+            # The next renewal still comes before the lease ends.
+            _warn("the claim was not renewed", error)
+            return True
+
+
+def _warn(message: str, error: Exception) -> None:
+    logger.warning(message, extra={"event": "jobs.failed", "reason": type(error).__name__})

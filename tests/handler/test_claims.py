@@ -1,0 +1,315 @@
+"""What the handler makes of a job store: claims, renewals and stored responses.
+
+The same tests on SQLite and on DynamoDB (moto's server), with a clock that the tests set. Whole
+handlers with repeated requests are in test_jobs.py.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from events.contract import caller_of, parse_request
+from events.errors import AlreadyRunning
+from events.job import Job
+from handler.jobs import Claim, Jobs, claims
+from handler.log import logger
+from handler.settings import PROJECT
+from tests.handler.job_tables import DynamoDBTable, JobTable, SqliteTable, lease_until
+from tests.processes import wait_until
+from tests.workflows import event, node
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+NOW = 1_800_000_000.0
+RESPONSE = {"id": "known", "status": "completed", "comfyui_response": {}, "output": []}
+FAILURE = {**RESPONSE, "status": "failed", "error": {"type": "WorkerUnavailable"}}
+
+
+def job(request_id: str = "known") -> Job:
+    request = event({"1": node("A")}, request_id=request_id)
+    return parse_request(request, caller_of(request))
+
+
+class Clock:
+    """A clock that stands until a test sets it."""
+
+    now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def jobs(table: JobTable, clock: Clock) -> Iterator[Jobs]:
+    with closing(Jobs(table.settings, clock)) as jobs:
+        yield jobs
+
+
+@pytest.fixture
+def log() -> Iterator[list[dict[str, Any]]]:
+    """The log lines that tell an event."""
+    lines: list[dict[str, Any]] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if hasattr(record, "event"):
+                lines.append(vars(record))
+
+    handler = Handler()
+    target = logging.getLogger(logger.name)
+    target.addHandler(handler)
+    yield lines
+    target.removeHandler(handler)
+
+
+@pytest.fixture
+def claim(jobs: Jobs) -> Iterator[Callable[[], Claim]]:
+    """Claims the job; every claim is released after the test."""
+    made: list[Claim] = []
+
+    def claim() -> Claim:
+        made.append(jobs.claim(job()))
+        return made[-1]
+
+    yield claim
+    for one in made:
+        one.release()
+
+
+def test_stored_response_answers_the_repeat(
+    claim: Callable[[], Claim], log: list[dict[str, Any]]
+) -> None:
+    first = claim()
+    assert first.stored is None
+    first.end(RESPONSE)
+
+    assert claim().stored == RESPONSE
+    assert [line["event"] for line in log] == ["job.repeated"]
+
+
+def test_running_job_is_refused_to_others(claim: Callable[[], Claim]) -> None:
+    claim()
+
+    with pytest.raises(AlreadyRunning, match="is running in another invocation"):
+        claim()
+
+
+def test_failed_job_runs_again(claim: Callable[[], Claim]) -> None:
+    claim().end(FAILURE)
+
+    assert claim().stored is None
+
+
+def test_claim_that_is_only_released_lapses(claim: Callable[[], Claim], clock: Clock) -> None:
+    claim().release()
+
+    with pytest.raises(AlreadyRunning):
+        claim()
+    clock.now += claims.LEASE_S + 0.1
+    assert claim().attempt is not None
+
+
+@pytest.mark.parametrize("late_response", [FAILURE, {**RESPONSE, "id": "late"}], ids=["-", "+"])
+def test_late_holder_leaves_the_response_of_the_next_alone(
+    claim: Callable[[], Claim], clock: Clock, late_response: dict[str, Any]
+) -> None:
+    late = claim()
+    clock.now += claims.LEASE_S + 0.1
+    claim().end(RESPONSE)
+
+    late.end(late_response)
+
+    assert claim().stored == RESPONSE
+
+
+@pytest.mark.parametrize("late_response", [FAILURE, {**RESPONSE, "id": "late"}], ids=["-", "+"])
+def test_late_holder_leaves_the_claim_of_the_next_alone(
+    claim: Callable[[], Claim], clock: Clock, late_response: dict[str, Any]
+) -> None:
+    late = claim()
+    clock.now += claims.LEASE_S + 0.1
+    following = claim()
+
+    late.end(late_response)
+
+    with pytest.raises(AlreadyRunning):
+        claim()
+    following.end(RESPONSE)
+    assert claim().stored == RESPONSE
+
+
+def test_late_success_is_logged(
+    claim: Callable[[], Claim], clock: Clock, log: list[dict[str, Any]]
+) -> None:
+    late = claim()
+    clock.now += claims.LEASE_S + 0.1
+    claim()
+
+    late.end(RESPONSE)
+
+    assert [(line["event"], line["reason"]) for line in log] == [("jobs.failed", "ClaimLapsed")]
+
+
+def test_success_is_stored_after_its_time_where_no_other_holds_the_job(
+    claim: Callable[[], Claim], clock: Clock
+) -> None:
+    late = claim()
+    clock.now += claims.LEASE_S + 0.1
+
+    late.end(RESPONSE)
+
+    assert claim().stored == RESPONSE
+
+
+def test_response_is_kept_from_the_end_of_the_job_for_its_time(
+    claim: Callable[[], Claim], jobs: Jobs, clock: Clock
+) -> None:
+    first = claim()
+    clock.now += 3600
+    first.end(RESPONSE)
+
+    clock.now += 86_399
+    assert claim().stored == RESPONSE
+    clock.now += 1
+    assert claim().stored is None
+
+
+def test_claim_is_renewed_three_times_a_lease_until_it_is_released(
+    claim: Callable[[], Claim], table: JobTable, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr(claims, "LEASE_S", 0.3)
+    held = claim()
+
+    for _ in range(3):
+        clock.now += 0.1
+        assert wait_until(lambda: lease_until(table) == pytest.approx(clock.now + 0.3, abs=0.002))
+
+    held.end(RESPONSE)
+    assert claim().stored == RESPONSE
+
+
+def test_renewal_goes_on_after_one_that_failed(
+    claim: Callable[[], Claim],
+    table: JobTable,
+    monkeypatch: pytest.MonkeyPatch,
+    clock: Clock,
+    log: list[dict[str, Any]],
+) -> None:
+    monkeypatch.setattr(claims, "LEASE_S", 0.3)
+    held = claim()
+    (item,) = table.items()
+    table.drop()
+    assert wait_until(lambda: [line["event"] for line in log[:1]] == ["jobs.failed"])
+    table.create()
+    table.put(item)
+
+    clock.now += 0.1
+
+    assert wait_until(lambda: lease_until(table) == pytest.approx(clock.now + 0.3, abs=0.002))
+    held.end(RESPONSE)
+    assert claim().stored == RESPONSE
+
+
+def test_store_that_fails_at_the_end_is_logged_and_the_claim_lapses(
+    claim: Callable[[], Claim], table: JobTable, clock: Clock, log: list[dict[str, Any]]
+) -> None:
+    held = claim()
+    (item,) = table.items()
+    table.drop()
+
+    held.end(RESPONSE)
+
+    assert [line["event"] for line in log] == ["jobs.failed"]
+    assert "the response was not stored" in log[0]["msg"]
+    table.create()
+    table.put(item)
+    with pytest.raises(AlreadyRunning):
+        claim()
+    clock.now += claims.LEASE_S + 0.1
+    assert claim().attempt is not None
+
+
+@pytest.mark.parametrize("damage", [{"status": "LOST"}, {"data": "{"}, {"data": "{}"}], ids=str)
+def test_job_with_a_damaged_record_runs_without_a_claim(
+    claim: Callable[[], Claim],
+    table: JobTable,
+    damage: dict[str, Any],
+    log: list[dict[str, Any]],
+) -> None:
+    claim().end(RESPONSE)
+    (item,) = table.items()
+    table.put({**item, **damage})
+
+    assert claim() == Claim()
+
+    assert [(line["event"], line["reason"]) for line in log] == [
+        ("jobs.failed", "UnreadableRecord")
+    ]
+
+
+def test_request_without_an_id_is_not_claimed(jobs: Jobs, sqlite: SqliteTable) -> None:
+    assert jobs.claim(job(request_id="")) == Claim()
+
+
+def test_job_has_the_id_and_its_files_the_mark_of_earlier_versions(dynamodb: DynamoDBTable) -> None:
+    with closing(Jobs(dynamodb.settings)) as jobs:
+        claim = jobs.claim(job())
+        claim.release()
+
+    (item,) = dynamodb.items()
+    assert item["id"] == "job#b7cb39813e469b5df7980438051f70ed4f6093f23227799bd003a481cfda2b53"
+    assert claim.attempt is not None
+    assert (
+        claim.attempt.request == "12b8f87560f2afdfa0d0117a91df4aefb17a3838169e9fbba4f742b17e89838d"
+    )
+
+
+def test_files_of_another_store_are_marked_differently(
+    dynamodb: DynamoDBTable, sqlite: SqliteTable
+) -> None:
+    with (
+        closing(Jobs(dynamodb.settings)) as in_dynamodb,
+        closing(Jobs(sqlite.settings)) as in_sqlite,
+    ):
+        held = [jobs.claim(job(request_id="other")) for jobs in (in_dynamodb, in_sqlite)]
+        for one in held:
+            one.release()
+
+    assert len({one.attempt.request for one in held if one.attempt}) == 2
+
+
+def test_claim_in_a_file_imports_no_boto3(sqlite: SqliteTable) -> None:
+    code = f"""
+import os, sys
+import handler.app
+from events.contract import caller_of, parse_request
+from handler.jobs import Jobs
+from handler.settings import Settings
+request = {event({"1": node("A")}, request_id="light")!r}
+claim = Jobs(Settings.from_env(os.environ)).claim(parse_request(request, caller_of(request)))
+assert claim.attempt
+claim.end({RESPONSE!r})
+print({{"boto3", "aws_lambda_powertools.utilities.idempotency"}} & set(sys.modules))
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT,
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+    assert printed.strip() == "set()"
+    assert len(sqlite.items()) == 1

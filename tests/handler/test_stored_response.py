@@ -1,0 +1,93 @@
+"""What a store keeps of a response."""
+
+import json
+from typing import Any
+
+import pytest
+
+from handler.jobs.stored_response import storable
+
+
+def response(*, text: str = "", **changes: Any) -> dict[str, Any]:
+    return {
+        "id": "a",
+        "status": "completed",
+        "comfyui_response": {
+            "prompt": {"outputs": text},
+            "execution_details": {"nodes_executed": ["1"], "progress_updates": [{"value": 1}]},
+        },
+        "output": [],
+        **changes,
+    }
+
+
+def size(response: dict[str, Any]) -> int:
+    return len(json.dumps(response))
+
+
+@pytest.mark.parametrize("max_bytes", [None, 390_000])
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"status": "failed", "error": {"type": "ExecutionFailed"}},
+        {"status": "cancelled", "error": {"type": "Cancelled"}},
+        {"error": {"type": "UploadFailed"}},
+    ],
+    ids=str,
+)
+def test_failure_is_not_stored(failure: dict[str, Any], max_bytes: int | None) -> None:
+    assert storable(response(**failure), max_bytes) is None
+
+
+def test_response_at_the_limit_is_stored_whole() -> None:
+    whole = response(text="x" * 1000)
+
+    assert storable(whole, size(whole)) == whole
+    assert storable(whole, None) == whole
+
+
+def test_response_above_the_limit_is_stored_without_history_and_progress() -> None:
+    whole = response(text="x" * 1000, warnings=["mind the gap"])
+
+    stored = storable(whole, size(whole) - 1)
+
+    assert stored is not None
+    assert stored["comfyui_response"] == {
+        "execution_details": {"nodes_executed": ["1"], "progress_updates": []}
+    }
+    assert stored["warnings"][0] == "mind the gap"
+    assert "too large" in stored["warnings"][1]
+    assert whole["comfyui_response"]["execution_details"]["progress_updates"] == [{"value": 1}]
+
+
+def test_size_counts_every_byte_that_is_stored() -> None:
+    whole = response(text="ü" * 100)
+
+    assert storable(whole, size(whole)) == whole
+    assert storable(whole, size(whole) - 1) != whole
+
+
+def test_content_of_a_file_with_a_url_is_left_out() -> None:
+    content = {"base64": "x" * 1000, "text": "y" * 1000}
+    whole = response(output=[{"filename": "a.txt", "url": "https://example.com/a.txt", **content}])
+
+    stored = storable(whole, 1000)
+
+    assert stored is not None
+    assert stored["output"] == [{"filename": "a.txt", "url": "https://example.com/a.txt"}]
+
+
+def test_response_that_is_the_only_place_of_a_file_is_not_stored_without_it() -> None:
+    files = [{"filename": "a.png", "base64": "x" * 1000}, {"filename": "b.png", "url": "https://b"}]
+
+    assert storable(response(output=files), 1000) is None
+
+
+def test_urls_are_left_out_at_last() -> None:
+    files = [{"filename": f"{n}.png", "url": "https://example.com/" + "x" * 100} for n in range(9)]
+
+    stored = storable(response(output=files), 1000)
+
+    assert stored is not None
+    assert size(stored) <= 1000
+    assert any("URL" in warning for warning in stored["warnings"])
