@@ -13,8 +13,9 @@ import requests
 from events import sqs as sqs_source
 from events import sqs_visibility
 from handler import app
+from handler.worker_protocol import Wake
 from tests import workflows
-from tests.conftest import Context, WebhookReceiver, ask_worker
+from tests.conftest import Context, WebhookReceiver, worker_status
 from tests.events.samples import sample
 from tests.processes import wait_until
 from tests.workflows import event
@@ -219,7 +220,8 @@ def count_prompts(action: Callable[[], Any]) -> int:
     """How many prompts ComfyUI ran meanwhile."""
 
     def history() -> set[str]:
-        return set(requests.get(f"{ask_worker('wake')['base_url']}/history", timeout=5).json())
+        base_url = worker_status(Wake, models=()).base_url
+        return set(requests.get(f"{base_url}/history", timeout=5).json())
 
     before = history()
     action()
