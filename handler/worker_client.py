@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from events.errors import WorkerUnavailable
 from handler.settings import Settings
@@ -32,7 +33,9 @@ from handler.worker_protocol import (
     Wake,
     WorkerStatus,
 )
-from handler.worker_start import StartedWorker
+
+if TYPE_CHECKING:
+    from handler.worker_start import StartedWorker
 
 CONNECT_TIMEOUT_S = 10.0
 _START_MARGIN_S = 30.0
@@ -253,6 +256,9 @@ class WorkerClient:
 
     def _start_worker(self) -> None:
         """Start a worker unless one is on its way. Raises WorkerUnavailable when it has failed."""
+        # Where an extension owns the worker, a handler starts none and needs no `subprocess`.
+        from handler.worker_start import StartedWorker  # noqa: PLC0415
+
         if self._started and not self._started.has_ended():
             return
         ended, self._started = self._started, None

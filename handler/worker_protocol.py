@@ -79,7 +79,7 @@ class WorkerStatus:
     folders: dict[str, Path]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Message:
     """What all messages have: an id, which an answer shares with its request."""
 
@@ -87,7 +87,7 @@ class Message:
     id: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Wake(Message):
     """Begin a job, and have ComfyUI ready for it. The files named `models` are read ahead.
 
@@ -99,7 +99,7 @@ class Wake(Message):
     models: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AnnouncePrompt(Message):
     """The job's prompt: if the connection ends before the job, ComfyUI drops it. No answer."""
 
@@ -107,28 +107,25 @@ class AnnouncePrompt(Message):
     prompt_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EndJob(Message):
     """End the job of this connection. No answer."""
 
     NAME: ClassVar[str] = "end_job"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GetState(Message):
     """Answered by a Status."""
 
     NAME: ClassVar[str] = "state"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class GetLog(Message):
     """Answered by LogLines: what ComfyUI has logged last."""
 
     NAME: ClassVar[str] = "log"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Sleep(Message):
     """Sleep now instead of after the idle time of that depth.
 
@@ -139,21 +136,19 @@ class Sleep(Message):
     depth: Depth
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Drain(Message):
     """Take nothing new, and end when the running jobs have ended. Answered by a Status at once."""
 
     NAME: ClassVar[str] = "drain"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Restart(Message):
     """Replace a ComfyUI that hangs. Answered by a Status when the old one has ended."""
 
     NAME: ClassVar[str] = "restart"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Status(Message):
     """How the worker is. Another answer to the same request follows unless this one is final."""
 
@@ -162,7 +157,7 @@ class Status(Message):
     worker: WorkerStatus
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LogLines(Message):
     """Log lines, the newest last."""
 
@@ -170,7 +165,7 @@ class LogLines(Message):
     lines: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Refused(Message):
     """The request was not carried out, and why."""
 
