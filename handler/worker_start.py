@@ -11,6 +11,7 @@ import sys
 import time
 from typing import Any
 
+from events.errors import WorkerUnavailable
 from handler.settings import PROJECT, Settings
 from handler.worker_protocol import LOG_NAME
 
@@ -23,8 +24,15 @@ class StartedWorker:
     """A worker process that this handler has started; it ends with its last connection."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises OSError when the process cannot be started."""
+        """Start it. Raises WorkerUnavailable when WORKER_DIR cannot be written, OSError when there
+        is no memory for a process.
+        """
         self._log = settings.worker_dir / LOG_NAME
+        try:
+            settings.worker_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._log.open("ab").close()
+        except OSError as error:
+            raise WorkerUnavailable(f"WORKER_DIR cannot be used: {error}") from error
         self._started_at = time.time()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "runtime", "worker", "--leased"],

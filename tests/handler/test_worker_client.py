@@ -145,16 +145,14 @@ class RaisingHook:
 
 
 def test_worker_folder_that_cannot_be_made_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("WORKER_DIR", str(tmp_path / "file" / "worker"))
     client = WorkerClient(Settings.from_env(os.environ))
 
-    with pytest.raises(WorkerUnavailable, match=r"ended with exit status 2.*see stderr"):
+    with pytest.raises(WorkerUnavailable, match=r"WORKER_DIR cannot be used: .*/file/worker"):
         client.begin_wake(())
-
-    assert f"WORKER_DIR {tmp_path}/file/worker cannot be used: " in capfd.readouterr().err
     client.close()
 
 
