@@ -104,7 +104,7 @@ class WorkerClient:
         if self._wake is None:
             raise ConnectionError("no job was begun")
         if not self._wake.is_final:
-            self._wake = self._receive_status(self._wake.id, limit_s)
+            self._wake = _as_status(self._receive(self._wake.id, limit_s))
         worker = self._wake.worker
         match worker.state:
             case State.READY:
@@ -119,15 +119,13 @@ class WorkerClient:
 
     def announce_prompt(self, prompt_id: str) -> None:
         """Name the job's prompt: if this process is killed, ComfyUI drops it."""
-        if self._connection:
-            with contextlib.suppress(*_NO_ANSWER):
-                self._send(self._connection, AnnouncePrompt(id=self._id(), prompt_id=prompt_id))
+        with contextlib.suppress(*_NO_ANSWER):
+            self._send(AnnouncePrompt(id=self._id(), prompt_id=prompt_id))
 
     def end_job(self) -> None:
         """End the job; the worker may stop ComfyUI when there is no other."""
-        if self._connection:
-            with contextlib.suppress(*_NO_ANSWER):
-                self._send(self._connection, EndJob(id=self._id()))
+        with contextlib.suppress(*_NO_ANSWER):
+            self._send(EndJob(id=self._id()))
 
     def restart(self) -> None:
         """Have a ComfyUI that hangs replaced; waits a moment for its end."""
@@ -179,28 +177,19 @@ class WorkerClient:
     def _try_wake(self, models: tuple[str, ...], limit_s: float) -> Status:
         if self._connection is None:
             self._connection = self._connect()
-        wake = Wake(id=self._id(), models=models)
-        self._send(self._connection, wake)
-        return self._receive_status(wake.id, limit_s)
+        return _as_status(self._ask(Wake(id=self._id(), models=models), limit_s))
 
     def _status(self) -> WorkerStatus:
-        request = GetState(id=self._id())
-        self._send(self._connected(), request)
-        return self._receive_status(request.id, _ANSWER_TIMEOUT_S).worker
+        return _as_status(self._ask(GetState(id=self._id()), _ANSWER_TIMEOUT_S)).worker
 
     def _ask(self, request: Request, timeout_s: float) -> Answer:
-        self._send(self._connected(), request)
+        """The next answer to the request. Raises OSError, WorkerUnavailable."""
+        self._send(request)
         return self._receive(request.id, timeout_s)
 
-    def _receive_status(self, request_id: int, timeout_s: float) -> Status:
-        answer = self._receive(request_id, timeout_s)
-        if not isinstance(answer, Status):
-            raise WorkerUnavailable(f"the worker answered {answer.NAME}, expected {Status.NAME}")
-        return answer
-
-    def _send(self, connection: WorkerConnection, request: Request) -> None:
+    def _send(self, request: Request) -> None:
         try:
-            connection.send(request, _SEND_TIMEOUT_S)
+            self._connected().send(request, _SEND_TIMEOUT_S)
         except OSError:
             self._disconnect()
             raise
@@ -273,3 +262,9 @@ class WorkerClient:
             return WorkerConnection(self._path, _ONE_CONNECT_TIMEOUT_S)
         except OSError:
             return None
+
+
+def _as_status(answer: Answer) -> Status:
+    if not isinstance(answer, Status):
+        raise WorkerUnavailable(f"the worker answered {answer.NAME}, expected {Status.NAME}")
+    return answer
