@@ -5,7 +5,6 @@ its log file in runtime/log.py.
 """
 
 import contextlib
-import signal
 import subprocess
 import sys
 import time
@@ -59,10 +58,11 @@ class StartedWorker:
         status = self._process.wait()
         if status == 0:
             return ""
-        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        # Negative: the number of a signal.
+        end = f"the worker ended with exit status {status}"
         if reason := self._last_log_line():
-            return f"the worker ended with {how}: {reason} (its log: {self._log})"
-        return f"the worker ended with {how}, before it could write {self._log}; see stderr"
+            return f"{end}: {reason} (its log: {self._log})"
+        return f"{end}, before it could write {self._log}; see stderr"
 
     def _last_log_line(self) -> str:
         """'' when this worker has written none: a log may be left from an earlier one."""
