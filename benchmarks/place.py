@@ -13,7 +13,8 @@ from typing import Any
 
 from handler.settings import PROJECT, Settings
 from handler.worker_client import ReadyWorker, WorkerClient
-from runtime.worker.control import SOCKET_NAME, lock_folder
+from handler.worker_protocol import SOCKET_NAME
+from runtime.worker.ownership import lock_folder
 
 _OURS = ("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEADLINE_", "POWERTOOLS_")
 _PLACES = ("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR")

@@ -14,7 +14,7 @@ from benchmarks.place import own_environment, wait_for
 from benchmarks.report import print_table
 from handler.settings import PROJECT, Settings
 from handler.worker_client import WorkerClient
-from runtime.worker.control import SOCKET_NAME
+from handler.worker_protocol import SOCKET_NAME
 
 TARGET = 0.35
 # Long enough for the prewarmed process to have imported everything.
@@ -36,7 +36,7 @@ def boot_and_wake() -> tuple[float, float]:
             worker.begin_wake(())
             worker.wait_ready(None)
             boot_ms = (time.perf_counter() - started) * 1000
-            worker.done()
+            worker.end_job()
             time.sleep(_PREPARED_AFTER_S)
             began = time.perf_counter()
             if worker.begin_wake(()):

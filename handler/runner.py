@@ -108,7 +108,7 @@ class Runner:
 
     def done(self) -> None:
         """End the job: the worker may let ComfyUI sleep."""
-        self._worker.done()
+        self._worker.end_job()
         if self._client:
             self._client[1].rest()
 
@@ -128,7 +128,7 @@ class Runner:
         left_s = deadline.work_left_s()
         if left_s is not None and left_s <= 0:
             raise _deadline_exceeded(execution)
-        self._worker.runs(execution.prompt_id)
+        self._worker.announce_prompt(execution.prompt_id)
         client = self._client_of(worker)
         try:
             client.submit(workflow, execution.prompt_id, left_s)
@@ -140,7 +140,7 @@ class Runner:
             raise _deadline_exceeded(execution) from None
         except ComfyUIGone as error:
             # It died since the last event, and the worker is about to replace it.
-            raise _DiedBeforeOurJob(self._worker.last_words(worker) or str(error)) from error
+            raise _DiedBeforeOurJob(self._worker.death_reason(worker) or str(error)) from error
         emit("job.queued", "job queued", prompt_id=execution.prompt_id, nodes=len(workflow))
 
     def _follow(
@@ -159,7 +159,7 @@ class Runner:
             self._worker.restart()
             raise WorkerUnavailable(f"{error}; it is restarted. {lines}") from error
         except ComfyUIGone as error:
-            if not (words := self._worker.last_words(worker)):
+            if not (words := self._worker.death_reason(worker)):
                 raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
             if not execution.began:
                 raise _DiedBeforeOurJob(words) from error

@@ -157,7 +157,7 @@ class Settings:
 
     @property
     def worker_dir(self) -> Path:
-        """The folder of the worker's socket and lock; by default one per user and ComfyUI."""
+        """The folder of the worker's socket, lock and log; by default one per user and ComfyUI."""
         if self.worker_dir_given:
             return self.worker_dir_given
         place = hashlib.sha256(str(self.comfyui_code).encode()).hexdigest()[:8]

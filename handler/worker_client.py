@@ -1,34 +1,53 @@
 """Asks the worker for a ready ComfyUI, and starts a worker where the container has none.
 
-The worker is another process (runtime/commands/worker.py); this is its line protocol, seen from a
-handler.
-The connection stays open between events: as long as it is, the worker knows that it is needed.
+The messages are in handler/worker_protocol.py; how a worker is started, and why one has ended, in
+handler/worker_start.py. What becomes of a job when the worker is gone is decided in
+handler/runner.py.
 """
 
 import contextlib
-import json
-import socket
-import subprocess
-import sys
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from events.errors import WorkerUnavailable
-from handler.settings import PROJECT, Settings
+from handler.settings import Settings
+from handler.worker_connection import WorkerConnection
+from handler.worker_protocol import (
+    SOCKET_NAME,
+    AnnouncePrompt,
+    Answer,
+    EndJob,
+    GetLog,
+    GetState,
+    LogLines,
+    ProtocolError,
+    Refused,
+    Request,
+    Restart,
+    State,
+    Status,
+    Wake,
+    WorkerStatus,
+)
+
+if TYPE_CHECKING:
+    from handler.worker_start import StartedWorker
 
 CONNECT_TIMEOUT_S = 10.0
 _START_MARGIN_S = 30.0
 _RETRY_S = 0.01
 _DEATH_NOTED_WITHIN_S = 2.0
 # These are asked when the invocation's time is nearly over.
-_TOLD_WITHIN_S = 1.0
-_RENEWED_WITHIN_S = 1.0
-_RESTARTED_WITHIN_S = 0.5
-_ENDED_WITHIN_S = 2.0
-_CONNECTED_WITHIN_S = 1.0
+_ANSWER_TIMEOUT_S = 1.0
+_RESTART_TIMEOUT_S = 0.5
+_SEND_TIMEOUT_S = 1.0
+_END_TIMEOUT_S = 2.0
+_ONE_CONNECT_TIMEOUT_S = 1.0
+_NO_ANSWER = (OSError, WorkerUnavailable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +60,19 @@ class ReadyWorker:
 
 
 class WorkerClient:
-    """The worker of this container. One object per handler process, used by one thread."""
+    """The worker of this container. One object per handler process, used by one thread.
+
+    Its connection stays open between jobs: as long as it is open, the worker knows that it is
+    needed.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._path = settings.worker_dir / "worker.sock"
-        self._socket: socket.socket | None = None
-        self._unread = b""
-        self._owes_answer = False
-        self._ready: dict[str, Any] = {}
-        self._started: subprocess.Popen[bytes] | None = None
+        self._path = settings.worker_dir / SOCKET_NAME
+        self._ids = itertools.count(1)
+        self._connection: WorkerConnection | None = None
+        self._wake: Status | None = None
+        self._started: StartedWorker | None = None
 
     def begin_wake(self, model_names: Sequence[str], timeout_s: float | None = None) -> bool:
         """Begin a job: ask for a ready ComfyUI without waiting. True when it is ready now.
@@ -61,216 +83,188 @@ class WorkerClient:
         """
         limit_s = CONNECT_TIMEOUT_S
         if timeout_s is not None:
-            limit_s = min(max(timeout_s, _TOLD_WITHIN_S), CONNECT_TIMEOUT_S)
-        for attempt in (1, 2):
-            try:
-                self._send("wake", models=model_names)
-                self._ready = self._receive(limit_s)
-                if attempt == 1 and self._ready["state"] in ("draining", "stopped"):
-                    # If it ends because its last handler has gone, another one can be started.
-                    self._wait_for_its_end()
-                    continue
-                self._owes_answer = self._ready["state"] != "ready"
-                return not self._owes_answer
-            except OSError as error:
-                # The worker of the last event is gone; a new connection finds or starts another.
-                self._disconnect()
-                if attempt == 2 or isinstance(error, TimeoutError):
-                    raise
-        raise AssertionError
+            limit_s = min(max(timeout_s, _ANSWER_TIMEOUT_S), CONNECT_TIMEOUT_S)
+        models = tuple(model_names)
+        self._wake = self._send_wake(models, limit_s)
+        if self._wake.worker.state in (State.DRAINING, State.STOPPED):
+            # If it ends because its last handler has gone, another one can be started.
+            self._wait_for_end()
+            self._wake = self._send_wake(models, limit_s)
+        return self._wake.worker.state is State.READY
 
     def wait_ready(self, timeout_s: float | None) -> ReadyWorker:
-        """The answer to `begin_wake`, waiting at most `timeout_s` seconds.
+        """The ComfyUI that `begin_wake` asked for, waiting at most `timeout_s` seconds.
 
-        Raises WorkerUnavailable with ComfyUI's last log lines when it did not come up, and
-        TimeoutError when the time was over first.
+        Raises WorkerUnavailable with ComfyUI's last log lines when it did not come up,
+        TimeoutError when the time was over first, ConnectionError when the worker has ended.
         """
-        limit = self._settings.comfyui_start_timeout_s + _START_MARGIN_S
-        answer = self._ready
-        if self._owes_answer:
-            answer = self._receive(min(timeout_s, limit) if timeout_s is not None else limit)
-        if answer["state"] != "ready":
-            # A worker that is draining may have had a failure long ago; one that is starting has
-            # failed just now, and begun again for somebody else.
-            has_failed = answer["state"] in ("inactive", "failed", "starting")
-            reason = (has_failed and answer["failure"]) or f"the worker is {answer['state']}"
-            raise WorkerUnavailable(f"ComfyUI is not available: {reason}")
-        return ReadyWorker(
-            base_url=answer["base_url"],
-            folders={name: Path(path) for name, path in answer["folders"].items()},
-            starts=answer["starts"],
-        )
+        limit_s = self._settings.comfyui_start_timeout_s + _START_MARGIN_S
+        if timeout_s is not None:
+            limit_s = min(timeout_s, limit_s)
+        if self._wake is None:
+            raise ConnectionError("no job was begun")
+        if not self._wake.is_final:
+            self._wake = _as_status(self._receive(self._wake.id, limit_s))
+        worker = self._wake.worker
+        match worker.state:
+            case State.READY:
+                return ReadyWorker(worker.base_url, worker.folders, worker.starts)
+            case State.STARTING | State.INACTIVE | State.FAILED:
+                # One that is starting has failed just now, and begun again for another handler.
+                reason = worker.failure or f"the worker is {worker.state}"
+            case State.DRAINING | State.STOPPED:
+                # A failure that it names may be long past.
+                reason = f"the worker is {worker.state}"
+        raise WorkerUnavailable(f"ComfyUI is not available: {reason}")
 
-    def runs(self, prompt_id: str) -> None:
-        """Say which prompt the job is: if this process is killed, it is taken out of ComfyUI."""
-        with contextlib.suppress(OSError, WorkerUnavailable):
-            if self._socket:
-                self._send("runs", prompt=prompt_id)
-                self._owes_answer = False
+    def announce_prompt(self, prompt_id: str) -> None:
+        """Name the job's prompt: if this process is killed, ComfyUI drops it."""
+        with contextlib.suppress(*_NO_ANSWER):
+            self._send(AnnouncePrompt(id=self._id(), prompt_id=prompt_id))
 
-    def done(self) -> None:
-        """End the job; the worker may let ComfyUI sleep when there is no other."""
-        with contextlib.suppress(OSError, WorkerUnavailable):
-            if self._socket:
-                self._send("done")
-                self._owes_answer = False
+    def end_job(self) -> None:
+        """End the job; the worker may stop ComfyUI when there is no other."""
+        with contextlib.suppress(*_NO_ANSWER):
+            self._send(EndJob(id=self._id()))
 
     def restart(self) -> None:
         """Have a ComfyUI that hangs replaced; waits a moment for its end."""
-        with contextlib.suppress(OSError, WorkerUnavailable):
-            self._ask("restart", _RESTARTED_WITHIN_S)
+        with contextlib.suppress(*_NO_ANSWER):
+            self._ask(Restart(id=self._id()), _RESTART_TIMEOUT_S)
 
     def is_ours_alone(self) -> bool:
-        """Whether no other handler has a job; also when nobody says."""
-        with contextlib.suppress(OSError, WorkerUnavailable):
-            return bool(self._ask("state", _TOLD_WITHIN_S)["jobs"] <= 1)
+        """Whether no other handler has a job; True when the worker does not answer."""
+        with contextlib.suppress(*_NO_ANSWER):
+            return self._status().jobs <= 1
         return True
 
     def last_lines(self) -> str:
-        """What ComfyUI has logged last, to end a message with; '' when nobody knows."""
-        with contextlib.suppress(OSError, WorkerUnavailable, KeyError):
-            if lines := self._ask("log", _TOLD_WITHIN_S)["lines"]:
-                return "\n".join(["Its last log lines:", *lines])
+        """What ComfyUI has logged last, to end a message with; '' when that is not known."""
+        with contextlib.suppress(*_NO_ANSWER):
+            answer = self._ask(GetLog(id=self._id()), _ANSWER_TIMEOUT_S)
+            if isinstance(answer, LogLines) and answer.lines:
+                return "\n".join(["Its last log lines:", *answer.lines])
         return ""
 
-    def last_words(self, dead: ReadyWorker) -> str:
-        """Why the ComfyUI that was `dead` is gone, with its last log lines; '' when nobody knows.
+    def death_reason(self, ready: ReadyWorker) -> str:
+        """Why the ComfyUI that was `ready` has ended, with its last log lines; '' if not known.
 
         It returns once the worker has noticed the death, so a wake after it is one for the next.
         """
         give_up = time.monotonic() + _DEATH_NOTED_WITHIN_S
-        with contextlib.suppress(OSError, WorkerUnavailable):
+        with contextlib.suppress(*_NO_ANSWER):
             while time.monotonic() < give_up:
-                answer = self._ask("state", _TOLD_WITHIN_S)
-                if answer["state"] != "ready" or answer["starts"] != dead.starts:
-                    return str(answer["failure"])
+                now = self._status()
+                if now.state is not State.READY or now.starts != ready.starts:
+                    return now.failure
                 time.sleep(_RETRY_S)
         return ""
 
     def close(self) -> None:
-        """Give up the connection; wait for the end of a worker that was started for us alone."""
+        """Close the connection; wait for the end of a worker that was started for us alone."""
         self._disconnect()
         if self._started:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._started.wait(CONNECT_TIMEOUT_S)
+            self._started.wait(CONNECT_TIMEOUT_S)
 
-    def _wait_for_its_end(self) -> None:
+    def _send_wake(self, models: tuple[str, ...], limit_s: float) -> Status:
+        """The first answer to a wake."""
+        try:
+            return self._try_wake(models, limit_s)
+        except ConnectionError:
+            # The worker of the last job has ended; a new connection finds or starts another.
+            return self._try_wake(models, limit_s)
+
+    def _try_wake(self, models: tuple[str, ...], limit_s: float) -> Status:
+        if self._connection is None:
+            self._connection = self._connect()
+        return _as_status(self._ask(Wake(id=self._id(), models=models), limit_s))
+
+    def _status(self) -> WorkerStatus:
+        return _as_status(self._ask(GetState(id=self._id()), _ANSWER_TIMEOUT_S)).worker
+
+    def _ask(self, request: Request, timeout_s: float) -> Answer:
+        """The next answer to the request. Raises OSError, WorkerUnavailable."""
+        self._send(request)
+        return self._receive(request.id, timeout_s)
+
+    def _send(self, request: Request) -> None:
+        try:
+            self._connected().send(request, _SEND_TIMEOUT_S)
+        except OSError:
+            self._disconnect()
+            raise
+
+    def _receive(self, request_id: int, timeout_s: float) -> Answer:
+        try:
+            answer = self._connected().receive(request_id, timeout_s)
+        except ConnectionError:
+            self._disconnect()
+            raise
+        except ProtocolError as error:
+            raise WorkerUnavailable(f"the worker's answer cannot be read: {error}") from error
+        if isinstance(answer, Refused):
+            raise WorkerUnavailable(f"the worker refused a request: {answer.reason}")
+        return answer
+
+    def _id(self) -> int:
+        return next(self._ids)
+
+    def _connected(self) -> WorkerConnection:
+        if self._connection is None:
+            raise ConnectionError("not connected to the worker")
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection:
+            self._connection.close()
+        self._connection = None
+
+    def _wait_for_end(self) -> None:
         self._disconnect()
-        give_up = time.monotonic() + _ENDED_WITHIN_S
+        give_up = time.monotonic() + _END_TIMEOUT_S
         while time.monotonic() < give_up:
-            if (connection := _try_connect(self._path)) is None:
+            if (connection := self._try_connect()) is None:
                 return
             connection.close()
             time.sleep(_RETRY_S)
 
-    def _disconnect(self) -> None:
-        if self._socket:
-            self._socket.close()
-        self._socket, self._unread, self._owes_answer = None, b"", False
-
-    def _renew(self) -> None:
-        """Another connection instead of one with an answer on its way; the lease never ends.
-
-        Without that a job that was too short for a cold start would end the start with itself.
-        """
-        old, self._socket = self._socket, _try_connect(self._path)
-        self._unread, self._owes_answer = b"", False
-        if self._socket:
-            try:
-                self._socket.settimeout(_RENEWED_WITHIN_S)
-                self._socket.sendall(b'{"op": "state"}\n')
-                # Its answer says that the new lease counts.
-                with self._socket.makefile("rb") as answers:
-                    answers.readline()
-            except OSError:
-                # The kernel takes connections for a worker that does nothing any more.
-                self._disconnect()
-        if old:
-            old.close()
-
-    def _ask(self, operation: str, timeout_s: float) -> dict[str, Any]:
-        self._send(operation)
-        return self._receive(timeout_s)
-
-    def _send(self, operation: str, **details: Any) -> None:
-        if self._owes_answer:
-            # A job ended before it asked for its answer, which would be taken for the next one.
-            self._renew()
-        if self._socket is None:
-            self._socket = self._connect()
-        self._socket.settimeout(CONNECT_TIMEOUT_S)
-        self._owes_answer = True
-        self._socket.sendall(json.dumps({"op": operation, **details}).encode() + b"\n")
-
-    def _receive(self, timeout_s: float) -> dict[str, Any]:
-        if self._socket is None:
-            raise ConnectionError("not connected")
-        give_up = time.monotonic() + timeout_s
-        while b"\n" not in self._unread:
-            self._socket.settimeout(max(give_up - time.monotonic(), 0.001))
-            try:
-                chunk = self._socket.recv(65536)
-            except TimeoutError:
-                # The answer may still come and would be taken for the next one.
-                self._renew()
-                raise
-            if not chunk:
-                self._disconnect()
-                raise ConnectionError("the worker closed its socket")
-            self._unread += chunk
-        line, _, self._unread = self._unread.partition(b"\n")
-        self._owes_answer = False
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def _connect(self) -> socket.socket:
-        give_up = time.monotonic() + CONNECT_TIMEOUT_S
-        if self._started and self._started.poll() is not None:
-            # It has served, and is gone: how it ended says nothing about the next one.
+    def _connect(self) -> WorkerConnection:
+        """Connect to the worker, and start one where there is none. Raises WorkerUnavailable."""
+        if self._started and self._started.has_ended():
+            # It has served since: how it ended says nothing about the next one.
             self._started = None
-        while (connection := _try_connect(self._path)) is None:
+        give_up = time.monotonic() + CONNECT_TIMEOUT_S
+        while (connection := self._try_connect()) is None:
             if time.monotonic() > give_up:
                 raise WorkerUnavailable(
                     f"no worker answered at {self._path} within {CONNECT_TIMEOUT_S:g} s"
                 )
-            status = self._started.poll() if self._started else 0
-            if status == 0:
-                # None was started yet, or it found the lock taken, by one that comes or one that
-                # goes: in both cases the next one settles it.
-                self._started = _start_worker()
-            elif status is not None and self._started:
-                self._started = None
-                raise WorkerUnavailable(f"the worker process ended with {status}; its log says why")
+            self._start_worker()
             time.sleep(_RETRY_S)
         return connection
 
+    def _start_worker(self) -> None:
+        """Start a worker unless one is on its way. Raises WorkerUnavailable when it has failed."""
+        # Where an extension owns the worker, a handler starts none and needs no `subprocess`.
+        from handler.worker_start import StartedWorker  # noqa: PLC0415
 
-def _start_worker() -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "runtime", "worker", "--leased"],
-        cwd=PROJECT,
-        stdin=subprocess.DEVNULL,
-        # What it logs belongs to the log of this process; stdout may be somebody's answer.
-        stdout=sys.stderr.fileno() if _has_fileno(sys.stderr) else subprocess.DEVNULL,
-        start_new_session=True,
-    )
+        if self._started and not self._started.has_ended():
+            return
+        ended, self._started = self._started, None
+        if ended and (failure := ended.failure()):
+            raise WorkerUnavailable(failure)
+        # One that ended well found that another worker owns the folder, which starts or ends just
+        # now: in both cases the next one settles it.
+        self._started = StartedWorker(self._settings)
 
-
-def _try_connect(path: Path) -> socket.socket | None:
-    connection = socket.socket(socket.AF_UNIX)
-    # A worker that stands still takes no connections when those that wait are too many.
-    connection.settimeout(_CONNECTED_WITHIN_S)
-    try:
-        connection.connect(str(path))
-    except OSError:
-        connection.close()
-        return None
-    return connection
+    def _try_connect(self) -> WorkerConnection | None:
+        try:
+            return WorkerConnection(self._path, _ONE_CONNECT_TIMEOUT_S)
+        except OSError:
+            return None
 
 
-def _has_fileno(stream: Any) -> bool:
-    try:
-        stream.fileno()
-    except (AttributeError, OSError, ValueError):
-        return False
-    return True
+def _as_status(answer: Answer) -> Status:
+    if not isinstance(answer, Status):
+        raise WorkerUnavailable(f"the worker answered {answer.NAME}, expected {Status.NAME}")
+    return answer

@@ -6,10 +6,10 @@ handler/settings.py.
 
     LambdaComfyUIError             exit status 1: the command could not do its work
     ├── UsageError                 exit status 2: an argument, a variable or a file is wrong
-    │   ├── ControlError           worker/control.py      the socket cannot be made in WORKER_DIR
     │   ├── EnvVarsError           sam/env_vars_file.py   the file of --env-vars
     │   ├── HookError              hooks.py               WORKER_HOOKS
     │   ├── MissingExtraError      extras.py              an extra of the package is not installed
+    │   ├── OwnershipError         worker/ownership.py    a folder of the worker cannot be used
     │   └── TemplateError          sam/template.py        the file of --template
     ├── ComfyUIStartError          worker/comfyui_process.py
     ├── EventFileError             commands/invoke.py     the file of --event

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from handler.worker_protocol import State
 from runtime.errors import UsageError
-from runtime.worker.states import State
 
 Write = Callable[[str], None]
 

@@ -8,8 +8,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +20,9 @@ import pytest
 from handler import app
 from handler.comfyui import ComfyUI
 from handler.settings import PROJECT, Settings
+from handler.worker_protocol import SOCKET_NAME, GetState, Request, WorkerStatus
 from runtime.local_s3 import LocalS3, local_s3
+from tests import worker
 from tests.processes import connect_to
 from tests.workflows import event
 
@@ -51,11 +53,11 @@ def environment() -> Iterator[Path]:
         "COMFYUI_ARGS": f"--disable-api-nodes --extra-model-paths-config {nodes}",
     }
     # As an extension would: the worker is there before the handlers, and outlives them.
-    worker = subprocess.Popen([sys.executable, "-m", "runtime", "worker"], cwd=PROJECT)
-    connect_to(folder / "worker" / "worker.sock").close()
+    process = subprocess.Popen([sys.executable, "-m", "runtime", "worker"], cwd=PROJECT)
+    connect_to(folder / "worker" / SOCKET_NAME).close()
     yield folder
-    worker.terminate()
-    assert worker.wait(30) == 0
+    process.terminate()
+    assert process.wait(30) == 0
     for generator in app._generators.values():
         generator.close()
     os.environ.clear()
@@ -85,13 +87,11 @@ def current_client() -> ComfyUI:
     return generator._runner._client[1]
 
 
-def ask_worker(operation: str) -> dict[str, Any]:
-    """One question over the worker's control socket."""
-    with connect_to(Settings.from_env(os.environ).worker_dir / "worker.sock") as connection:
-        connection.sendall(json.dumps({"op": operation}).encode() + b"\n")
-        with connection.makefile() as lines:
-            answer: dict[str, Any] = json.loads(lines.readline())
-    return answer
+def worker_status(kind: Callable[..., Request] = GetState, **fields: Any) -> WorkerStatus:
+    """How the worker of this environment is, after a request of this kind."""
+    path = Settings.from_env(os.environ).worker_dir / SOCKET_NAME
+    with closing(worker.connect(path)) as connection:
+        return worker.status(connection, kind, **fields)
 
 
 @pytest.fixture(scope="session")

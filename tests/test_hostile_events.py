@@ -24,8 +24,9 @@ from events.contract import response_problems
 from handler import app
 from handler.log import logger
 from handler.settings import Settings
+from handler.worker_protocol import Restart
 from tests import workflows
-from tests.conftest import Context, ask_worker, current_client, run
+from tests.conftest import Context, current_client, run, worker_status
 from tests.events.samples import sample
 from tests.workflows import event, image, node, one
 
@@ -340,7 +341,7 @@ def test_job_that_fails_while_the_worker_wakes_does_not_mix_up_the_next_one() ->
     with own_generator():
         assert works()
         app.lambda_handler(event(deep_workflow(600)), None)
-        ask_worker("restart")
+        worker_status(Restart)
 
         assert works()
 
@@ -448,12 +449,12 @@ def test_storage_that_hangs_does_not_hold_up_the_next_request() -> None:
 
 def test_comfyui_whose_worker_thread_died_is_replaced() -> None:
     assert works()
-    pid = ask_worker("state")["comfyui_pid"]
+    pid = worker_status().comfyui_pid
     prompt = deep_workflow(600)
     # ComfyUI copies what it queues, in the thread that runs prompts, and that thread ends of it.
     requests.post(current_client().base_url + "/prompt", json={"prompt": prompt}, timeout=30)
     try:
         assert works()
-        assert ask_worker("state")["comfyui_pid"] != pid
+        assert worker_status().comfyui_pid != pid
     finally:
-        ask_worker("restart")
+        worker_status(Restart)

@@ -1,66 +1,99 @@
-"""`python -m runtime ask OPERATION`: a question to this machine's worker, its answer as JSON.
+"""`python -m runtime ask OPERATION`: a request to this machine's worker, its answer as JSON.
 
-What may be asked, and what is answered, is in runtime/worker/control.py.
+What can be asked, and what is answered, is in handler/worker_protocol.py.
 """
 
 import argparse
+import contextlib
 import json
-import socket
 import sys
-from typing import Any, TextIO
 
 from handler.settings import Settings
-from runtime.worker.control import SOCKET_NAME
-from runtime.worker.states import DEPTHS, State
+from handler.worker_connection import WorkerConnection
+from handler.worker_protocol import (
+    DEPTHS,
+    SOCKET_NAME,
+    Answer,
+    Depth,
+    Drain,
+    EndJob,
+    GetLog,
+    GetState,
+    LogLines,
+    ProtocolError,
+    Refused,
+    Request,
+    Restart,
+    Sleep,
+    Status,
+    Wake,
+    as_json,
+)
 
-OPERATIONS = ("state", "log", "wake", "sleep", "drain", "restart")
+_TIMEOUT_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("operation", choices=OPERATIONS)
+    parser.add_argument("operation", choices=tuple(_requests(Depth.STOP)))
     parser.add_argument(
         "--depth",
         choices=tuple(DEPTHS),
-        default="stop",
-        help="of `sleep`: unload the models, stop ComfyUI, or keep nothing (default: %(default)s)",
+        default=Depth.STOP.word,
+        help=f"of `{Sleep.NAME}`: unload the models, stop ComfyUI, or keep nothing"
+        " (default: %(default)s)",
     )
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """0: done, the answer is on stdout; 1: refused, or no worker runs."""
     path = settings.worker_dir / SOCKET_NAME
-    with socket.socket(socket.AF_UNIX) as connection:
-        try:
-            connection.connect(str(path))
-            answer = _ask(connection, args.operation, args.depth)
-        except OSError as error:
-            print(f"no worker answers at {path}: {error.strerror or error}", file=sys.stderr)
-            return 1
-    print(json.dumps(answer, indent=2))
-    return 1 if "error" in answer else 0
+    request = _requests(DEPTHS[args.depth])[args.operation]
+    try:
+        with contextlib.closing(WorkerConnection(path, _TIMEOUT_S)) as connection:
+            answer = _ask(connection, request)
+    except OSError as error:
+        print(f"no worker answers at {path}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except ProtocolError as error:
+        print(f"the answer of the worker at {path} cannot be read: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(_shown(answer), indent=2))
+    return 1 if isinstance(answer, Refused) else 0
 
 
-def _ask(connection: socket.socket, operation: str, depth: str) -> dict[str, Any]:
-    with connection.makefile("rw") as lines:
-        _send(lines, {"op": operation, "depth": depth})
-        answer = _next(lines)
-        if operation == "wake":
-            if answer["state"] != State.READY:
-                answer = _next(lines)
-            # Whoever asked may order sleep next, which a job that is still counted would forbid.
-            _send(lines, {"op": "done"})
-            _send(lines, {"op": "state"})
-            _next(lines)
+def _requests(depth: Depth) -> dict[str, Request]:
+    """What can be asked here, by name."""
+    requests: list[Request] = [
+        GetState(id=1),
+        GetLog(id=1),
+        Wake(id=1, models=()),
+        Sleep(id=1, depth=depth),
+        Drain(id=1),
+        Restart(id=1),
+    ]
+    return {request.NAME: request for request in requests}
+
+
+def _ask(connection: WorkerConnection, request: Request) -> Answer:
+    """The final answer to the request, for which it waits as long as it takes."""
+    connection.send(request, _TIMEOUT_S)
+    answer = connection.receive(request.id, None)
+    while isinstance(answer, Status) and not answer.is_final:
+        answer = connection.receive(request.id, None)
+    if isinstance(request, Wake):
+        # The next command may be `sleep`, which a job that is still counted would forbid.
+        state = GetState(id=request.id + 2)
+        connection.send(EndJob(id=request.id + 1), _TIMEOUT_S)
+        connection.send(state, _TIMEOUT_S)
+        connection.receive(state.id, None)
     return answer
 
 
-def _send(lines: TextIO, question: dict[str, str]) -> None:
-    lines.write(json.dumps(question) + "\n")
-    lines.flush()
-
-
-def _next(lines: TextIO) -> dict[str, Any]:
-    if not (line := lines.readline()):
-        raise ConnectionResetError("it ended before it answered")
-    answer: dict[str, Any] = json.loads(line)
-    return answer
+def _shown(answer: Answer) -> object:
+    match answer:
+        case Status():
+            return as_json(answer.worker)
+        case LogLines():
+            return {"lines": answer.lines}
+        case Refused():
+            return {"error": answer.reason}

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from handler.settings import Settings
+from handler.worker_protocol import State
 from runtime.errors import LambdaComfyUIError
 from runtime.hooks import Change, HookError, Hooks
 from runtime.log import log
 from runtime.process.signals import run_beside_signals
-from runtime.worker.control import ControlError, owned_worker
 from runtime.worker.lifecycle import Worker
-from runtime.worker.states import State
+from runtime.worker.ownership import OwnershipError, owned_worker
 
 API = "/2020-01-01/extension"
 NAME = "lambda-comfyui"
@@ -170,7 +170,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             )
             follower.start()
             run_beside_signals(worker.supervise)
-    except (ControlError, HookError) as error:
+    except (OwnershipError, HookError) as error:
         log(str(error))
         return 2
     if environment.failure:

@@ -1,14 +1,17 @@
-"""`python -m runtime worker`: owns ComfyUI until SIGTERM, or until no handler needs it any more."""
+"""`python -m runtime worker`: owns ComfyUI until SIGTERM, or until no handler needs it.
+
+Which process may own it is decided in runtime/worker/ownership.py.
+"""
 
 import argparse
 import signal
 import threading
 
 from handler.settings import Settings
-from runtime.hooks import HookError
+from runtime.errors import LambdaComfyUIError
 from runtime.log import log
 from runtime.process.signals import run_beside_signals
-from runtime.worker.control import ControlError, owned_worker
+from runtime.worker.ownership import owned_worker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +37,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
                     ).start(),
                 )
             run_beside_signals(worker.supervise)
-    except (ControlError, HookError) as error:
+    except LambdaComfyUIError as error:
+        # The log file has it too, for the handler that has started this worker.
         log(str(error))
-        return 2
+        return error.exit_status
     return 0

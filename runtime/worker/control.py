@@ -1,95 +1,52 @@
-"""The worker's socket: who holds it, what may be asked, and who still needs the worker.
+"""Answers the requests of handlers on the worker's socket.
 
-One JSON object a line, `{"op": ...}`:
-
-- `wake` begins a job (`models`: names of files to read ahead of ComfyUI). It is answered at once,
-  and once more, unless that said `ready`, when ComfyUI is ready or its start has failed.
-- `runs` says which `prompt` the job is, and has no answer: if the connection ends before the job,
-  the prompt is taken out of ComfyUI.
-- `done` ends the job and has no answer.
-- `state` tells how things are.
-- `sleep` lets an idle worker sleep now (`depth`: `free`, `stop` or `exit`),
-  and is answered when it does; while a job runs, with an error.
-- `drain` takes nothing new, and ends the worker when the jobs that run are done.
-- `restart` replaces a ComfyUI that hangs.
-- `log` tells what ComfyUI has logged last: `{"lines": [...]}`.
+The requests and answers are in handler/worker_protocol.py, what the worker does in
+runtime/worker/lifecycle.py, who may own the socket in runtime/worker/ownership.py.
 """
 
 import contextlib
-import fcntl
-import json
 import math
-import os
 import socket
 import socketserver
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TypeVar, assert_never
 
-from handler.settings import Settings
-from runtime.errors import UsageError
-from runtime.hooks import Hooks, PyWorkerLines, StateMetrics, load_hooks
+from handler.worker_protocol import (
+    AnnouncePrompt,
+    Answer,
+    Drain,
+    EndJob,
+    GetLog,
+    GetState,
+    LogLines,
+    ProtocolError,
+    Refused,
+    Request,
+    Restart,
+    Sleep,
+    State,
+    Status,
+    Wake,
+    decode_request,
+    encode,
+)
 from runtime.worker.lifecycle import Worker
-from runtime.worker.states import DEPTHS, Depth, State
 
-SOCKET_NAME = "worker.sock"
-OPERATIONS = ("wake", "runs", "done", "state", "sleep", "drain", "restart", "log")
 _FIRST_LEASE_WITHIN_S = 30.0
-_LOCK_EVERY_S = 0.05
-# sockaddr_un: 108 bytes with the closing NUL, see unix(7).
-_MAX_SOCKET_PATH = 107
 
 OnGone = Callable[[int], None]
+SlowRequest = TypeVar("SlowRequest", Wake, Sleep, Restart)
 
 
-class ControlError(UsageError):
-    """The socket cannot be made where WORKER_DIR says."""
+class ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Listens at `path`. Every open connection is a lease: a handler needs the worker.
 
-
-@contextmanager
-def owned_worker(
-    settings: Settings,
-    *,
-    is_leased: bool = False,
-    on_gone: OnGone = lambda _pid: None,
-    hooks: Sequence[Hooks] = (),
-    wait_s: float = 0.0,
-) -> Iterator[Worker | None]:
-    """A worker behind its socket, or None when another process owns it already, after `wait_s`.
-
-    The caller runs `supervise`. A leased worker stops when nobody is connected any more. `on_gone`
-    gets the process id of every handler whose connection ended; `hooks` are told beside those of
-    the settings. Raises ControlError, HookError.
+    A leased worker stops when it has no lease left, or got none in its first 30 seconds. `on_gone`
+    gets the process id of every handler whose connection ended. Raises OSError.
     """
-    path = settings.worker_dir / SOCKET_NAME
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        raise ControlError(f"WORKER_DIR is too long for a Unix socket: {path}")
-    give_up = time.monotonic() + wait_s
-    while (lock := lock_folder(settings.worker_dir)) is None and time.monotonic() < give_up:
-        time.sleep(_LOCK_EVERY_S)
-    if lock is None:
-        yield None
-        return
-    worker = Worker(settings, [*hooks, *_hooks(settings)])
-    with (
-        lock,
-        _sole_writer(settings),
-        _ControlServer(path, worker, is_leased=is_leased, on_gone=on_gone) as server,
-    ):
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        try:
-            yield worker
-        finally:
-            server.shutdown()
-            path.unlink(missing_ok=True)
-
-
-class _ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Every open connection is a lease: somebody still needs the worker."""
 
     daemon_threads = True
     # Many handler processes may connect in the same moment, one for each concurrent invocation.
@@ -121,129 +78,103 @@ class _ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer)
 
 
 class _Connection(socketserver.StreamRequestHandler):
-    server: _ControlServer
-    _has_job, _prompt = False, ""
+    """The requests of one handler, and its job.
+
+    What takes long runs in a thread of its own: a handler may end its job, or ask for the log,
+    while the worker wakes for it.
+    """
+
+    server: ControlServer
+    _has_job, _prompt_id = False, ""
 
     def handle(self) -> None:
+        self._write_lock = threading.Lock()
         self.server.lease()
         pid = _peer_pid(self.request)
         try:
-            while line := self._read():
-                for answer in self._answers(line):
-                    self._write(answer)
+            while line := self._read_line():
+                try:
+                    self._obey(decode_request(line))
+                except ProtocolError as error:
+                    self._write(Refused(id=error.message_id, reason=str(error)))
         finally:
-            if self._has_job and self._prompt:
-                self.server.worker.drop(self._prompt)
+            if self._has_job and self._prompt_id:
+                self.server.worker.drop(self._prompt_id)
             self._end_job()
             self.server.release()
             self.server.on_gone(pid)
 
-    def _read(self) -> bytes:
-        """A line; empty when the handler process is gone, whose job and lease then end."""
-        with contextlib.suppress(OSError):
-            return self.rfile.readline()
-        return b""
-
-    def _write(self, answer: dict[str, Any]) -> None:
-        # The next `_read` finds out that nobody listens.
-        with contextlib.suppress(OSError):
-            self.wfile.write(json.dumps(answer).encode() + b"\n")
-
-    def _answers(self, line: bytes) -> Iterator[dict[str, Any]]:
-        try:
-            asked = json.loads(line)
-            operation, models = asked["op"], [str(name) for name in asked.get("models", ())]
-            prompt, depth = str(asked.get("prompt", "")), DEPTHS[asked.get("depth", "stop")]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            operations, depths = " | ".join(OPERATIONS), " | ".join(DEPTHS)
-            yield {"error": f'expected {{"op": {operations}, "depth": {depths}}}'}
-            return
-        match operation:
-            case "wake":
-                yield from self._wake(models)
-            case "runs":
-                self._prompt = prompt
-            case "done":
-                self._end_job()
-            case "log":
-                yield {"lines": self.server.worker.last_lines()}
-            case _:
-                yield self._order(operation, depth)
-
-    def _order(self, operation: str, depth: Depth) -> dict[str, Any]:
+    def _obey(self, request: Request) -> None:
         worker = self.server.worker
-        match operation:
-            case "state":
-                pass
-            case "sleep":
-                if not worker.sleep(depth):
-                    return {"error": "a job runs: the worker sleeps only when it is idle"}
-            case "drain":
+        match request:
+            case Wake():
+                self._wake(request)
+            case AnnouncePrompt():
+                self._prompt_id = request.prompt_id
+            case EndJob():
+                self._end_job()
+            case GetState():
+                self._write_status(request)
+            case GetLog():
+                self._write(LogLines(id=request.id, lines=tuple(worker.last_lines())))
+            case Sleep():
+                self._in_thread(self._sleep, request)
+            case Drain():
                 worker.stop(grace_s=math.inf)
-            case "restart":
-                worker.restart()
+                self._write_status(request)
+            case Restart():
+                self._in_thread(self._restart, request)
             case _:
-                return {"error": f"unknown op {operation!r}"}
-        return worker.describe()
+                assert_never(request)
 
-    def _wake(self, models: list[str]) -> Iterator[dict[str, Any]]:
+    def _wake(self, request: Wake) -> None:
         worker = self.server.worker
         self._end_job()
         self._has_job = True
         worker.begin_job()
-        first = worker.describe()
-        yield first
-        worker.prefetch(models)
-        if first["state"] != State.READY:
-            worker.wake()
-            yield worker.describe()
+        status = worker.describe()
+        is_ready = status.state is State.READY
+        self._write(Status(id=request.id, is_final=is_ready, worker=status))
+        worker.prefetch(request.models)
+        if not is_ready:
+            self._in_thread(self._wait_awake, request)
+
+    def _wait_awake(self, request: Wake) -> None:
+        self.server.worker.wake()
+        self._write_status(request)
+
+    def _sleep(self, request: Sleep) -> None:
+        if self.server.worker.sleep(request.depth):
+            self._write_status(request)
+        else:
+            reason = "a job runs: the worker sleeps only when it is idle"
+            self._write(Refused(id=request.id, reason=reason))
+
+    def _restart(self, request: Restart) -> None:
+        self.server.worker.restart()
+        self._write_status(request)
 
     def _end_job(self) -> None:
         if self._has_job:
-            self._has_job, self._prompt = False, ""
+            self._has_job, self._prompt_id = False, ""
             self.server.worker.end_job()
 
+    def _in_thread(self, action: Callable[[SlowRequest], None], request: SlowRequest) -> None:
+        threading.Thread(target=action, args=(request,), daemon=True).start()
 
-@contextmanager
-def _sole_writer(settings: Settings) -> Iterator[None]:
-    """Hold the output folder, too: two ComfyUIs would give their files the same numbers.
+    def _read_line(self) -> bytes:
+        """A line; empty when the handler has closed the connection."""
+        with contextlib.suppress(OSError):
+            return self.rfile.readline()
+        return b""
 
-    Raises ControlError when another worker has it.
-    """
-    output = settings.comfyui_data / "output"
-    if settings.comfyui_data_dir is None and not settings.comfyui_code.is_dir():
-        # There is no ComfyUI, as its start will tell.
-        yield
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    if (lock := _lock(output / ".worker.lock")) is None:
-        where = "set COMFYUI_DATA_DIR to a folder of its own"
-        raise ControlError(f"another worker's ComfyUI writes to {output}: {where}")
-    with lock:
-        yield
+    def _write_status(self, request: Request) -> None:
+        self._write(Status(id=request.id, is_final=True, worker=self.server.worker.describe()))
 
-
-def _hooks(settings: Settings) -> list[Hooks]:
-    hooks: list[Hooks] = [StateMetrics()] if "AWS_LAMBDA_FUNCTION_NAME" in os.environ else []
-    if settings.pyworker_log:
-        hooks.append(PyWorkerLines(settings.pyworker_log))
-    return [*hooks, *load_hooks(settings.worker_hooks)]
-
-
-def lock_folder(folder: Path) -> TextIO | None:
-    """The lock that makes this process the only owner, or None when another one holds it."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return _lock(folder / "worker.lock")
-
-
-def _lock(path: Path) -> TextIO | None:
-    lock = path.open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
+    def _write(self, answer: Answer) -> None:
+        # A handler that has closed the connection is noticed by the next `_read_line`.
+        with contextlib.suppress(OSError), self._write_lock:
+            self.wfile.write(encode(answer))
 
 
 def _peer_pid(connection: socket.socket) -> int:

@@ -3,7 +3,7 @@
 import time
 
 from handler.settings import Settings
-from runtime.worker.states import Depth
+from handler.worker_protocol import Depth
 
 
 class Idle:

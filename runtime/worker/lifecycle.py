@@ -7,10 +7,10 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from events.back_off import back_off_s
 from handler.settings import Settings
+from handler.worker_protocol import Depth, State, WorkerStatus
 from runtime.hooks import Change, HookDispatcher, Hooks, StateLines
 from runtime.log import log
 from runtime.models.prefetch import Prefetcher
@@ -18,7 +18,7 @@ from runtime.process.child import describe_exit
 from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError
 from runtime.worker.idle import Idle
 from runtime.worker.prewarmed_process import Prepared
-from runtime.worker.states import Depth, State, check_move
+from runtime.worker.states import check_move
 
 MAX_FAILED_STARTS = 5
 _MAX_BACKOFF_S = 8.0
@@ -147,27 +147,23 @@ class Worker:
         process = self._process
         return process.last_lines() if process else []
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> WorkerStatus:
         """What a handler needs to know: state, and where ComfyUI and its files are."""
         data = self.settings.comfyui_data
         with self._changed:
             process = self._process
-            return {
-                "state": self.state.value,
-                "starts": self.starts,
-                "jobs": self._idle.jobs,
-                "cold_start_ms": self._cold_start_ms,
-                "failure": self.last_failure,
-                "base_url": process.base_url if process else "",
-                "comfyui_pid": process.pid if process else None,
-                "prepared_pid": self._prepared.pid,
-                "prefetched_bytes": self._prefetcher.read_bytes,
-                "folders": {
-                    "output": str(data / "output"),
-                    "input": str(data / "input"),
-                    "temp": str(data / "temp"),
-                },
-            }
+            return WorkerStatus(
+                state=self.state,
+                starts=self.starts,
+                jobs=self._idle.jobs,
+                cold_start_ms=self._cold_start_ms,
+                failure=self.last_failure,
+                base_url=process.base_url if process else "",
+                comfyui_pid=process.pid if process else None,
+                prepared_pid=self._prepared.pid,
+                prefetched_bytes=self._prefetcher.read_bytes,
+                folders={name: data / name for name in ("output", "input", "temp")},
+            )
 
     def _wait_until_wanted(self) -> bool:
         with self._changed:

@@ -17,8 +17,9 @@ from events.errors import AlreadyRunning, JobError, OutOfMemory, WorkerUnavailab
 from events.event_context import EventContext
 from handler import app
 from handler.jobs.claims import LEASE_S
+from handler.worker_protocol import Wake
 from tests import workflows
-from tests.conftest import Context, WebhookReceiver, ask_worker
+from tests.conftest import Context, WebhookReceiver, worker_status
 from tests.events.samples import sample
 from tests.processes import wait_until
 from tests.workflows import event
@@ -270,7 +271,8 @@ def count_prompts(action: Callable[[], Any]) -> int:
     """How many prompts ComfyUI ran meanwhile."""
 
     def history() -> set[str]:
-        return set(requests.get(f"{ask_worker('wake')['base_url']}/history", timeout=5).json())
+        base_url = worker_status(Wake, models=()).base_url
+        return set(requests.get(f"{base_url}/history", timeout=5).json())
 
     before = history()
     action()

@@ -14,8 +14,9 @@ import pytest
 
 from handler import comfyui
 from handler.settings import PROJECT
+from handler.worker_protocol import SOCKET_NAME, State
 from tests import workflows
-from tests.conftest import ask_worker, current_client, run
+from tests.conftest import current_client, run, worker_status
 from tests.processes import is_running, processes_with, wait_until
 from tests.runtime.test_worker import own_folders
 
@@ -108,7 +109,7 @@ def test_handler_without_a_worker_starts_one_and_takes_it_along(tmp_path: Path) 
     )
 
     assert json.loads(done.stdout)["status"] == "completed"
-    assert wait_until(lambda: not (tmp_path / "worker.sock").exists())
+    assert wait_until(lambda: not (tmp_path / SOCKET_NAME).exists())
     lines = [line for line in done.stderr.splitlines() if "starting -> ready" in line]
     assert len(lines) == 1
 
@@ -148,14 +149,14 @@ def test_job_that_is_too_short_for_the_cold_start_leaves_the_start_to_the_next(
 
     short = run(workflows.image(), seconds=1.5)
     workers = worker_pids(tmp_path)
-    assert wait_until(lambda: ask_worker("state")["state"] == "ready")
+    assert wait_until(lambda: worker_status().state is State.READY)
     time.sleep(0.5)
     next_one = run(workflows.image())
 
     assert short["error"]["type"] == "DeadlineExceeded"
     assert short["error"]["retryable"] is True
     assert next_one["status"] == "completed"
-    assert ask_worker("state")["starts"] == 1
+    assert worker_status().starts == 1
     assert worker_pids(tmp_path) == workers
 
 

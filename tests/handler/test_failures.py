@@ -17,8 +17,8 @@ import requests
 
 from events.contract import response_problems
 from handler.settings import PROJECT
-from tests import workflows
-from tests.conftest import ask_worker, current_client, run
+from tests import worker, workflows
+from tests.conftest import current_client, run, worker_status
 from tests.processes import wait_until
 from tests.workflows import event
 
@@ -46,8 +46,7 @@ def works() -> bool:
 
 
 def comfyui_pid() -> int:
-    pid: int = ask_worker("state")["comfyui_pid"]
-    return pid
+    return worker.comfyui_pid(worker_status())
 
 
 def test_unknown_node_class_is_named() -> None:
@@ -153,7 +152,7 @@ def other_handler(workflow: Any) -> Iterator["subprocess.Popen[str]"]:
 
 def test_job_that_waits_behind_the_one_that_kills_comfyui_is_run_all_the_same() -> None:
     assert works()
-    starts = ask_worker("state")["starts"]
+    starts = worker_status().starts
     with other_handler(workflows.one("TestSleep", seconds=60.0, deaf=True)) as other:
         threading.Timer(1.0, os.kill, [comfyui_pid(), signal.SIGKILL]).start()
 
@@ -163,7 +162,7 @@ def test_job_that_waits_behind_the_one_that_kills_comfyui_is_run_all_the_same() 
 
     assert waiting["status"] == "completed"
     failed(killed, "WorkerUnavailable", retryable=True)
-    assert ask_worker("state")["starts"] == starts + 1
+    assert worker_status().starts == starts + 1
 
 
 def test_prompt_of_a_killed_handler_does_not_hold_up_the_next_job() -> None:

@@ -18,10 +18,11 @@ from handler.settings import PROJECT
 from runtime.local_s3 import LocalS3
 from tests import workflows
 from tests.aws import objects_in
-from tests.conftest import Context, WebhookReceiver, ask_worker, run
+from tests.conftest import Context, WebhookReceiver, run, worker_status
 from tests.handler.job_tables import JobTable, SqliteTable, lease_until
 from tests.handler.test_storage import s3_fields
 from tests.processes import wait_until
+from tests.worker import comfyui_pid
 from tests.workflows import event, image, one
 
 pytestmark = [
@@ -165,7 +166,7 @@ def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(
     request = event(image(), request_id="once", s3=fields, webhook=hook)
     kill_at(start_handler(request, seconds=600), "artifact.stored")
     # Without its cache ComfyUI makes the file again, under another number.
-    os.kill(ask_worker("state")["comfyui_pid"], signal.SIGKILL)
+    os.kill(comfyui_pid(worker_status()), signal.SIGKILL)
     left = objects_in(s3, "once/")
     webhook_receiver.delay_s = 0.0
     assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "")

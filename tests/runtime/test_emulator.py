@@ -27,7 +27,8 @@ import pytest
 import requests
 
 from handler.settings import PROJECT
-from runtime.worker.states import MOVES, State
+from handler.worker_protocol import State
+from runtime.worker.states import MOVES
 from tests import workflows
 from tests.processes import free_ports, is_running, processes_with, wait_until
 from tests.workflows import event

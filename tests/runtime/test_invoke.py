@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from handler.settings import PROJECT
+from handler.worker_protocol import SOCKET_NAME, State
 from runtime import cli
 from runtime.commands import invoke
 from runtime.lambda_host.failures import InvocationResult
-from tests.conftest import ask_worker
+from tests.conftest import worker_status
 from tests.processes import is_running, wait_until
 
 pytestmark = pytest.mark.timeout(90)
@@ -133,7 +134,7 @@ def test_signal_stops_everything(number: signal.Signals, status: int, tmp_path: 
     with subprocess.Popen([sys.executable, "-c", program], cwd=PROJECT) as process:
         assert wait_until(pids_file.exists)
         # The worker has looked for a ComfyUI, in vain: from then on it unlinks its socket itself.
-        assert wait_until(lambda: ask_worker("state")["state"] == "inactive")
+        assert wait_until(lambda: worker_status().state is State.INACTIVE)
         process.send_signal(number)
         ended = process.wait(30)
 
@@ -141,4 +142,4 @@ def test_signal_stops_everything(number: signal.Signals, status: int, tmp_path: 
     pids = [int(pid) for pid in pids_file.read_text().split()]
     # What is killed along with its leader may take a moment longer to be gone.
     assert wait_until(lambda: not any(is_running(pid) for pid in pids))
-    assert not (tmp_path / "w" / "worker.sock").exists()
+    assert not (tmp_path / "w" / SOCKET_NAME).exists()

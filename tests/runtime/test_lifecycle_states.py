@@ -24,11 +24,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from handler.settings import PROJECT, Settings
+from handler.worker_protocol import Depth, State, WorkerStatus
 from runtime.hooks import Change, Hooks
 from runtime.worker import lifecycle
 from runtime.worker.lifecycle import MAX_FAILED_STARTS, Worker
-from runtime.worker.states import MOVES, Depth, State
+from runtime.worker.states import MOVES
 from tests.processes import is_running, wait_until
+from tests.worker import comfyui_pid
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -84,12 +86,12 @@ class WorkerMachine(RuleBasedStateMachine):
 
         self._within_patience(self.worker.wake)
 
-        told = self._describe()
-        if self.is_broken and before["state"] != State.READY:
-            assert told["state"] in (State.INACTIVE, State.FAILED, State.STARTING, State.READY)
-        elif told["state"] != State.FAILED:
-            assert told["state"] == State.READY or self.is_broken
-            assert is_running(told["comfyui_pid"])
+        now = self._describe()
+        if self.is_broken and before.state != State.READY:
+            assert now.state in (State.INACTIVE, State.FAILED, State.STARTING, State.READY)
+        elif now.state != State.FAILED:
+            assert now.state == State.READY or self.is_broken
+            assert is_running(comfyui_pid(now))
 
     @precondition(lambda self: not self.is_broken and not self.jobs)
     @rule(count=st.integers(2, 20))
@@ -98,11 +100,11 @@ class WorkerMachine(RuleBasedStateMachine):
 
         self._all([self._begin_job] * count)
 
-        told = self._describe()
-        if before["state"] != State.FAILED:
-            assert told["state"] == State.READY
-            assert told["starts"] <= before["starts"] + 1
-        assert told["jobs"] == count
+        now = self._describe()
+        if before.state != State.FAILED:
+            assert now.state == State.READY
+            assert now.starts <= before.starts + 1
+        assert now.jobs == count
 
     @precondition(lambda self: self.jobs)
     @rule()
@@ -128,14 +130,14 @@ class WorkerMachine(RuleBasedStateMachine):
         slept = self._within_patience(lambda: self.worker.sleep(depth))
 
         assert slept is (self.jobs == 0)
-        told = self._describe()
+        now = self._describe()
         if slept and depth >= Depth.STOP:
-            assert told["state"] in (State.INACTIVE, State.FAILED)
-            assert told["comfyui_pid"] is None
+            assert now.state in (State.INACTIVE, State.FAILED)
+            assert now.comfyui_pid is None
         if slept and depth is Depth.EXIT:
-            assert told["prepared_pid"] is None
-        if not slept and before["state"] == State.READY:
-            assert told["state"] == State.READY
+            assert now.prepared_pid is None
+        if not slept and before.state == State.READY:
+            assert now.state == State.READY
 
     @rule()
     def break_what_starts(self) -> None:
@@ -205,19 +207,19 @@ class WorkerMachine(RuleBasedStateMachine):
         self.worker.end_job()
         self.jobs -= 1
 
-    def _describe(self) -> dict[str, Any]:
-        told = self.worker.describe()
-        self.pids |= {told[name] for name in ("comfyui_pid", "prepared_pid")} - {None}
-        assert told["jobs"] == self.jobs
+    def _describe(self) -> WorkerStatus:
+        now = self.worker.describe()
+        self.pids |= {pid for pid in (now.comfyui_pid, now.prepared_pid) if pid}
+        assert now.jobs == self.jobs
         assert 0 <= self.worker._failed_starts <= MAX_FAILED_STARTS
-        return told
+        return now
 
     def _kill(self, name: str) -> None:
-        if pid := self.worker.describe()[name]:
+        if pid := getattr(self.worker.describe(), name):
             self.pids.add(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            assert wait_until(lambda: self.worker.describe()[name] != pid, PATIENCE_S)
+            assert wait_until(lambda: getattr(self.worker.describe(), name) != pid, PATIENCE_S)
 
     def _all(self, actions: list[Callable[[], object]]) -> None:
         threads = [threading.Thread(target=action) for action in actions]

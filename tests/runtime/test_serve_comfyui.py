@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from handler.settings import PROJECT
+from handler.worker_protocol import State
 from tests import workflows
 from tests.processes import processes_with, wait_until
 from tests.runtime.test_worker import StartWorker, own_folders, start_worker
@@ -67,15 +68,15 @@ def test_worker_that_runs_already_is_used_and_left_as_it_is(
     start_worker: StartWorker, tmp_path: Path
 ) -> None:
     worker = start_worker()
-    pid = worker.ask("wake")["comfyui_pid"]
+    pid = worker.wake().comfyui_pid
 
     with serve(tmp_path) as host:
         assert host.invoke(event(workflows.image()))["status"] == "completed"
-        assert worker.ask("state")["comfyui_pid"] == pid
+        assert worker.status().comfyui_pid == pid
         assert "another process owns ComfyUI" in host.log
 
     assert worker.process.poll() is None
-    assert worker.ask("state")["state"] == "ready"
+    assert worker.status().state is State.READY
 
 
 def test_environment_whose_comfyui_cannot_start_is_replaced(tmp_path: Path) -> None:

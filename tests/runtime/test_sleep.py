@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,11 +13,13 @@ import pytest
 
 from handler.comfyui import ComfyUI
 from handler.settings import PROJECT, Settings
+from handler.worker_protocol import Depth, Drain, EndJob, Refused, State, Wake
 from runtime.hooks import Change, HookError, Hooks, PyWorkerLines, load_hooks, tell
 from runtime.models import prefetch
-from runtime.worker.states import MOVES, IllegalMove, State, check_move
+from runtime.worker.states import MOVES, IllegalMove, check_move
 from tests.processes import is_running, wait_until
-from tests.runtime.test_worker import RunningWorker, StartWorker, ask, read_answer, start_worker
+from tests.runtime.test_worker import RunningWorker, StartWorker, start_worker
+from tests.worker import comfyui_pid, end_job, final_answer, send, status, status_in, wake
 from tests.workflows import node
 
 __all__ = ["start_worker"]
@@ -25,20 +28,18 @@ __all__ = ["start_worker"]
 @pytest.mark.slow
 def test_idle_worker_sleeps_and_twenty_wakes_share_one_start(start_worker: StartWorker) -> None:
     worker = start_worker(IDLE_STOP_AFTER="0.5")
-    first = worker.ask("wake")
-    assert wait_until(lambda: worker.ask("state")["state"] == "inactive")
-    assert wait_until(lambda: not is_running(first["comfyui_pid"]))
-    assert wait_until(lambda: worker.ask("state")["prepared_pid"] is not None)
-    prepared = worker.ask("state")["prepared_pid"]
+    first = comfyui_pid(worker.wake())
+    assert wait_until(lambda: worker.status().state is State.INACTIVE)
+    assert wait_until(lambda: not is_running(first))
+    prepared = worker.prepared_pid()
 
     connections = [worker.connect() for _ in range(20)]
-    for connection in connections:
-        connection.sendall(b'{"op": "wake"}\n')
-    answers = [read_answer(connection, "wake") for connection in connections]
+    wakes = [(connection, send(connection, Wake, models=())) for connection in connections]
+    answers = [status_in(final_answer(*each)) for each in wakes]
 
-    assert {answer["state"] for answer in answers} == {"ready"}
-    assert {answer["starts"] for answer in answers} == {2}
-    assert answers[0]["comfyui_pid"] == prepared
+    assert {answer.state for answer in answers} == {State.READY}
+    assert {answer.starts for answer in answers} == {2}
+    assert answers[0].comfyui_pid == prepared
     for connection in connections:
         connection.close()
 
@@ -46,15 +47,13 @@ def test_idle_worker_sleeps_and_twenty_wakes_share_one_start(start_worker: Start
 @pytest.mark.slow
 def test_worker_with_a_job_does_not_sleep(start_worker: StartWorker) -> None:
     worker = start_worker(IDLE_STOP_AFTER="0.3")
-    with worker.connect() as busy:
-        assert ask(busy, "wake")["jobs"] == 1
+    with closing(worker.connect()) as busy:
+        assert wake(busy).jobs == 1
         time.sleep(1.0)
-        assert ask(busy, "state")["state"] == "ready"
+        assert status(busy).state is State.READY
 
-        busy.sendall(b'{"op": "done"}\n')
-
-        assert wait_until(lambda: ask(busy, "state")["jobs"] == 0)
-        assert wait_until(lambda: ask(busy, "state")["state"] == "inactive")
+        assert end_job(busy).jobs == 0
+        assert wait_until(lambda: status(busy).state is State.INACTIVE)
 
 
 @pytest.mark.slow
@@ -63,71 +62,70 @@ def test_job_of_a_handler_that_died_does_not_keep_the_worker_awake(
 ) -> None:
     worker = start_worker(IDLE_STOP_AFTER="0.3")
     busy = worker.connect()
-    ask(busy, "wake")
+    wake(busy)
 
     busy.close()
 
-    assert wait_until(lambda: worker.ask("state")["state"] == "inactive")
+    assert wait_until(lambda: worker.status().state is State.INACTIVE)
 
 
 @pytest.mark.slow
 def test_deepest_sleep_keeps_no_process(start_worker: StartWorker) -> None:
     # ComfyUI may take a second to stop; the prepared process lives for what is left of the time.
     worker = start_worker(IDLE_STOP_AFTER="0.3", IDLE_EXIT_AFTER="6")
-    worker.ask("wake")
-    assert wait_until(lambda: worker.ask("state")["prepared_pid"] is not None)
-    prepared = worker.ask("state")["prepared_pid"]
+    worker.wake()
+    prepared = worker.prepared_pid()
 
-    assert wait_until(lambda: worker.ask("state")["prepared_pid"] is None)
+    assert wait_until(lambda: worker.status().prepared_pid is None)
 
     assert not is_running(prepared)
-    assert worker.ask("wake")["state"] == "ready"
+    assert worker.wake().state is State.READY
 
 
 @pytest.mark.slow
 def test_killed_prepared_process_costs_time_but_no_job(start_worker: StartWorker) -> None:
     worker = start_worker(IDLE_STOP_AFTER="0.3")
-    worker.ask("wake")
-    assert wait_until(lambda: worker.ask("state")["prepared_pid"] is not None)
-    os.kill(worker.ask("state")["prepared_pid"], 9)
-    assert wait_until(lambda: worker.ask("state")["prepared_pid"] is None)
+    worker.wake()
+    os.kill(worker.prepared_pid(), 9)
+    assert wait_until(lambda: worker.status().prepared_pid is None)
 
-    assert worker.ask("wake")["state"] == "ready"
+    assert worker.wake().state is State.READY
 
 
 @pytest.mark.slow
 def test_worker_sleeps_as_deep_as_it_is_told(start_worker: StartWorker) -> None:
     worker = start_worker()
-    awake = worker.ask("wake")
+    awake = comfyui_pid(worker.wake())
 
-    freed = worker.ask("sleep", depth="free")
-    stopped = worker.ask("sleep", depth="stop")
-    was_running = is_running(awake["comfyui_pid"])
-    gone = worker.ask("sleep", depth="exit")
+    freed = status_in(worker.sleep(Depth.FREE))
+    stopped = status_in(worker.sleep(Depth.STOP))
+    was_running = is_running(awake)
+    gone = status_in(worker.sleep(Depth.EXIT))
 
-    assert (freed["state"], freed["comfyui_pid"]) == ("ready", awake["comfyui_pid"])
-    assert (stopped["state"], stopped["comfyui_pid"]) == ("inactive", None)
+    assert (freed.state, freed.comfyui_pid) == (State.READY, awake)
+    assert (stopped.state, stopped.comfyui_pid) == (State.INACTIVE, None)
     assert not was_running
-    assert wait_until(lambda: worker.ask("state")["prepared_pid"] is None)
-    assert gone["state"] == "inactive"
-    assert worker.ask("wake")["state"] == "ready"
+    assert wait_until(lambda: worker.status().prepared_pid is None)
+    assert gone.state is State.INACTIVE
+    assert worker.wake().state is State.READY
 
 
 @pytest.mark.slow
 def test_lightest_sleep_gives_the_memory_back(start_worker: StartWorker) -> None:
     worker = start_worker()
-    told = worker.ask("wake")
-    client = ComfyUI(told["base_url"])
+    woken = worker.wake()
+    pid = comfyui_pid(woken)
+    client = ComfyUI(woken.base_url)
     # 600 MB in ComfyUI's cache of node outputs, where models are, too.
     image = node("EmptyImage", width=1024, height=1024, batch_size=50, color=7)
     client.submit({"1": image, "2": node("PreviewAny", source=["1", 0])}, "large")
     client.follow("large", lambda _: None, deadline=time.monotonic() + 60)
     client.close()
-    loaded = resident_mb(told["comfyui_pid"])
+    loaded = resident_mb(pid)
 
-    worker.ask("sleep", depth="free")
+    worker.sleep(Depth.FREE)
 
-    assert wait_until(lambda: resident_mb(told["comfyui_pid"]) < loaded - 500)
+    assert wait_until(lambda: resident_mb(pid) < loaded - 500)
 
 
 def resident_mb(pid: int) -> float:
@@ -139,17 +137,14 @@ def resident_mb(pid: int) -> float:
 
 def test_worker_with_a_job_refuses_to_sleep(start_worker: StartWorker) -> None:
     worker = start_worker()
-    with worker.connect() as busy:
-        ask(busy, "wake")
+    with closing(worker.connect()) as busy:
+        wake(busy)
 
-        assert "a job runs" in worker.ask("sleep")["error"]
-        assert worker.ask("state")["state"] == "ready"
+        answer = worker.sleep(Depth.STOP)
 
-
-def test_depth_that_nobody_knows_is_refused(start_worker: StartWorker) -> None:
-    answer = start_worker().ask("sleep", depth="coma")
-
-    assert "free | stop | exit" in answer["error"]
+        assert isinstance(answer, Refused)
+        assert "a job runs" in answer.reason
+        assert worker.status().state is State.READY
 
 
 def test_drained_worker_takes_nothing_new_and_ends_with_its_last_job(
@@ -157,13 +152,13 @@ def test_drained_worker_takes_nothing_new_and_ends_with_its_last_job(
 ) -> None:
     worker = start_worker()
     busy = worker.connect()
-    pid = ask(busy, "wake")["comfyui_pid"]
+    pid = comfyui_pid(wake(busy))
 
-    assert worker.ask("drain")["state"] == "draining"
-    assert worker.ask("wake")["state"] == "draining"
+    assert status_in(worker.ask(Drain)).state is State.DRAINING
+    assert worker.wake().state is State.DRAINING
     time.sleep(0.5)
     assert is_running(pid)
-    busy.sendall(b'{"op": "done"}\n')
+    send(busy, EndJob)
 
     assert worker.process.wait(30) == 0
     assert not is_running(pid)
@@ -173,8 +168,8 @@ def test_drained_worker_takes_nothing_new_and_ends_with_its_last_job(
 def test_termination_cuts_a_drain_short(start_worker: StartWorker) -> None:
     worker = start_worker()
     busy = worker.connect()
-    ask(busy, "wake")
-    worker.ask("drain")
+    wake(busy)
+    worker.ask(Drain)
 
     worker.process.terminate()
 

@@ -1,22 +1,48 @@
 """The worker process and its ComfyUI: one owner, restarts, and an end that leaves nothing."""
 
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from handler.settings import PROJECT
+from handler.worker_connection import WorkerConnection
+from handler.worker_protocol import (
+    SOCKET_NAME,
+    Answer,
+    Depth,
+    GetLog,
+    GetState,
+    LogLines,
+    Refused,
+    Request,
+    Sleep,
+    State,
+    Wake,
+    WorkerStatus,
+    decode_answer,
+    encode,
+)
 from runtime.worker.comfyui_process import child_environment
 from tests.processes import connect_to, is_running, wait_until
+from tests.worker import (
+    ask,
+    comfyui_pid,
+    connect,
+    end_job,
+    final_answer,
+    send,
+    status,
+    status_in,
+    wake,
+)
 
 
 def own_folders(folder: Path) -> dict[str, str]:
@@ -28,41 +54,48 @@ StartWorker = Callable[..., "RunningWorker"]
 
 
 class RunningWorker:
-    """A worker process of this test's own, and the questions that a handler asks it."""
+    """A worker process of this test's own, and the requests that a handler sends it."""
 
     def __init__(self, folder: Path, options: list[str], variables: dict[str, str]) -> None:
         self.folder = folder
-        self.socket = folder / "worker.sock"
+        self.socket = folder / SOCKET_NAME
         environ = os.environ | own_folders(folder) | {"COMFYUI_PORT": "0"} | variables
         line = [sys.executable, "-m", "runtime", "worker", *options]
         self.process = subprocess.Popen(line, cwd=PROJECT, env=environ, stderr=subprocess.PIPE)
         assert wait_until(lambda: self.socket.exists() or self.process.poll() is not None)
 
-    def connect(self) -> socket.socket:
-        return connect_to(self.socket)
+    def connect(self) -> WorkerConnection:
+        return connect(self.socket)
 
-    def ask(self, operation: str, **details: str) -> dict[str, Any]:
-        """The answer to one question. What `wake` began has ended when it is returned."""
-        with self.connect() as connection:
-            answer = ask(connection, operation, **details)
-            if operation == "wake":
-                connection.sendall(b'{"op": "done"}\n')
-                ask(connection, "state")
-        return answer
+    def ask(self, kind: Callable[..., Request], **fields: Any) -> Answer:
+        """The final answer to one request, on a connection of its own."""
+        with closing(self.connect()) as connection:
+            return ask(connection, kind, **fields)
 
+    def status(self) -> WorkerStatus:
+        return status_in(self.ask(GetState))
 
-def ask(connection: socket.socket, operation: str, **details: str) -> dict[str, Any]:
-    """The answer to one question; of `wake`, the one that comes when the worker has settled."""
-    connection.sendall(json.dumps({"op": operation, **details}).encode() + b"\n")
-    return read_answer(connection, operation)
+    def wake(self) -> WorkerStatus:
+        """How the worker is when it has settled; the job that was begun for that has ended."""
+        with closing(self.connect()) as connection:
+            settled = wake(connection)
+            end_job(connection)
+        return settled
 
+    def sleep(self, depth: Depth) -> Answer:
+        return self.ask(Sleep, depth=depth)
 
-def read_answer(connection: socket.socket, operation: str) -> dict[str, Any]:
-    with connection.makefile() as lines:
-        answer: dict[str, Any] = json.loads(lines.readline())
-        if operation == "wake" and answer["state"] != "ready":
-            answer = json.loads(lines.readline())
-    return answer
+    def comfyui_pid(self) -> int:
+        """The process id of its ComfyUI, once that is started."""
+        assert wait_until(lambda: self.status().comfyui_pid is not None)
+        return comfyui_pid(self.status())
+
+    def prepared_pid(self) -> int:
+        """The process id of its prepared Python, once that is started."""
+        assert wait_until(lambda: self.status().prepared_pid is not None)
+        pid = self.status().prepared_pid
+        assert pid is not None
+        return pid
 
 
 @pytest.fixture
@@ -82,15 +115,14 @@ def test_wake_answers_when_comfyui_serves_and_term_ends_everything(
     start_worker: StartWorker,
 ) -> None:
     worker = start_worker()
-    answers = [worker.connect() for _ in range(20)]
-    for connection in answers:
-        connection.sendall(b'{"op": "wake"}\n')
+    connections = [worker.connect() for _ in range(20)]
+    wakes = [(connection, send(connection, Wake, models=())) for connection in connections]
 
-    states = [read_answer(connection, "wake") for connection in answers]
+    answers = [status_in(final_answer(*each)) for each in wakes]
 
-    assert {answer["state"] for answer in states} == {"ready"}
-    assert {answer["starts"] for answer in states} == {1}
-    pid = states[0]["comfyui_pid"]
+    assert {answer.state for answer in answers} == {State.READY}
+    assert {answer.starts for answer in answers} == {1}
+    pid = comfyui_pid(answers[0])
     assert is_running(pid)
     began = time.monotonic()
     worker.process.terminate()
@@ -99,14 +131,13 @@ def test_wake_answers_when_comfyui_serves_and_term_ends_everything(
     assert time.monotonic() - began < 2.0
     assert not is_running(pid)
     assert not worker.socket.exists()
-    for connection in answers:
+    for connection in connections:
         connection.close()
 
 
 def test_term_during_a_cold_start_is_obeyed_at_once(start_worker: StartWorker) -> None:
     worker = start_worker()
-    assert wait_until(lambda: worker.ask("state")["comfyui_pid"] is not None)
-    pid = worker.ask("state")["comfyui_pid"]
+    pid = worker.comfyui_pid()
 
     worker.process.terminate()
 
@@ -120,8 +151,7 @@ def test_term_during_a_cold_start_is_obeyed_at_once(start_worker: StartWorker) -
 
 def test_comfyui_dies_with_a_killed_worker(start_worker: StartWorker) -> None:
     worker = start_worker()
-    assert wait_until(lambda: worker.ask("state")["comfyui_pid"] is not None)
-    pid = worker.ask("state")["comfyui_pid"]
+    pid = worker.comfyui_pid()
 
     worker.process.kill()
 
@@ -130,23 +160,22 @@ def test_comfyui_dies_with_a_killed_worker(start_worker: StartWorker) -> None:
 
 def test_second_worker_leaves_the_first_alone(start_worker: StartWorker) -> None:
     first = start_worker()
-    assert wait_until(lambda: first.ask("state")["comfyui_pid"] is not None)
-    pid = first.ask("state")["comfyui_pid"]
+    pid = first.comfyui_pid()
     second = start_worker()
 
     assert second.process.wait(30) == 0
     assert first.process.poll() is None
-    left = first.ask("state")
-    assert left["state"] in ("starting", "ready")
-    assert left["comfyui_pid"] == pid
-    assert left["starts"] <= 1
+    now = first.status()
+    assert now.state in (State.STARTING, State.READY)
+    assert now.comfyui_pid == pid
+    assert now.starts <= 1
 
 
 def test_leased_worker_ends_with_its_last_connection(start_worker: StartWorker) -> None:
     worker = start_worker("--leased")
     one, other = worker.connect(), worker.connect()
-    ask(one, "state")
-    pid = ask(other, "state")["comfyui_pid"]
+    status(one)
+    pid = status(other).comfyui_pid
 
     one.close()
     time.sleep(0.2)
@@ -157,30 +186,48 @@ def test_leased_worker_ends_with_its_last_connection(start_worker: StartWorker) 
     assert pid is None or not is_running(pid)
 
 
-def test_start_that_fails_is_answered_with_comfyuis_last_words(start_worker: StartWorker) -> None:
+def test_handler_that_waits_for_a_cold_start_is_answered_and_may_end_its_job(
+    start_worker: StartWorker,
+) -> None:
+    worker = start_worker("--leased")
+    with closing(worker.connect()) as connection:
+        waiting = send(connection, Wake, models=())
+
+        log, ended = ask(connection, GetLog), end_job(connection)
+        settled = status_in(final_answer(connection, waiting))
+
+        assert isinstance(log, LogLines)
+        # The start that the job has begun goes on without it.
+        assert (ended.state, ended.starts, ended.jobs) == (State.STARTING, 0, 0)
+        assert (settled.state, settled.starts) == (State.READY, 1)
+
+
+def test_start_that_fails_is_answered_with_comfyuis_last_log_lines(
+    start_worker: StartWorker,
+) -> None:
     worker = start_worker(COMFYUI_ARGS="--no-such-flag")
 
-    answer = worker.ask("wake")
+    answer = worker.wake()
 
-    assert answer["state"] == "inactive"
-    assert "exit status 2" in answer["failure"]
-    assert "unrecognized arguments: --no-such-flag" in answer["failure"]
+    assert answer.state is State.INACTIVE
+    assert "exit status 2" in answer.failure
+    assert "unrecognized arguments: --no-such-flag" in answer.failure
 
 
 @pytest.mark.slow
 def test_worker_that_cannot_start_gives_up(start_worker: StartWorker) -> None:
     worker = start_worker(COMFYUI_ARGS="--no-such-flag")
 
-    states = [worker.ask("wake")["state"] for _ in range(6)]
+    states = [worker.wake().state for _ in range(6)]
 
-    assert states[0] == "inactive"
-    assert states[-1] == "failed"
+    assert states[0] is State.INACTIVE
+    assert states[-1] is State.FAILED
 
 
 def test_start_that_takes_too_long_is_ended(start_worker: StartWorker) -> None:
     worker = start_worker(COMFYUI_START_TIMEOUT="0.3")
 
-    assert "not ready within 0.3 s" in worker.ask("wake")["failure"]
+    assert "not ready within 0.3 s" in worker.wake().failure
 
 
 @pytest.mark.parametrize(
@@ -194,7 +241,7 @@ def test_start_that_takes_too_long_is_ended(start_worker: StartWorker) -> None:
 def test_missing_comfyui_is_named_with_the_command_that_helps(
     variables: dict[str, str], words: str, start_worker: StartWorker
 ) -> None:
-    failure = start_worker(**variables).ask("wake")["failure"]
+    failure = start_worker(**variables).wake().failure
 
     assert "/nowhere" in failure
     assert words in failure
@@ -202,28 +249,27 @@ def test_missing_comfyui_is_named_with_the_command_that_helps(
 
 def test_killed_comfyui_is_replaced(start_worker: StartWorker) -> None:
     worker = start_worker()
-    pid = worker.ask("wake")["comfyui_pid"]
+    pid = comfyui_pid(worker.wake())
 
     os.kill(pid, signal.SIGKILL)
-    assert wait_until(lambda: has_begun_again(worker.ask("state")))
-    answer = worker.ask("wake")
+    assert wait_until(lambda: has_begun_again(worker.status()))
+    answer = worker.wake()
 
-    assert answer["starts"] == 2
-    assert answer["comfyui_pid"] != pid
-    assert "signal: killed" in answer["failure"]
+    assert answer.starts == 2
+    assert answer.comfyui_pid != pid
+    assert "signal: killed" in answer.failure
 
 
-def has_begun_again(told: dict[str, Any]) -> bool:
-    """Whether the worker has noted the death; a start may be over before anybody sees it."""
-    return bool(told["state"] == "starting" or told["starts"] == 2)
+def has_begun_again(worker: WorkerStatus) -> bool:
+    """Whether the worker has noted the death; the new start may be over before it is asked."""
+    return worker.state is State.STARTING or worker.starts == 2
 
 
 def test_comfyui_gets_none_of_the_credentials(start_worker: StartWorker) -> None:
     worker = start_worker(
         S3_SECRET_ACCESS_KEY="canary", AWS_SESSION_TOKEN="canary", WEBHOOK_SECRET="canary"
     )
-    assert wait_until(lambda: worker.ask("state")["comfyui_pid"] is not None)
-    pid = worker.ask("state")["comfyui_pid"]
+    pid = worker.comfyui_pid()
     assert wait_until(lambda: b"inside_comfyui.py" in Path(f"/proc/{pid}/cmdline").read_bytes())
 
     assert b"canary" not in Path(f"/proc/{pid}/environ").read_bytes()
@@ -239,16 +285,19 @@ def test_comfyui_does_not_find_our_packages_before_its_own() -> None:
 
 def test_last_lines_of_comfyui_can_be_asked_for(start_worker: StartWorker) -> None:
     worker = start_worker()
-    worker.ask("wake")
+    worker.wake()
 
-    assert any("Starting server" in line for line in worker.ask("log")["lines"])
+    log = worker.ask(GetLog)
+
+    assert isinstance(log, LogLines)
+    assert any("Starting server" in line for line in log.lines)
 
 
 def test_second_worker_that_would_write_to_the_same_folder_is_refused(
     start_worker: StartWorker, tmp_path: Path
 ) -> None:
     first = start_worker()
-    assert first.ask("wake")["state"] == "ready"
+    assert first.wake().state is State.READY
     other = os.environ | own_folders(tmp_path) | {"WORKER_DIR": str(tmp_path / "other")}
 
     done = subprocess.run(
@@ -264,10 +313,39 @@ def test_second_worker_that_would_write_to_the_same_folder_is_refused(
     assert "set COMFYUI_DATA_DIR to a folder of its own" in done.stderr
 
 
-def test_unknown_operation_is_refused(start_worker: StartWorker) -> None:
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"type": "dance", "id": 3}', "'dance', expected wake | announce_prompt"),
+        (b'{"type": "sleep", "id": 3, "depth": "coma"}', "expected free | stop | exit"),
+    ],
+)
+def test_request_that_the_worker_does_not_know_is_refused(
+    line: bytes, words: str, start_worker: StartWorker
+) -> None:
     worker = start_worker()
+    with connect_to(worker.socket) as connection, connection.makefile("rb") as answers:
+        connection.sendall(line + b"\n")
 
-    assert "unknown op" in worker.ask("dance")["error"]
+        answer = decode_answer(answers.readline())
+
+    assert isinstance(answer, Refused)
+    assert answer.id == 3
+    assert words in answer.reason
+
+
+def test_request_that_is_not_json_is_refused_and_the_next_is_answered(
+    start_worker: StartWorker,
+) -> None:
+    worker = start_worker()
+    with connect_to(worker.socket) as connection, connection.makefile("rb") as answers:
+        connection.sendall(b"garbage\n" + encode(GetState(id=4)))
+
+        refused, state = decode_answer(answers.readline()), decode_answer(answers.readline())
+
+    assert isinstance(refused, Refused)
+    assert "'garbage' is not a message" in refused.reason
+    assert status_in(state).state in State
 
 
 def test_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,277 @@
+"""The messages between handlers and the worker: each is a class here, and one line of JSON.
+
+A handler connects to the Unix socket SOCKET_NAME in WORKER_DIR and sends requests; the worker sends
+answers, each with the `id` of its request. An open connection is a lease: the worker knows that a
+handler needs it. A connection has one job at most, and a job ends with its connection.
+
+When the worker moves from state to state is decided in runtime/worker/lifecycle.py, what it does
+with a request in runtime/worker/control.py, how long a handler waits in handler/worker_client.py.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from types import NoneType
+from typing import Any, ClassVar, get_args
+
+SOCKET_NAME = "worker.sock"
+# What the worker has logged since it started; a handler quotes it when the worker has ended.
+LOG_NAME = "worker.log"
+# The id of an answer to a line that has no readable id of its own.
+NO_ID = 0
+
+
+class State(StrEnum):
+    """The states of a worker. `ready` and `inactive` are the documented two."""
+
+    STARTING = "starting"
+    READY = "ready"
+    INACTIVE = "inactive"
+    FAILED = "failed"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class Depth(IntEnum):
+    """How deep an idle worker sleeps; each depth includes the ones before it."""
+
+    AWAKE = 0
+    FREE = 1  # the models are out of the GPU's memory
+    STOP = 2  # ComfyUI has ended, a prepared Python stays
+    EXIT = 3  # no process stays
+
+    @property
+    def word(self) -> str:
+        """The name in messages and on the command line."""
+        return self.name.lower()
+
+
+# The depths that can be asked for, by their words.
+DEPTHS = {depth.word: depth for depth in (Depth.FREE, Depth.STOP, Depth.EXIT)}
+
+
+class ProtocolError(ValueError):
+    """A line that is no message of this module. The message names what is wrong and expected."""
+
+    def __init__(self, message: str, message_id: int = NO_ID) -> None:
+        super().__init__(message)
+        self.message_id = message_id
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What a worker is and has: its state, and where its ComfyUI and the files of that are."""
+
+    state: State
+    starts: int
+    jobs: int
+    cold_start_ms: float
+    # Why the last start failed, or the last ComfyUI died; '' when neither has happened.
+    failure: str
+    # '' and None where no process runs.
+    base_url: str
+    comfyui_pid: int | None
+    prepared_pid: int | None
+    prefetched_bytes: int
+    # By ComfyUI's output types: output, input, temp.
+    folders: dict[str, Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """What all messages have: an id, which an answer shares with its request."""
+
+    NAME: ClassVar[str]
+    id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wake(Message):
+    """Begin a job, and have ComfyUI ready for it. The files named `models` are read ahead.
+
+    Answered by a Status at once, and by a second one when ComfyUI is ready or its start has failed,
+    unless the first was final.
+    """
+
+    NAME: ClassVar[str] = "wake"
+    models: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnouncePrompt(Message):
+    """The job's prompt: if the connection ends before the job, ComfyUI drops it. No answer."""
+
+    NAME: ClassVar[str] = "announce_prompt"
+    prompt_id: str
+
+
+class EndJob(Message):
+    """End the job of this connection. No answer."""
+
+    NAME: ClassVar[str] = "end_job"
+
+
+class GetState(Message):
+    """Answered by a Status."""
+
+    NAME: ClassVar[str] = "state"
+
+
+class GetLog(Message):
+    """Answered by LogLines: what ComfyUI has logged last."""
+
+    NAME: ClassVar[str] = "log"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sleep(Message):
+    """Sleep now instead of after the idle time of that depth.
+
+    Answered by a Status when the worker sleeps, by Refused while a job runs.
+    """
+
+    NAME: ClassVar[str] = "sleep"
+    depth: Depth
+
+
+class Drain(Message):
+    """Take nothing new, and end when the running jobs have ended. Answered by a Status at once."""
+
+    NAME: ClassVar[str] = "drain"
+
+
+class Restart(Message):
+    """Replace a ComfyUI that hangs. Answered by a Status when the old one has ended."""
+
+    NAME: ClassVar[str] = "restart"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status(Message):
+    """How the worker is. Another answer to the same request follows unless this one is final."""
+
+    NAME: ClassVar[str] = "status"
+    is_final: bool
+    worker: WorkerStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLines(Message):
+    """Log lines, the newest last."""
+
+    NAME: ClassVar[str] = "log_lines"
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused(Message):
+    """The request was not carried out, and why."""
+
+    NAME: ClassVar[str] = "refused"
+    reason: str
+
+
+Request = Wake | AnnouncePrompt | EndJob | GetState | GetLog | Sleep | Drain | Restart
+Answer = Status | LogLines | Refused
+
+_REQUESTS: dict[str, type[Any]] = {kind.NAME: kind for kind in get_args(Request)}
+_ANSWERS: dict[str, type[Any]] = {kind.NAME: kind for kind in get_args(Answer)}
+_NAME_KEY = "type"
+
+
+def encode(message: Request | Answer) -> bytes:
+    """The line of a message, with its newline."""
+    return json.dumps({_NAME_KEY: message.NAME, **as_json(message)}).encode() + b"\n"
+
+
+def decode_request(line: bytes) -> Request:
+    """The request of a line. Raises ProtocolError, which the worker answers with Refused."""
+    request: Request = _decode(line, _REQUESTS)
+    return request
+
+
+def decode_answer(line: bytes) -> Answer:
+    """The answer of a line. Raises ProtocolError."""
+    answer: Answer = _decode(line, _ANSWERS)
+    return answer
+
+
+def as_json(value: Any) -> Any:
+    """A message, or a part of one, as `json` writes it."""
+    if is_dataclass(value):
+        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
+    match value:
+        case Depth():
+            return value.word
+        case Path():
+            return str(value)
+        case dict():
+            return {name: as_json(part) for name, part in value.items()}
+        case _:
+            return value
+
+
+def _decode(line: bytes, kinds: Mapping[str, type[Any]]) -> Any:
+    names = " | ".join(kinds)
+    try:
+        given = json.loads(line)
+        name, message_id = given[_NAME_KEY], given["id"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        form = f'{{"{_NAME_KEY}": {names}, "id": NUMBER, ...}}'
+        text = line[:200].decode(errors="replace").strip()
+        raise ProtocolError(f"{text!r} is not a message; expected {form}") from None
+    if type(message_id) is not int:
+        raise ProtocolError(f'"id" is {message_id!r}, expected a number')
+    if not isinstance(name, str) or name not in kinds:
+        raise ProtocolError(f'"{_NAME_KEY}" is {name!r}, expected {names}', message_id)
+    try:
+        return _read_fields(kinds[name], given)
+    except ProtocolError as error:
+        raise ProtocolError(f"{name}: {error}", message_id) from None
+
+
+def _read_fields(kind: type[Any], given: Any) -> Any:
+    if not isinstance(given, dict):
+        raise ProtocolError(f"{given!r} is not an object")
+    values = {}
+    for field in fields(kind):
+        if field.name not in given:
+            raise ProtocolError(f'"{field.name}" is missing')
+        values[field.name] = _read(field.type, given[field.name], field.name)
+    return kind(**values)
+
+
+_PLAIN: dict[Any, tuple[type[Any], ...]] = {
+    str: (str,),
+    bool: (bool,),
+    int: (int,),
+    float: (float, int),
+    int | None: (int, NoneType),
+}
+_WORDS: dict[Any, Mapping[str, Any]] = {
+    State: {state.value: state for state in State},
+    Depth: DEPTHS,
+}
+
+
+def _read(kind: Any, given: Any, name: str) -> Any:
+    """The value of the type `kind` that JSON gives for the field `name`."""
+    if is_dataclass(kind):
+        assert isinstance(kind, type)
+        return _read_fields(kind, given)
+    if kind in _PLAIN and type(given) in _PLAIN[kind]:
+        return given
+    if kind in _WORDS and isinstance(given, str) and given in _WORDS[kind]:
+        return _WORDS[kind][given]
+    if kind == tuple[str, ...] and isinstance(given, list) and _are_strings(given):
+        return tuple(given)
+    if kind == dict[str, Path] and isinstance(given, dict) and _are_strings(given.values()):
+        return {key: Path(path) for key, path in given.items()}
+    expected = " | ".join(_WORDS[kind]) if kind in _WORDS else getattr(kind, "__name__", kind)
+    raise ProtocolError(f'"{name}" is {given!r}, expected {expected}')
+
+
+def _are_strings(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)

@@ -1,0 +1,205 @@
+"""The messages between handlers and the worker, and that they are written in one module alone."""
+
+import ast
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from handler import worker_protocol
+from handler.settings import PROJECT
+from handler.worker_protocol import (
+    DEPTHS,
+    LOG_NAME,
+    SOCKET_NAME,
+    AnnouncePrompt,
+    Answer,
+    Depth,
+    Drain,
+    EndJob,
+    GetLog,
+    GetState,
+    LogLines,
+    Message,
+    ProtocolError,
+    Refused,
+    Request,
+    Restart,
+    Sleep,
+    State,
+    Status,
+    Wake,
+    WorkerStatus,
+    decode_answer,
+    decode_request,
+    encode,
+)
+
+READY = WorkerStatus(
+    state=State.READY,
+    starts=2,
+    jobs=1,
+    cold_start_ms=3123.4,
+    failure="ComfyUI ended with signal SIGKILL.\nIts last log lines: …",
+    base_url="http://127.0.0.1:18188",
+    comfyui_pid=4711,
+    prepared_pid=None,
+    prefetched_bytes=10**12,
+    folders={"output": Path("/data/output"), "temp": Path("/data/temp")},
+)
+REQUESTS: list[Request] = [
+    Wake(id=1, models=("a.safetensors", "sub/b.pt")),
+    Wake(id=2, models=()),
+    AnnouncePrompt(id=3, prompt_id="0b3b"),
+    EndJob(id=4),
+    GetState(id=5),
+    GetLog(id=6),
+    *(Sleep(id=7, depth=depth) for depth in DEPTHS.values()),
+    Drain(id=8),
+    Restart(id=9),
+]
+ANSWERS: list[Answer] = [
+    Status(id=1, is_final=False, worker=READY),
+    LogLines(id=2, lines=("one", "two\nand a half")),
+    Refused(id=3, reason="a job runs"),
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=lambda request: request.NAME)
+def test_request_is_the_same_behind_the_socket(request_: Request) -> None:
+    assert decode_request(encode(request_)) == request_
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: answer.NAME)
+def test_answer_is_the_same_behind_the_socket(answer: Answer) -> None:
+    assert decode_answer(encode(answer)) == answer
+
+
+@pytest.mark.parametrize("message", [*REQUESTS, *ANSWERS], ids=lambda message: message.NAME)
+def test_message_is_one_line(message: Request | Answer) -> None:
+    assert encode(message).count(b"\n") == 1
+
+
+def test_every_message_is_a_request_or_an_answer_and_is_tested_here() -> None:
+    kinds = set(Message.__subclasses__())
+
+    assert set(get_args(Request | Answer)) == kinds
+    assert {type(message) for message in [*REQUESTS, *ANSWERS]} == kinds
+    assert len({kind.NAME for kind in kinds}) == len(kinds)
+
+
+@pytest.mark.parametrize("state", State)
+def test_every_state_crosses_the_socket(state: State) -> None:
+    assert decode_answer(status_line(state=state.value)).worker.state is state  # type: ignore[union-attr]
+
+
+def status_line(**changes: object) -> bytes:
+    """The line of a Status in which the worker's fields are changed to these."""
+    line = json.loads(encode(Status(id=1, is_final=True, worker=READY)))
+    line["worker"] |= changes
+    return json.dumps(line).encode()
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'{"type": "dance", "id": 7}', "\"type\" is 'dance', expected wake | announce_prompt |"),
+        (b'{"type": ["wake"], "id": 7}', "expected wake | announce_prompt |"),
+        (b'{"type": "status", "id": 7}', "\"type\" is 'status', expected wake"),
+        (b'{"type": "sleep", "id": 7}', 'sleep: "depth" is missing'),
+        (b'{"type": "sleep", "id": 7, "depth": "coma"}', "expected free | stop | exit"),
+        (b'{"type": "sleep", "id": 7, "depth": "awake"}', "expected free | stop | exit"),
+        (b'{"type": "sleep", "id": 7, "depth": 2}', "expected free | stop | exit"),
+        (b'{"type": "wake", "id": 7, "models": "a.pt"}', "\"models\" is 'a.pt', expected"),
+        (b'{"type": "wake", "id": 7, "models": [1]}', '"models" is [1], expected'),
+        (b'{"type": "announce_prompt", "id": 7, "prompt_id": null}', "is None, expected str"),
+    ],
+)
+def test_request_that_is_not_known_is_an_error_with_its_id(line: bytes, words: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        decode_request(line)
+
+    assert words in str(caught.value)
+    assert caught.value.message_id == 7
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"garbage",
+        b"\xff\xfe",
+        b"",
+        b"[]",
+        b"null",
+        b'"type"',
+        b'{"id": 1}',
+        b'{"type": "wake"}',
+        b'{"type": "wake", "id": "1"}',
+        b'{"type": "wake", "id": true}',
+        b"[" * 100_000,
+    ],
+)
+@pytest.mark.parametrize("decode", [decode_request, decode_answer])
+def test_line_without_a_readable_id_is_an_error(
+    line: bytes, decode: Callable[[bytes], object]
+) -> None:
+    with pytest.raises(ProtocolError, match="expected") as caught:
+        decode(line)
+
+    assert caught.value.message_id == worker_protocol.NO_ID
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (status_line(state="dozing"), "\"state\" is 'dozing', expected starting | ready |"),
+        (status_line(state=None), '"state" is None, expected starting | ready |'),
+        (status_line(starts="2"), "\"starts\" is '2', expected int"),
+        (status_line(jobs=True), '"jobs" is True, expected int'),
+        (status_line(comfyui_pid=1.5), '"comfyui_pid" is 1.5, expected int | None'),
+        (status_line(folders={"output": 1}), '"folders" is'),
+        (b'{"type": "status", "id": 1, "is_final": true, "worker": []}', "[] is not an object"),
+        (b'{"type": "wake", "id": 1}', "expected status | log_lines | refused"),
+    ],
+)
+def test_answer_that_is_not_known_is_an_error(line: bytes, words: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        decode_answer(line)
+
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(WorkerStatus)])
+def test_answer_without_a_field_names_it(field: str) -> None:
+    line = json.loads(status_line())
+    del line["worker"][field]
+
+    with pytest.raises(ProtocolError, match=f'status: "{field}" is missing'):
+        decode_answer(json.dumps(line).encode())
+
+
+def test_deeper_sleep_includes_the_lighter_ones() -> None:
+    assert Depth.AWAKE < Depth.FREE < Depth.STOP < Depth.EXIT
+
+
+# Words of the response, and of what commands print, that mean something else there.
+OTHER_MEANINGS = {"status", "failed", "stopped"}
+
+
+def test_words_of_the_protocol_are_in_its_module_alone() -> None:
+    names = {kind.NAME for kind in get_args(Request | Answer)}
+    words = {SOCKET_NAME, LOG_NAME, *names, *State, *DEPTHS} - OTHER_MEANINGS
+
+    elsewhere = {
+        f"{path.relative_to(PROJECT)}:{node.lineno}: {node.value!r}"
+        for package in ("handler", "runtime")
+        for path in (PROJECT / package).rglob("*.py")
+        if path != Path(worker_protocol.__file__)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and node.value in words
+    }
+
+    assert elsewhere == set()
