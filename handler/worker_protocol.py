@@ -10,7 +10,7 @@ with a request in runtime/worker/control.py, how long a handler waits in handler
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from types import NoneType
@@ -60,7 +60,7 @@ class ProtocolError(ValueError):
         self.message_id = message_id
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class WorkerStatus:
     """What a worker is and has: its state, and where its ComfyUI and the files of that are."""
 
@@ -178,12 +178,17 @@ Answer = Status | LogLines | Refused
 
 _REQUESTS: dict[str, type[Any]] = {kind.NAME: kind for kind in get_args(Request)}
 _ANSWERS: dict[str, type[Any]] = {kind.NAME: kind for kind in get_args(Answer)}
+_FIELDS = {
+    kind: [(field.name, field.type) for field in fields(kind)]
+    for kind in (*_REQUESTS.values(), *_ANSWERS.values(), WorkerStatus)
+}
 _NAME_KEY = "type"
 
 
 def encode(message: Request | Answer) -> bytes:
     """The line of a message, with its newline."""
-    return json.dumps({_NAME_KEY: message.NAME, **as_json(message)}).encode() + b"\n"
+    line = _ENCODER.encode({_NAME_KEY: message.NAME, **_as_json(message)})
+    return line.encode() + b"\n"
 
 
 def decode_request(line: bytes) -> Request:
@@ -198,25 +203,28 @@ def decode_answer(line: bytes) -> Answer:
     return answer
 
 
-def as_json(value: Any) -> Any:
-    """A message, or a part of one, as `json` writes it."""
-    if is_dataclass(value):
-        return {field.name: as_json(getattr(value, field.name)) for field in fields(value)}
-    match value:
-        case Depth():
-            return value.word
-        case Path():
-            return str(value)
-        case dict():
-            return {name: as_json(part) for name, part in value.items()}
-        case _:
-            return value
+def readable(worker: WorkerStatus) -> str:
+    """The fields as indented JSON."""
+    return json.dumps(worker, default=_as_json, indent=2)
+
+
+def _as_json(value: Any) -> Any:
+    """What `json` can write instead of a dataclass or a path."""
+    if isinstance(value, Path):
+        return str(value)
+    parts = vars(value).items()
+    return {name: part.word if isinstance(part, Depth) else part for name, part in parts}
+
+
+# Made once: `json.dumps` makes one for each call with `default`.
+_ENCODER = json.JSONEncoder(default=_as_json)
 
 
 def _decode(line: bytes, kinds: Mapping[str, type[Any]]) -> Any:
     names = " | ".join(kinds)
     try:
-        given = json.loads(line)
+        # As text: of bytes, `json` would guess the encoding first, which takes as long again.
+        given = json.loads(line.decode())
         name, message_id = given[_NAME_KEY], given["id"]
     except (ValueError, TypeError, KeyError, RecursionError):
         form = f'{{"{_NAME_KEY}": {names}, "id": NUMBER, ...}}'
@@ -236,10 +244,10 @@ def _read_fields(kind: type[Any], given: Any) -> Any:
     if not isinstance(given, dict):
         raise ProtocolError(f"{given!r} is not an object")
     values = {}
-    for field in fields(kind):
-        if field.name not in given:
-            raise ProtocolError(f'"{field.name}" is missing')
-        values[field.name] = _read(field.type, given[field.name], field.name)
+    for name, field_kind in _FIELDS[kind]:
+        if name not in given:
+            raise ProtocolError(f'"{name}" is missing')
+        values[name] = _read(field_kind, given[name], name)
     return kind(**values)
 
 
@@ -258,10 +266,7 @@ _WORDS: dict[Any, Mapping[str, Any]] = {
 
 def _read(kind: Any, given: Any, name: str) -> Any:
     """The value of the type `kind` that JSON gives for the field `name`."""
-    if is_dataclass(kind):
-        assert isinstance(kind, type)
-        return _read_fields(kind, given)
-    if kind in _PLAIN and type(given) in _PLAIN[kind]:
+    if type(given) in _PLAIN.get(kind, ()):
         return given
     if kind in _WORDS and isinstance(given, str) and given in _WORDS[kind]:
         return _WORDS[kind][given]
@@ -269,6 +274,8 @@ def _read(kind: Any, given: Any, name: str) -> Any:
         return tuple(given)
     if kind == dict[str, Path] and isinstance(given, dict) and _are_strings(given.values()):
         return {key: Path(path) for key, path in given.items()}
+    if kind is WorkerStatus:
+        return _read_fields(WorkerStatus, given)
     expected = " | ".join(_WORDS[kind]) if kind in _WORDS else getattr(kind, "__name__", kind)
     raise ProtocolError(f'"{name}" is {given!r}, expected {expected}')
 

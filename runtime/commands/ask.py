@@ -27,7 +27,7 @@ from handler.worker_protocol import (
     Sleep,
     Status,
     Wake,
-    as_json,
+    readable,
 )
 
 _TIMEOUT_S = 10.0
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     except ProtocolError as error:
         print(f"the answer of the worker at {path} cannot be read: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(_shown(answer), indent=2))
+    print(_shown(answer))
     return 1 if isinstance(answer, Refused) else 0
 
 
@@ -89,11 +89,11 @@ def _ask(connection: WorkerConnection, request: Request) -> Answer:
     return answer
 
 
-def _shown(answer: Answer) -> object:
+def _shown(answer: Answer) -> str:
     match answer:
         case Status():
-            return as_json(answer.worker)
+            return readable(answer.worker)
         case LogLines():
-            return {"lines": answer.lines}
+            return json.dumps({"lines": answer.lines}, indent=2)
         case Refused():
-            return {"error": answer.reason}
+            return json.dumps({"error": answer.reason}, indent=2)
