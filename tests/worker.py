@@ -1,6 +1,7 @@
 """What tests ask a worker, in the messages of its protocol."""
 
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,24 @@ from handler.worker_protocol import (
     Wake,
     WorkerStatus,
 )
-from tests.processes import connect_to
 
 PATIENCE_S = 60.0
 _ids = itertools.count(1)
 
 
 def connect(path: Path) -> WorkerConnection:
-    """A connection to the worker at `path`, once it listens."""
-    connect_to(path).close()
-    return WorkerConnection(path, PATIENCE_S)
+    """A connection to the worker at `path`, once it listens.
+
+    No other connection is tried first: a leased worker ends when its only connection closes.
+    """
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return WorkerConnection(path, PATIENCE_S)
+        except OSError:
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
 
 
 def send(connection: WorkerConnection, kind: Callable[..., Request], **fields: Any) -> Request:
