@@ -63,7 +63,7 @@ class Jobs:
             )
             existing = store.claim(record, now)
         except Exception as error:
-            _warn("the job store does not work, the job runs without a claim", error)
+            _warn("the job store does not work, the job runs without a claim", type(error).__name__)
             return Claim()
         if existing is None:
             return Claim(held=self._hold(store, record, job))
@@ -144,7 +144,7 @@ class HeldClaim:
             self._end(response)
         except Exception as error:
             # The claim lapses; until then the same request is answered with AlreadyRunning.
-            _warn("the response was not stored", error)
+            _warn("the response was not stored", type(error).__name__)
 
     def release(self) -> None:
         # Without waiting for a renewal that is under way: it cannot undo what `end` does.
@@ -162,11 +162,7 @@ class HeldClaim:
             expires_at=math.ceil(self._clock() + self._keep_s),
         )
         if not self._store.complete(completed):
-            logger.warning(
-                "the response was not stored: the claim lapsed, and another invocation took the job"
-                " over",
-                extra={"event": "jobs.failed", "reason": "ClaimLapsed"},
-            )
+            _warn("the response was not stored, a repeat took the job over", "ClaimLapsed")
 
     def _renew(self) -> bool:
         lease = replace(self._record.lease, until=self._clock() + LEASE_S)
@@ -174,9 +170,9 @@ class HeldClaim:
             return self._store.renew(self._record.id, lease)
         except Exception as error:
             # The next renewal still comes before the lease ends.
-            _warn("the claim was not renewed", error)
+            _warn("the claim was not renewed", type(error).__name__)
             return True
 
 
-def _warn(message: str, error: Exception) -> None:
-    logger.warning(message, extra={"event": "jobs.failed", "reason": type(error).__name__})
+def _warn(message: str, reason: str) -> None:
+    logger.warning(message, extra={"event": "jobs.failed", "reason": reason})
