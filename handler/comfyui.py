@@ -1,11 +1,10 @@
 """The client of one ComfyUI: submit a workflow, follow it, interrupt it.
 
 Messages of the WebSocket are hints that make things fast; `/history` is the truth, and a job is
-only over when its entry is there. What a message means is decided in handler/execution.py.
+only over when its entry is there. What a message means is decided in handler/execution.py; the
+HTTP calls are in handler/comfyui_api.py.
 """
 
-import contextlib
-import json
 import math
 import select
 import threading
@@ -14,16 +13,22 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-import urllib3
 import websocket
 
 from events.repeating_timer import RepeatingTimer
+from handler.comfyui_api import (
+    QUESTION_TIMEOUT_S,
+    ComfyUIApi,
+    ComfyUIGone,
+    ComfyUIMute,
+    HistoryEntry,
+    parse,
+)
 from handler.rejection import explain_rejection
 
 # Only its answer says what validation refuses. That may look through folders of models on a slow
 # disk, and wait for another job's node that keeps the interpreter lock.
 SUBMIT_TIMEOUT_S = 600.0
-QUESTION_TIMEOUT_S = 2.0
 POLL_S = 1.0
 STUCK_AFTER_S = 3.0
 # ComfyUI sends to its listeners in turn: one that does not read holds up the others.
@@ -34,15 +39,6 @@ _REOPEN_EVERY_S = 0.5
 _LEAST_TIMEOUT_S = 0.01
 
 Message = dict[str, Any]
-HistoryEntry = dict[str, Any]
-
-
-class ComfyUIGone(ConnectionError):
-    """ComfyUI does not answer any more, or has forgotten the job: it died or was restarted."""
-
-
-class ComfyUIMute(ConnectionError):
-    """ComfyUI has not answered in time. If it lives, it will do what it was asked for."""
 
 
 class ComfyUIStuck(RuntimeError):
@@ -58,8 +54,7 @@ class ComfyUI:
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
         self.client_id = uuid.uuid4().hex
-        # Not requests: half a millisecond a call counts here, and no proxy must come between.
-        self._http = urllib3.connection_from_url(base_url, retries=False)
+        self._api = ComfyUIApi(base_url)
         self._still_since: float | None = None
         self._socket: websocket.WebSocket | None = None
         self._reopen_at = 0.0
@@ -80,15 +75,14 @@ class ComfyUI:
         until = time.monotonic() + limit_s
         self._listen(until)
         body = {"prompt": workflow, "client_id": self.client_id, "prompt_id": prompt_id}
-        answer = self._request("POST", "/prompt", until - time.monotonic(), json=body)
-        accepted = answer.status == 200
-        details = _json_object(answer)
+        status, details = self._api.submit(body, until - time.monotonic())
+        accepted = status == 200
         if accepted and not details.get("node_errors"):
             return
         if accepted:
             # ComfyUI would run the valid outputs only and drop the others in silence.
             self.interrupt(prompt_id, QUESTION_TIMEOUT_S)
-        raise explain_rejection(details, workflow, answer.status)
+        raise explain_rejection(details, workflow, status)
 
     def follow(
         self, prompt_id: str, on_message: Callable[[Message], None], *, deadline: float | None
@@ -119,12 +113,7 @@ class ComfyUI:
 
         ComfyUI does so once it reads it, be that after `timeout_s`. Raises ComfyUIGone.
         """
-        for path, body in (
-            ("/queue", {"delete": [prompt_id]}),
-            ("/interrupt", {"prompt_id": prompt_id}),
-        ):
-            with contextlib.suppress(ComfyUIMute):
-                self._post(path, body, timeout_s / 2)
+        self._api.interrupt(prompt_id, timeout_s)
 
     def is_over(self, prompt_id: str, timeout_s: float) -> bool:
         """Whether the prompt neither waits nor runs any more; False if ComfyUI does not say.
@@ -132,7 +121,7 @@ class ComfyUI:
         Raises ComfyUIGone.
         """
         try:
-            queue = self._get("/queue", timeout_s)
+            queue = self._api.queue(timeout_s)
         except ComfyUIMute:
             return False
         return not any(item[1] == prompt_id for part in queue.values() for item in part)
@@ -142,7 +131,7 @@ class ComfyUI:
 
         Raises ComfyUIGone, ComfyUIMute.
         """
-        self._post("/free", {"unload_models": True, "free_memory": True}, QUESTION_TIMEOUT_S)
+        self._api.free()
 
     def rest(self) -> None:
         """The job is over. If no other comes for a while, messages are not listened to."""
@@ -152,7 +141,7 @@ class ComfyUI:
     def close(self) -> None:
         self._rest.stop()
         self._hang_up()
-        self._http.close()
+        self._api.close()
 
     def _hang_up_after_rest(self) -> bool:
         with self._rest_lock:
@@ -165,11 +154,11 @@ class ComfyUI:
         self, prompt_id: str, on_message: Callable[[Message], None], until: float
     ) -> HistoryEntry | None:
         try:
-            entry = self._history(prompt_id, until)
+            entry = self._api.history(prompt_id, until - time.monotonic())
             if entry is None and self._is_queued(prompt_id, on_message, until):
                 return None
             # It may have ended between the two questions.
-            entry = entry or self._history(prompt_id, until)
+            entry = entry or self._api.history(prompt_id, until - time.monotonic())
         except ComfyUIMute:
             # A node that holds the interpreter lock keeps the server from answering: it is alive.
             return None
@@ -180,7 +169,7 @@ class ComfyUI:
     def _is_queued(
         self, prompt_id: str, on_message: Callable[[Message], None], until: float
     ) -> bool:
-        queue = self._get("/queue", until - time.monotonic())
+        queue = self._api.queue(until - time.monotonic())
         is_running = any(item[1] == prompt_id for item in queue["queue_running"])
         if is_running:
             # The message that said so may have been lost.
@@ -194,11 +183,6 @@ class ComfyUI:
         self._still_since = (self._still_since or now) if stands_still else None
         if self._still_since and now - self._still_since >= STUCK_AFTER_S:
             raise ComfyUIStuck("ComfyUI takes no job from its queue any more")
-
-    def _history(self, prompt_id: str, until: float) -> HistoryEntry | None:
-        left_s = until - time.monotonic()
-        found: dict[str, HistoryEntry] = self._get(f"/history/{prompt_id}", left_s)
-        return found.get(prompt_id)
 
     def _listen(self, until: float) -> None:
         """Make sure that the WebSocket is open, and drop what came in since the last job."""
@@ -226,7 +210,7 @@ class ComfyUI:
                     raise websocket.WebSocketConnectionClosedException("closed by ComfyUI")
                 # Binary frames are preview pictures.
                 if opcode == websocket.ABNF.OPCODE_TEXT:
-                    message: Message = _parse(data)
+                    message: Message = parse(data)
                     return message
         except websocket.WebSocketTimeoutException:
             pass
@@ -253,44 +237,8 @@ class ComfyUI:
             self._socket.shutdown()  # type: ignore[no-untyped-call]
         self._socket = None
 
-    def _get(self, path: str, timeout_s: float) -> Any:
-        return _parse(self._request("GET", path, min(timeout_s, QUESTION_TIMEOUT_S)).data)
-
-    def _post(self, path: str, body: dict[str, Any], timeout_s: float) -> None:
-        self._request("POST", path, min(timeout_s, QUESTION_TIMEOUT_S), json=body)
-
-    def _request(
-        self, method: str, path: str, timeout_s: float, **body: Any
-    ) -> urllib3.BaseHTTPResponse:
-        try:
-            limit = urllib3.Timeout(total=max(timeout_s, _LEAST_TIMEOUT_S))
-            return self._http.request(method, path, timeout=limit, **body)
-        except urllib3.exceptions.NewConnectionError as error:
-            # It is a TimeoutError to urllib3, but here nobody listens any more.
-            raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
-        except urllib3.exceptions.TimeoutError as error:
-            raise ComfyUIMute(f"ComfyUI does not answer {path} in time") from error
-        except urllib3.exceptions.HTTPError as error:
-            # So ends what could not even be sent in time.
-            if any(isinstance(cause, TimeoutError) for cause in error.args):
-                raise ComfyUIMute(f"ComfyUI does not read {path} in time") from error
-            raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
-
 
 def _is_about(message: Message, prompt_id: str) -> bool:
     # Custom nodes broadcast messages of their own, of any shape.
     data = message.get("data") if isinstance(message, dict) else None
     return isinstance(data, dict) and data.get("prompt_id") == prompt_id
-
-
-def _parse(raw: bytes | str) -> Any:
-    """JSON as ComfyUI writes it; its NaN and Infinity, which JSON lacks, become strings."""
-    return json.loads(raw, parse_constant=str)
-
-
-def _json_object(answer: urllib3.BaseHTTPResponse) -> dict[str, Any]:
-    try:
-        body = _parse(answer.data)
-    except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}

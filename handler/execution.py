@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from events.errors import Cancelled, ExecutionFailed, JobError, OutOfMemory
-from handler.comfyui import HistoryEntry, Message
+from handler.comfyui import Message
+from handler.comfyui_api import HistoryEntry
 from handler.log import emit
 
 PROGRESS_LOG_EVERY_S = 0.5

@@ -12,7 +12,7 @@ from events.errors import Cancelled, JobError, UploadFailed
 from events.job import Caller
 from handler.artifacts import Artifact, Collector
 from handler.clock import Timings
-from handler.comfyui import HistoryEntry
+from handler.comfyui_api import HistoryEntry
 from handler.execution import Execution
 from handler.storage import Stored, Uploads
 

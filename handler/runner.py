@@ -10,14 +10,8 @@ from typing import Any
 
 from events.errors import DeadlineExceeded, WorkerUnavailable
 from handler.clock import Deadline, Timings
-from handler.comfyui import (
-    SUBMIT_TIMEOUT_S,
-    ComfyUI,
-    ComfyUIGone,
-    ComfyUIMute,
-    ComfyUIStuck,
-    HistoryEntry,
-)
+from handler.comfyui import SUBMIT_TIMEOUT_S, ComfyUI, ComfyUIStuck
+from handler.comfyui_api import ComfyUIGone, ComfyUIMute, HistoryEntry
 from handler.execution import Execution
 from handler.log import emit
 from handler.settings import Settings

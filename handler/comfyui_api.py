@@ -1,0 +1,130 @@
+"""The HTTP calls to one ComfyUI, each with a time limit: prompts, queue, history, memory.
+
+The handler follows jobs with it (handler/comfyui.py, which adds the WebSocket); the worker asks
+whether ComfyUI is ready and lets it unload its models (runtime/worker/comfyui_process.py).
+The routes are in ComfyUI's server.py: https://docs.comfy.org/development/comfyui-server/comms_routes
+"""
+
+import json
+from typing import Any
+
+import urllib3
+
+# The most that a call may take that ComfyUI answers without running anything.
+QUESTION_TIMEOUT_S = 2.0
+# 0 would be no limit at all.
+_LEAST_TIMEOUT_S = 0.01
+# A handshake of RFC 6455; the key may be any 16 bytes.
+_UPGRADE_HEADERS = {
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "bGFtYmRhLWNvbWZ5dWkxMg==",
+}
+
+HistoryEntry = dict[str, Any]
+
+
+class ComfyUIGone(ConnectionError):
+    """ComfyUI does not answer any more, or has forgotten the job: it died or was restarted."""
+
+
+class ComfyUIMute(ConnectionError):
+    """ComfyUI has not answered in time. If it lives, it will do what it was asked for."""
+
+
+class ComfyUIApi:
+    """One kept connection to `base_url`. A call may be made from any thread.
+
+    Every call raises ComfyUIGone and ComfyUIMute where its docstring does not say otherwise.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        # Not requests: half a millisecond a call counts here, and no proxy must come between.
+        self._http = urllib3.connection_from_url(base_url, retries=False)
+
+    def is_ready(self, timeout_s: float) -> bool:
+        """Whether `/system_stats` and the WebSocket both answer. Raises nothing."""
+        try:
+            stats = self._request("GET", "/system_stats", timeout_s)
+            if stats.status != 200:
+                return False
+            upgrade = self._request(
+                "GET", "/ws", timeout_s, headers=_UPGRADE_HEADERS, preload_content=False
+            )
+        except (ComfyUIGone, ComfyUIMute):
+            return False
+        # The WebSocket that the answer opens is of no use here.
+        upgrade.close()
+        return upgrade.status == 101
+
+    def submit(self, body: dict[str, Any], timeout_s: float) -> tuple[int, dict[str, Any]]:
+        """Queue a prompt; the HTTP status, and the JSON object of the answer ({} if it is none)."""
+        answer = self._request("POST", "/prompt", timeout_s, json=body)
+        try:
+            details = parse(answer.data)
+        except ValueError:
+            details = None
+        return answer.status, details if isinstance(details, dict) else {}
+
+    def queue(self, timeout_s: float) -> dict[str, list[Any]]:
+        """`queue_running` and `queue_pending`: lists of items `[number, prompt id, …]`."""
+        queue: dict[str, list[Any]] = self._get("/queue", timeout_s)
+        return queue
+
+    def history(self, prompt_id: str, timeout_s: float) -> HistoryEntry | None:
+        """The entry of a prompt that is over; None when there is none."""
+        entries: dict[str, HistoryEntry] = self._get(f"/history/{prompt_id}", timeout_s)
+        return entries.get(prompt_id)
+
+    def interrupt(self, prompt_id: str, timeout_s: float) -> bool:
+        """Take the prompt out of the queue, or stop it at its next node or sampler step.
+
+        False when ComfyUI has not answered within `timeout_s`: it does so once it reads the calls.
+        Raises ComfyUIGone.
+        """
+        has_answered = True
+        for path, body in (
+            ("/queue", {"delete": [prompt_id]}),
+            ("/interrupt", {"prompt_id": prompt_id}),
+        ):
+            try:
+                self._post(path, body, timeout_s / 2)
+            except ComfyUIMute:
+                has_answered = False
+        return has_answered
+
+    def free(self, timeout_s: float = QUESTION_TIMEOUT_S) -> None:
+        """Unload all models and drop the node cache, before the next prompt runs."""
+        self._post("/free", {"unload_models": True, "free_memory": True}, timeout_s)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _get(self, path: str, timeout_s: float) -> Any:
+        return parse(self._request("GET", path, min(timeout_s, QUESTION_TIMEOUT_S)).data)
+
+    def _post(self, path: str, body: dict[str, Any], timeout_s: float) -> None:
+        self._request("POST", path, min(timeout_s, QUESTION_TIMEOUT_S), json=body)
+
+    def _request(
+        self, method: str, path: str, timeout_s: float, **details: Any
+    ) -> urllib3.BaseHTTPResponse:
+        try:
+            limit = urllib3.Timeout(total=max(timeout_s, _LEAST_TIMEOUT_S))
+            return self._http.request(method, path, timeout=limit, **details)
+        except urllib3.exceptions.NewConnectionError as error:
+            # urllib3 derives it from its timeout error, but here it says that nothing listens.
+            raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
+        except urllib3.exceptions.TimeoutError as error:
+            raise ComfyUIMute(f"ComfyUI does not answer {path} in time") from error
+        except urllib3.exceptions.HTTPError as error:
+            # A request that could not even be sent in time ends like this.
+            if any(isinstance(cause, TimeoutError) for cause in error.args):
+                raise ComfyUIMute(f"ComfyUI does not read {path} in time") from error
+            raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
+
+
+def parse(raw: bytes | str) -> Any:
+    """JSON as ComfyUI writes it; its NaN and Infinity, which JSON lacks, become strings."""
+    return json.loads(raw, parse_constant=str)
