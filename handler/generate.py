@@ -17,12 +17,13 @@ from handler.clock import Deadline
 from handler.execution import Execution, failure_in
 from handler.jobs import Claim, Jobs
 from handler.log import emit, logger
+from handler.model_folders import standins_used
 from handler.response import Outcome
 from handler.runner import Runner
 from handler.settings import Settings
 from handler.storage import Storage, Uploads, target_of
 from handler.worker_client import ReadyWorker
-from handler.workflow import fill_random_ints, force_rerun, model_names, standins_used
+from handler.workflow import fill_random_ints, force_rerun, model_names
 
 
 class Generator:
@@ -154,8 +155,7 @@ class Generator:
             logger.error("the webhook was not delivered", extra={"reason": type(error).__name__})
 
     def _warn_of_standins(self, workflow: dict[str, Any], outcome: Outcome) -> None:
-        models = self._settings.comfyui_code / "models"
-        if used := standins_used(workflow, self._settings.standins, models):
+        if used := standins_used(model_names(workflow), self._settings):
             names = ", ".join(used)
             text = f"stand-in weights (random numbers) were used, the result is noise: {names}"
             outcome.warnings.append(text)

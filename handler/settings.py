@@ -177,12 +177,6 @@ class Settings:
         return next((p for p in own if p.exists()), self.comfyui_home / "venv" / "bin" / "python")
 
     @property
-    def model_folders(self) -> list[Path]:
-        """The folders with model files, laid out like ComfyUI's `models`, the first one first."""
-        folders = [self.comfyui_code / "models", self.models_dir, self.standins]
-        return [folder for folder in folders if folder and folder.is_dir()]
-
-    @property
     def standins(self) -> Path:
         """The folder of stand-in weights; it exists only where somebody generated them."""
         return self.standin_models_dir or self.comfyui_home / "standins"

@@ -4,7 +4,6 @@ import json
 import secrets
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 from typing import Any
 
 from events.errors import WorkflowRejected
@@ -71,21 +70,6 @@ def explain_links(workflow: dict[str, Any]) -> None:
             f"the links of the nodes {', '.join(cycle)} form a cycle: none of them can run first",
             node_id=cycle[0],
         ) from None
-
-
-def standins_used(workflow: dict[str, Any], standins: Path, models: Path) -> list[str]:
-    """The stand-in weights that this workflow names, unless a real file of that name comes first.
-
-    ComfyUI searches its own models folder before the folders of extra_model_paths.yaml.
-    """
-    named = set(model_names(workflow))
-    if not named or not standins.is_dir():
-        return []
-    return sorted(
-        path.name
-        for path in standins.glob("*/*.safetensors")
-        if path.name in named and not (models / path.parent.name / path.name).exists()
-    )
 
 
 def model_names(workflow: dict[str, Any]) -> list[str]:

@@ -1,12 +1,11 @@
-"""Placeholders, the checks before queueing, and stand-ins, on graphs alone."""
+"""Placeholders and the checks before queueing, on graphs alone."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from events.errors import WorkflowRejected
-from handler.workflow import explain_links, fill_random_ints, standins_used
+from handler.workflow import explain_links, fill_random_ints
 from tests.workflows import node
 
 
@@ -52,19 +51,3 @@ def test_long_chains_are_no_problem() -> None:
     chain = {str(n): node("X", i=[str(n + 1), 0]) for n in range(20_000)}
 
     explain_links(chain | {"20000": node("X")})
-
-
-def test_stand_ins_are_named_unless_a_real_file_comes_first(tmp_path: Path) -> None:
-    standins, models = tmp_path / "standins", tmp_path / "models"
-    for name in ("a.safetensors", "b.safetensors"):
-        for root in (standins, models):
-            (root / "vae").mkdir(parents=True, exist_ok=True)
-        (standins / "vae" / name).touch()
-    (models / "vae" / "b.safetensors").touch()
-    workflow = {
-        "1": node("VAELoader", vae_name="a.safetensors"),
-        "2": node("VAELoader", vae_name="b.safetensors"),
-    }
-
-    assert standins_used(workflow, standins, models) == ["a.safetensors"]
-    assert standins_used(workflow, tmp_path / "none", models) == []
