@@ -33,7 +33,7 @@ from benchmarks.place import check_completed, event, own_environment, small_imag
 from benchmarks.raw_client import RawClient
 from benchmarks.report import print_table
 from handler.settings import PROJECT
-from runtime.worker.comfyui_process import HOST, arguments, child_environment
+from runtime.worker.comfyui_arguments import HOST, arguments, child_environment
 
 TARGET = 1.1
 _INVOKE = "/2015-03-31/functions/function/invocations"

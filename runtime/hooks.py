@@ -1,8 +1,12 @@
-"""What a worker tells when its state changes, and how other people's code gets to hear it.
+"""The changes of a worker's state, and how hooks get to know them.
 
-`WORKER_HOOKS` names classes, `module:Class` separated by commas. Each is made once, without
-arguments, as the worker begins its first start. Hooks run one after the other in a thread of the
-worker's process: be quick. One that raises is logged and changes nothing.
+`WORKER_HOOKS` names classes, `module:Class` separated by commas. Each class is instantiated once,
+without arguments, when the worker begins its first start. Hooks run one after the other in a thread
+of the worker's process, so they must be quick. A hook that raises is logged and changes nothing.
+
+Hooks know the states of the worker and nothing else. How a job ends (response, webhook, log) is
+decided in handler/generate.py. The worker's own log line for a change is written by
+runtime/worker/lifecycle.py, before the change has any effect.
 """
 
 import importlib
@@ -20,51 +24,45 @@ Write = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change of state: how long the old one lasted, in seconds, and why it ended."""
+    """One change of state: how long the old state lasted, in seconds, and why it ended."""
 
     old: State
     new: State
     seconds: float
     reason: str
 
+    def __str__(self) -> str:
+        reason = f": {self.reason}" if self.reason else ""
+        return f"worker {self.old} -> {self.new} after {self.seconds:.1f} s{reason}"
+
 
 class Hooks:
-    """What can be heard; override what you need."""
+    """A method for each state that a worker can change to. Override those that you need."""
 
     def on_starting(self, change: Change) -> None:
-        """ComfyUI is being started again: after a sleep, a failed start, or its death."""
+        """ComfyUI is being started again: after a sleep, a failed start, or its death.
+
+        There is no call for the first start: the class is instantiated then.
+        """
 
     def on_ready(self, change: Change) -> None:
-        """ComfyUI serves."""
+        """ComfyUI is ready for jobs."""
 
     def on_inactive(self, change: Change) -> None:
-        """ComfyUI is stopped; the next event starts it."""
+        """ComfyUI is stopped. The next event starts it."""
 
     def on_draining(self, change: Change) -> None:
-        """Nothing new is taken, and everything ends soon."""
+        """The worker accepts no new jobs and ends soon."""
 
     def on_failed(self, change: Change) -> None:
-        """ComfyUI cannot be started, or dies all the time; the container must be replaced."""
-
-
-class StateLines(Hooks):
-    """A line in the log for each change."""
-
-    def __init__(self, write: Write) -> None:
-        self._write = write
-
-    def _line(self, change: Change) -> None:
-        reason = f": {change.reason}" if change.reason else ""
-        self._write(f"worker {change.old} -> {change.new} after {change.seconds:.1f} s{reason}")
-
-    on_starting = on_ready = on_inactive = on_draining = on_failed = _line
+        """ComfyUI cannot be started, or dies again and again. The container must be replaced."""
 
 
 class StateMetrics(Hooks):
-    """CloudWatch metrics as log lines (embedded metric format): what an autoscaler looks at."""
+    """CloudWatch metrics as log lines (embedded metric format), for autoscaling and alarms."""
 
     def _metrics(self, change: Change) -> None:
-        # Imported at the first change after a start: ComfyUI boots meanwhile, nobody waits.
+        # Imported at the first change after a start, while ComfyUI boots: nothing waits for it.
         from aws_lambda_powertools.metrics import MetricUnit, single_metric  # noqa: PLC0415
 
         with single_metric(
@@ -97,7 +95,7 @@ class PyWorkerLines(Hooks):
 
 
 class HookDispatcher:
-    """Tells the hooks of every change, one after the other, in a thread of its own."""
+    """Calls the hooks for every change, in order, in a thread of its own."""
 
     def __init__(self, hooks: Sequence[Hooks], write: Write) -> None:
         self._hooks, self._write = hooks, write
@@ -108,30 +106,33 @@ class HookDispatcher:
         self._thread.start()
 
     def put(self, change: Change) -> None:
-        """Have it told; also before `start`."""
+        """Queue a change for the hooks. May be called before `start`."""
         self._changes.put(change)
 
     def stop(self, wait_s: float) -> None:
-        """Wait until all is told, `wait_s` at most."""
+        """Wait until the hooks have had every change, `wait_s` seconds at most."""
         self._changes.put(None)
         self._thread.join(wait_s)
 
     def _run(self) -> None:
         while (change := self._changes.get()) is not None:
-            tell(self._hooks, change, self._write)
+            call_hooks(self._hooks, change, self._write)
 
 
 class HookError(UsageError):
-    """WORKER_HOOKS names something that is not there."""
+    """WORKER_HOOKS names a class that cannot be imported or instantiated."""
 
 
 def load_hooks(names: Sequence[str]) -> list[Hooks]:
-    """The user's hooks. Raises HookError that names the entry that cannot be used."""
+    """Instantiate the classes of WORKER_HOOKS (`module:Class` each).
+
+    Raises HookError that names the entry and what is wrong with it.
+    """
     return [_load(name) for name in names]
 
 
-def tell(hooks: Sequence[Hooks], change: Change, write: Write) -> None:
-    """Call the method for this change on every hook."""
+def call_hooks(hooks: Sequence[Hooks], change: Change, write: Write) -> None:
+    """Call `on_<new state>` of every hook that has it; an exception becomes a line for `write`."""
     for hook in hooks:
         method = getattr(hook, f"on_{change.new}", None)
         if method is None:
@@ -145,7 +146,7 @@ def tell(hooks: Sequence[Hooks], change: Change, write: Write) -> None:
 def _load(name: str) -> Hooks:
     module, _, attribute = name.partition(":")
     try:
-        made: Hooks = getattr(importlib.import_module(module), attribute)()
+        hook: Hooks = getattr(importlib.import_module(module), attribute)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise HookError(f"WORKER_HOOKS {name!r}: {error}; expected module:Class") from error
-    return made
+    return hook

@@ -13,7 +13,10 @@ _MAX_BYTES = 1_000_000
 
 
 def log(line: str) -> None:
-    """One plain line on stderr: the platform's log in a container, the terminal elsewhere."""
+    """Write one plain line to stderr and flush it: the platform's log, or the terminal.
+
+    A stderr that is closed or full is ignored.
+    """
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)
     _write_to_file(line)

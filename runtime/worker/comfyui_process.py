@@ -1,6 +1,8 @@
 """One ComfyUI process: how it is started, when it is ready, how its whole group is stopped.
 
-Who wants it running, and what happens after it died, is decided in runtime/worker/lifecycle.py.
+Its arguments and environment are decided in runtime/worker/comfyui_arguments.py; when it is started
+and what happens after it died, in runtime/worker/lifecycle.py. What runs inside the process before
+ComfyUI's own code is runtime/worker/inside_comfyui.py.
 """
 
 import contextlib
@@ -10,31 +12,30 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from http.client import HTTPConnection, HTTPException
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from handler.settings import PROJECT, Settings
+from handler.settings import Settings
 from runtime.errors import LambdaComfyUIError
 from runtime.process.child import Child, describe_exit
+from runtime.worker.comfyui_arguments import HOST, arguments, child_environment
+
+if TYPE_CHECKING:
+    from handler.comfyui_api import ComfyUIApi
 
 DEFAULT_PORT = 18188
-HOST = "127.0.0.1"
 STOP_GRACE_S = 1.0
 _PROBE_TIMEOUT_S = 1.0
 _PROBE_EVERY_S = 0.02
-# It only sets a flag. A shutdown must not wait for it.
+# `/free` only sets a flag. A shutdown must not wait for it.
 _FREE_TIMEOUT_S = 0.5
-# After it ComfyUI counts as hung.
-_DROP_TIMEOUT_S = 2.0
+# A ComfyUI that takes longer to answer counts as hung.
+_DROP_TIMEOUT_S = 4.0
 _TCP_LISTEN = "0A"
-_LAUNCH = Path(__file__).with_name("inside_comfyui.py")
+_INSIDE_COMFYUI = Path(__file__).with_name("inside_comfyui.py")
 _TAIL_LINES = 200
 _SHOWN_LINES = 20
-# Custom nodes are other people's code: they get none of the handler's credentials.
-_WITHHELD_PREFIXES = ("S3_", "WEBHOOK_", "AWS_")
-_WITHHELD = {item.metadata["env"] for item in fields(Settings) if item.metadata["secret"]}
 _PROGRESS_BAR = re.compile(r"\s*\d+%\|")
 
 
@@ -43,37 +44,35 @@ class ComfyUIStartError(LambdaComfyUIError):
 
 
 class ComfyUIProcess:
-    """A ComfyUI, started at once, or prepared: its Python has imported what takes long, and waits.
+    """A ComfyUI, started at once; or a prewarmed Python that becomes ComfyUI with `begin`.
 
-    Make it in a thread that lives on: see Child. Raises ComfyUIStartError if none is installed.
+    `on_end` is called when it has ended by itself or was stopped. Make it in a thread that lives
+    as long as it may: see Child. Raises ComfyUIStartError if no ComfyUI is installed, and OSError.
     """
 
     def __init__(
-        self, settings: Settings, on_line: Callable[[str], None], *, is_prepared: bool = False
+        self,
+        settings: Settings,
+        on_line: Callable[[str], None],
+        on_end: Callable[[], None],
+        *,
+        is_prewarmed: bool = False,
     ) -> None:
         check_installed(settings)
         self.port = 0
         self._settings = settings
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._on_line = on_line
-        self._waits = is_prepared
-        program = ["--prepare"] if is_prepared else self._command()
+        self._waits_for_begin = is_prewarmed
+        program = ["--prewarm"] if is_prewarmed else self._command()
         self._child = Child(
-            [str(settings.comfyui_interpreter), "-u", str(_LAUNCH), *program],
+            [str(settings.comfyui_interpreter), "-u", str(_INSIDE_COMFYUI), *program],
             cwd=settings.comfyui_code,
             env=child_environment(os.environ),
             on_line=self._take,
-            has_stdin=is_prepared,
+            on_end=on_end,
+            has_stdin=is_prewarmed,
         )
-
-    def begin(self) -> None:
-        """Let a prepared process become ComfyUI. Raises ComfyUIStartError when it is gone."""
-        if self._waits:
-            self._waits = False
-            try:
-                self._child.write_line(json.dumps(self._command()))
-            except (OSError, ValueError) as error:
-                raise ComfyUIStartError(self.explain("the prepared ComfyUI has ended")) from error
 
     @property
     def base_url(self) -> str:
@@ -83,29 +82,37 @@ class ComfyUIProcess:
     def pid(self) -> int:
         return self._child.pid
 
-    def _command(self) -> list[str]:
-        given = self._settings.comfyui_port
-        self.port = given or _free_port(DEFAULT_PORT if given is None else 0)
-        return ["main.py", *arguments(self._settings, self.port)]
+    def begin(self) -> None:
+        """Let a prewarmed process become ComfyUI; nothing for one that was started at once.
+
+        Raises ComfyUIStartError when the process has ended.
+        """
+        if self._waits_for_begin:
+            self._waits_for_begin = False
+            try:
+                self._child.write_line(json.dumps(self._command()))
+            except (OSError, ValueError) as error:
+                raise ComfyUIStartError(self.explain("the prewarmed process has ended")) from error
 
     def wait_until_ready(self, timeout_s: float, is_cancelled: Callable[[], bool]) -> bool:
         """True once `/system_stats` and the WebSocket both answer; False when cancelled.
 
         Raises ComfyUIStartError the moment the process ends, or after `timeout_s` seconds.
         """
-        give_up = time.monotonic() + timeout_s
-        while time.monotonic() < give_up:
-            if is_cancelled():
-                return False
-            if (status := self._child.wait(_PROBE_EVERY_S)) is not None:
-                raise ComfyUIStartError(self.explain(f"ComfyUI ended with {describe_exit(status)}"))
-            # The owner of the port, too: a stranger that took it must not pass for ours.
-            if _is_open(self.port) and _listens(self.pid, self.port) and self._serves():
-                return True
+        with contextlib.closing(self._api()) as api:
+            give_up = time.monotonic() + timeout_s
+            while time.monotonic() < give_up:
+                if is_cancelled():
+                    return False
+                if (status := self._child.wait(_PROBE_EVERY_S)) is not None:
+                    reason = f"ComfyUI ended with {describe_exit(status)}"
+                    raise ComfyUIStartError(self.explain(reason))
+                if self._listens() and api.is_ready(_PROBE_TIMEOUT_S):
+                    return True
         raise ComfyUIStartError(self.explain(f"ComfyUI was not ready within {timeout_s:g} s"))
 
     def wait(self, timeout_s: float) -> int | None:
-        """The exit status, or None when it still runs after `timeout_s` seconds."""
+        """The exit status (negative: the signal), or None if it still runs after `timeout_s`."""
         return self._child.wait(timeout_s)
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
@@ -113,38 +120,31 @@ class ComfyUIProcess:
         self._child.stop(grace_s)
 
     def free(self) -> None:
-        """Have it unload its models."""
-        self._post("/free", {"unload_models": True, "free_memory": True}, _FREE_TIMEOUT_S)
+        """Have ComfyUI unload its models. One that does not answer is left as it is."""
+        with contextlib.closing(self._api()) as api, contextlib.suppress(OSError):
+            api.free(_FREE_TIMEOUT_S)
 
     def drop(self, prompt_id: str) -> bool:
-        """Take a prompt out of its queue, or interrupt it; False if it does not answer.
+        """Take a prompt out of ComfyUI's queue, or interrupt it; False if it does not answer.
 
-        It then does so when it reads it.
+        A ComfyUI that answers later does so then.
         """
-        answers = [
-            self._post("/queue", {"delete": [prompt_id]}, _DROP_TIMEOUT_S),
-            self._post("/interrupt", {"prompt_id": prompt_id}, _DROP_TIMEOUT_S),
-        ]
-        return all(answers)
-
-    def _post(self, path: str, body: dict[str, object], timeout_s: float) -> bool:
-        connection = HTTPConnection(HOST, self.port, timeout=timeout_s)
-        try:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-            connection.getresponse()
-        except (OSError, HTTPException):
-            return False
-        finally:
-            connection.close()
-        return True
+        with contextlib.closing(self._api()) as api, contextlib.suppress(OSError):
+            return api.interrupt(prompt_id, _DROP_TIMEOUT_S)
+        return False
 
     def last_lines(self) -> list[str]:
         """The last log lines, the newest at the end."""
         return list(self._tail)[-_SHOWN_LINES:]
 
-    def explain(self, what: str) -> str:
-        """`what`, followed by the last log lines."""
-        return "\n".join([f"{what}. Its last log lines:", *self.last_lines()])
+    def explain(self, reason: str) -> str:
+        """`reason`, followed by the last log lines."""
+        return "\n".join([f"{reason}. Its last log lines:", *self.last_lines()])
+
+    def _command(self) -> list[str]:
+        preferred = self._settings.comfyui_port
+        self.port = preferred or _free_port(DEFAULT_PORT if preferred is None else 0)
+        return ["main.py", *arguments(self._settings, self.port)]
 
     def _take(self, line: str) -> None:
         # A progress bar rewrites its line for every step; the handler reports the steps.
@@ -152,12 +152,20 @@ class ComfyUIProcess:
             self._tail.append(line)
             self._on_line(line)
 
-    def _serves(self) -> bool:
-        return _answers(self.port, "/system_stats", 200) and _answers(self.port, "/ws", 101)
+    def _listens(self) -> bool:
+        # That the port is open is much cheaper to find out than whose it is. A stranger's process
+        # that took the port must not pass for ComfyUI.
+        return _is_open(self.port) and _owns_port(self.pid, self.port)
+
+    def _api(self) -> "ComfyUIApi":
+        # A quarter of the worker's imports: nothing waits for it here, where ComfyUI boots or runs.
+        from handler.comfyui_api import ComfyUIApi  # noqa: PLC0415
+
+        return ComfyUIApi(self.base_url)
 
 
 def check_installed(settings: Settings) -> None:
-    """Raise ComfyUIStartError that says which path is missing and what to do about it."""
+    """Raise ComfyUIStartError that names the path that is missing and the fix."""
     main = settings.comfyui_code / "main.py"
     if not main.is_file():
         raise ComfyUIStartError(
@@ -173,59 +181,6 @@ def check_installed(settings: Settings) -> None:
         )
 
 
-def arguments(settings: Settings, port: int) -> list[str]:
-    """The arguments of ComfyUI's main.py (its flags: comfy/cli_args.py)."""
-    line = ["--listen", HOST, "--port", str(port), "--disable-auto-launch"]
-    if not has_gpu() and "--cpu" not in settings.comfyui_args:
-        # On a CPU ComfyUI would pick sub-quadratic attention: 19 s instead of 7 s a step of Wan.
-        line += ["--cpu", "--use-pytorch-cross-attention"]
-    if settings.comfyui_data_dir:
-        data = settings.comfyui_data_dir
-        for folder in ("output", "input", "user"):
-            (data / folder).mkdir(parents=True, exist_ok=True)
-            line += [f"--{folder}-directory", str(data / folder)]
-        line += ["--temp-directory", str(data)]
-        line += ["--database-url", f"sqlite:///{data / 'user' / 'comfyui.db'}"]
-    if settings.models_dir:
-        line += ["--extra-model-paths-config", str(_write_model_paths(settings))]
-    if (config := settings.standins / "extra_model_paths.yaml").is_file():
-        line += ["--extra-model-paths-config", str(config)]
-    return [*line, *settings.comfyui_args]
-
-
-def _write_model_paths(settings: Settings) -> Path:
-    """An extra_model_paths.yaml for MODELS_DIR: each of its folders is a kind of model."""
-    assert settings.models_dir is not None
-    kinds = sorted(entry.name for entry in settings.models_dir.iterdir() if entry.is_dir())
-    paths = {"base_path": str(settings.models_dir), **{kind: kind for kind in kinds}}
-    settings.worker_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    config = settings.worker_dir / "extra_model_paths.yaml"
-    # JSON is YAML: https://yaml.org/spec/1.2.2/, section 1.3.
-    config.write_text(json.dumps({"models_dir": paths}))
-    return config
-
-
-def has_gpu() -> bool:
-    """Whether the kernel shows a GPU that torch can use (NVIDIA, WSL, ROCm device files)."""
-    return any(Path("/dev").glob("nvidia[0-9]*")) or any(
-        Path(device).exists() for device in ("/dev/dxg", "/dev/kfd")
-    )
-
-
-def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What ComfyUI gets of our environment: all but the handler's settings and credentials."""
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if name not in _WITHHELD and not name.startswith(_WITHHELD_PREFIXES)
-    }
-    # A host puts this project there for its handlers; our packages must not hide ComfyUI's.
-    places = [place for place in kept.pop("PYTHONPATH", "").split(os.pathsep) if place]
-    if others := [place for place in places if Path(place) != PROJECT]:
-        kept["PYTHONPATH"] = os.pathsep.join(others)
-    return {**kept, "PYTHONUNBUFFERED": "1"}
-
-
 def _free_port(preferred: int) -> int:
     for port in (preferred, 0):
         with socket.socket() as probe:
@@ -234,18 +189,17 @@ def _free_port(preferred: int) -> int:
                 probe.bind((HOST, port))
             except OSError:
                 continue
-            found: int = probe.getsockname()[1]
-            return found
+            free_port: int = probe.getsockname()[1]
+            return free_port
     raise ComfyUIStartError("no free TCP port on the loopback interface")
 
 
 def _is_open(port: int) -> bool:
-    """Whether anybody listens; much cheaper than to ask who."""
     with socket.socket() as probe:
         return port != 0 and probe.connect_ex((HOST, port)) == 0
 
 
-def _listens(pid: int, port: int) -> bool:
+def _owns_port(pid: int, port: int) -> bool:
     """Whether this process listens on the port: proc(5), /proc/PID/net/tcp and /proc/PID/fd."""
     with contextlib.suppress(OSError):
         inodes = {
@@ -257,20 +211,3 @@ def _listens(pid: int, port: int) -> bool:
             names = (os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir())
             return any(name[8:-1] in inodes for name in names if name.startswith("socket:["))
     return False
-
-
-def _answers(port: int, path: str, expected: int) -> bool:
-    connection = HTTPConnection(HOST, port, timeout=_PROBE_TIMEOUT_S)
-    upgrade = {
-        "Upgrade": "websocket",
-        "Connection": "Upgrade",
-        "Sec-WebSocket-Version": "13",
-        "Sec-WebSocket-Key": "bGFtYmRhLWNvbWZ5dWkxMg==",
-    }
-    try:
-        connection.request("GET", path, headers=upgrade if expected == 101 else {})
-        return connection.getresponse().status == expected
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()

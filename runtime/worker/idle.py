@@ -1,5 +1,9 @@
-"""How long nobody has needed a worker, and how deep it is to sleep for that."""
+"""Counts the jobs of a worker and the seconds without one: how deep the worker is to sleep.
 
+What each depth means is in runtime/worker/states.py; runtime/worker/lifecycle.py does it.
+"""
+
+import math
 import time
 
 from handler.settings import Settings
@@ -7,11 +11,12 @@ from handler.worker_protocol import Depth
 
 
 class Idle:
-    """Counts jobs, and the seconds without one. Its owner's lock guards it."""
+    """The jobs that run, and how long there has been none. The lock of its owner guards it."""
 
     def __init__(self, settings: Settings) -> None:
         self.jobs = 0
-        self.told = Depth.AWAKE
+        self.requested_depth = Depth.AWAKE
+        self.models_are_unloaded = False
         self._since = time.monotonic()
         self._limits_s = {
             Depth.FREE: settings.idle_free_after_s,
@@ -21,36 +26,39 @@ class Idle:
 
     def begin_job(self) -> None:
         self.jobs += 1
-        self.told = Depth.AWAKE
+        self.requested_depth = Depth.AWAKE
+        self.models_are_unloaded = False
 
     def end_job(self) -> None:
         self.jobs -= 1
         self.restart()
 
     def restart(self) -> None:
-        """Count the seconds from now on."""
+        """Count the idle seconds from now on."""
         self._since = time.monotonic()
+        self.models_are_unloaded = False
 
     def depth(self) -> Depth:
-        """How deep the worker is to sleep: for its idle time, or because it was told to."""
-        seconds = self._seconds()
+        """How deep the worker is to sleep now: as requested, or deeper for its idle time."""
+        idle_s = self._idle_s()
         due = [
             depth
-            for depth, limit in self._limits_s.items()
-            if limit is not None and limit <= seconds
+            for depth, limit_s in self._limits_s.items()
+            if limit_s is not None and limit_s <= idle_s
         ]
-        return max([self.told, *due])
+        return max([self.requested_depth, *due])
 
-    def until_exit_s(self) -> float | None:
-        """Seconds until nothing may stay; None if that cannot come by itself."""
-        limit = self._limits_s[Depth.EXIT]
-        if limit is None or self.jobs:
-            return None
-        return max(limit - self._seconds(), 0.0)
+    def until_next_limit_s(self) -> float:
+        """Seconds until `depth` may change by itself; infinite while a job runs."""
+        if self.jobs:
+            return math.inf
+        idle_s = self._idle_s()
+        limits = [limit_s for limit_s in self._limits_s.values() if limit_s is not None]
+        return min((limit_s - idle_s for limit_s in limits if limit_s > idle_s), default=math.inf)
 
     def reason(self) -> str:
         """Why the worker sleeps, for the log."""
-        return "told to sleep" if self.told else f"idle for {self._seconds():.0f} s"
+        return "sleep was requested" if self.requested_depth else f"idle for {self._idle_s():.0f} s"
 
-    def _seconds(self) -> float:
+    def _idle_s(self) -> float:
         return 0.0 if self.jobs else time.monotonic() - self._since

@@ -1,8 +1,14 @@
-"""Run by ComfyUI's own Python: `launch.py main.py ARGUMENTS...` becomes ComfyUI at once.
+"""The code that runs inside ComfyUI's process, before and beside ComfyUI's own: it becomes ComfyUI.
 
-`launch.py --prepare` imports what takes long, and waits for one line on stdin: main.py and its
-arguments as a JSON list. Nothing of ComfyUI itself is imported beforehand, so this does not depend
-on its version, and CUDA is never touched: a sleeping process holds no memory of the GPU.
+It neither starts the process (runtime/worker/comfyui_process.py does) nor chooses the arguments
+(runtime/worker/comfyui_arguments.py does). It is run by ComfyUI's Python, so it imports nothing of
+this project:
+
+- `inside_comfyui.py main.py ARGUMENTS...` becomes ComfyUI at once.
+- `inside_comfyui.py --prewarm` imports the modules that take long, and waits for one line on stdin:
+  main.py and its arguments as a JSON list. Then it becomes ComfyUI. It imports nothing of ComfyUI
+  beforehand, so it does not depend on ComfyUI's version, and it never touches CUDA, so it holds no
+  memory of the GPU.
 
 What becomes ComfyUI boots without the garbage collector, and ends when its queue can run nothing
 any more: docs/decisions/0006-prepared-python.md and 0004-unresponsive-job.md say why.
@@ -52,17 +58,19 @@ plain_start = threading.Thread.start
 
 
 def main() -> None:
-    # A million objects are made that all stay: to look for garbage among them is a fifth of a boot.
+    # A boot makes a million objects that all stay. Looking for garbage among them is a fifth of it.
     gc.disable()
+    # Not our own folder: what is imported here must be what ComfyUI would import.
+    sys.path[0] = os.getcwd()
     command = sys.argv[1:]
-    if command == ["--prepare"]:
+    if command == ["--prewarm"]:
         for name in HEAVY:
-            # What is not installed here, ComfyUI does not need, or will say so itself.
+            # A module that is missing here is one that ComfyUI does not need, or it says so.
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
         line = sys.stdin.readline()
         if not line:
-            # The worker is gone, or went to a deeper sleep.
+            # The worker has ended.
             return
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         command = json.loads(line)
@@ -70,16 +78,15 @@ def main() -> None:
     threading.excepthook = end_with_the_executor
     threading.Thread(target=collect_when_serving, args=(command,), daemon=True).start()
     sys.argv = command
-    sys.path[0] = os.getcwd()
     runpy.run_path(command[0], run_name="__main__")
 
 
 def frozen_start(thread: threading.Thread) -> None:
-    """Take what the boot has made out of the collector's sight as the executor's thread starts.
+    """Start a thread; when it is the executor's, hide the boot's objects from the collector first.
 
-    ComfyUI collects after a job that follows a pause, before its answer can be read: 0.3 s over a
-    million objects that never become garbage. Not later: the executor makes caches that it throws
-    away to free memory, and what is out of sight would keep the models in them for ever.
+    ComfyUI collects garbage after a job that follows a pause, before its answer can be read: 0.3 s
+    over a million objects that never become garbage. It must not be done later: the executor makes
+    caches that it discards to free memory, and hidden caches would keep their models for ever.
     """
     if EXECUTOR in thread.name:
         gc.freeze()
@@ -87,7 +94,7 @@ def frozen_start(thread: threading.Thread) -> None:
 
 
 def collect_when_serving(command: list[str]) -> None:
-    """Let the garbage collector begin once the port is open."""
+    """Turn the garbage collector on once the port is open."""
     address = ("127.0.0.1", int(command[command.index("--port") + 1]))
     while True:
         with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
@@ -97,13 +104,13 @@ def collect_when_serving(command: list[str]) -> None:
 
 
 def end_with_the_executor(raised: threading.ExceptHookArgs) -> None:
-    """End the process when the thread that runs the queue has ended: it would accept jobs for ever.
+    """End the process when the thread that runs the queue has ended: no job would ever run.
 
-    ComfyUI catches what is an Exception; a node that calls `sys.exit` raises something else.
+    ComfyUI catches every Exception of a node, but not the SystemExit of a node's `sys.exit`.
     """
     threading.__excepthook__(raised)
     if raised.thread and EXECUTOR in raised.thread.name:
-        # SystemExit is no failure to Python, so nothing was printed for it.
+        # Python prints nothing for a SystemExit.
         print(f"the thread that runs the queue has ended: {raised.exc_type.__name__}", flush=True)
         os._exit(1)
 

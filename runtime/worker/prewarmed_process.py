@@ -1,6 +1,7 @@
-"""The Python that waits, while ComfyUI is stopped, to become the next one.
+"""The Python that waits, while ComfyUI is stopped, to become the next ComfyUI.
 
-Why it is there: docs/decisions/0006-prepared-python.md.
+Why there is one: docs/decisions/0006-prepared-python.md. When it is started, used and ended is
+decided in runtime/worker/lifecycle.py.
 """
 
 import contextlib
@@ -11,40 +12,47 @@ from runtime.log import log
 from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError
 
 
-class Prepared:
-    """One at most. Its owner calls from the thread that supervises, but for `pid`."""
+class Prewarmed:
+    """One process at most. All of it but `pid` is used by the thread that supervises ComfyUI."""
 
-    def __init__(self, settings: Settings, on_line: Callable[[str], None]) -> None:
-        self._settings, self._on_line = settings, on_line
+    def __init__(
+        self,
+        settings: Settings,
+        on_line: Callable[[str], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._settings, self._on_line, self._on_end = settings, on_line, on_end
         self._process: ComfyUIProcess | None = None
 
     @property
     def pid(self) -> int | None:
-        """None where there is none, or it has died."""
+        """Its process id; None when there is none, or it has died."""
         process = self._living()
         return process.pid if process else None
 
     @property
-    def is_there(self) -> bool:
-        """Whether one has been started and not ended by us; it may have died."""
+    def exists(self) -> bool:
+        """Whether it was started and neither taken nor ended; it may have died."""
         return self._process is not None
 
     def start(self) -> None:
-        """Begin to prepare one. Without it the next start only takes longer."""
+        """Start one. If that fails, the next start of ComfyUI only takes longer."""
         with contextlib.suppress(ComfyUIStartError, OSError):
-            self._process = ComfyUIProcess(self._settings, self._on_line, is_prepared=True)
+            self._process = ComfyUIProcess(
+                self._settings, self._on_line, self._on_end, is_prewarmed=True
+            )
 
     def take(self) -> ComfyUIProcess | None:
-        """Hand it over, if it lives; `begin` makes it ComfyUI."""
+        """Hand the process over if it lives; `ComfyUIProcess.begin` makes it ComfyUI."""
         process, self._process = self._living(), None
         return process
 
     def end(self, reason: str = "") -> None:
-        """Kill it; a reason is logged."""
+        """Kill it. A reason is logged."""
         process, self._process = self._process, None
         if process:
             if reason:
-                log(f"{reason}: the prepared process ends, too")
+                log(f"{reason}: ending the prewarmed process")
             process.stop(grace_s=0.0)
 
     def _living(self) -> ComfyUIProcess | None:

@@ -26,8 +26,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from handler.settings import PROJECT, Settings
 from handler.worker_protocol import Depth, State, WorkerStatus
 from runtime.hooks import Change, Hooks
-from runtime.worker import lifecycle
-from runtime.worker.lifecycle import MAX_FAILED_STARTS, Worker
+from runtime.worker import start_failures
+from runtime.worker.lifecycle import Worker
+from runtime.worker.start_failures import MAX_IN_A_ROW
 from runtime.worker.states import MOVES
 from tests.processes import is_running, wait_until
 from tests.worker import comfyui_pid
@@ -116,7 +117,7 @@ class WorkerMachine(RuleBasedStateMachine):
         self._kill("comfyui_pid")
 
     @rule()
-    def kill_the_prepared_process(self) -> None:
+    def kill_the_prewarmed_process(self) -> None:
         self._kill("prepared_pid")
 
     @rule()
@@ -160,7 +161,7 @@ class WorkerMachine(RuleBasedStateMachine):
 
         order = random.Random(seed)
         actions: list[Callable[[], object]] = [job] * 5
-        actions += [self.kill_comfyui, self.kill_the_prepared_process, self.restart]
+        actions += [self.kill_comfyui, self.kill_the_prewarmed_process, self.restart]
         actions += [lambda: self.worker.sleep(Depth.STOP), lambda: self.worker.sleep(Depth.EXIT)]
 
         self._all(order.sample(actions, len(actions)))
@@ -211,7 +212,7 @@ class WorkerMachine(RuleBasedStateMachine):
         now = self.worker.describe()
         self.pids |= {pid for pid in (now.comfyui_pid, now.prepared_pid) if pid}
         assert now.jobs == self.jobs
-        assert 0 <= self.worker._failed_starts <= MAX_FAILED_STARTS
+        assert 0 <= self.worker._failures.failed_starts_in_a_row <= MAX_IN_A_ROW
         return now
 
     def _kill(self, name: str) -> None:
@@ -249,7 +250,7 @@ def test_states_move_along_the_table_whatever_happens(
     machine: type[WorkerMachine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Deaths and failures are many here, and their pauses would be most of the test.
-    monkeypatch.setattr(lifecycle, "_MAX_BACKOFF_S", 0.05)
+    monkeypatch.setattr(start_failures, "_MAX_PAUSE_S", 0.05)
     case = machine.TestCase
     case.settings = settings(
         max_examples=12,

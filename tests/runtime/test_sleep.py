@@ -14,7 +14,7 @@ import pytest
 from handler.comfyui import ComfyUI
 from handler.settings import PROJECT, Settings
 from handler.worker_protocol import Depth, Drain, EndJob, Refused, State, Wake
-from runtime.hooks import Change, HookError, Hooks, PyWorkerLines, load_hooks, tell
+from runtime.hooks import Change, HookError, Hooks, PyWorkerLines, call_hooks, load_hooks
 from runtime.models import prefetch
 from runtime.worker.states import MOVES, IllegalMove, check_move
 from tests.processes import is_running, wait_until
@@ -71,7 +71,7 @@ def test_job_of_a_handler_that_died_does_not_keep_the_worker_awake(
 
 @pytest.mark.slow
 def test_deepest_sleep_keeps_no_process(start_worker: StartWorker) -> None:
-    # ComfyUI may take a second to stop; the prepared process lives for what is left of the time.
+    # ComfyUI may take a second to stop; the prewarmed process lives for what is left of the time.
     worker = start_worker(IDLE_STOP_AFTER="0.3", IDLE_EXIT_AFTER="6")
     worker.wake()
     prepared = worker.prepared_pid()
@@ -228,8 +228,8 @@ def test_hooks_hear_changes_and_a_broken_one_changes_nothing() -> None:
     lines: list[str] = []
     hooks = load_hooks([f"{__name__}:Broken", f"{__name__}:Recorder"])
 
-    tell(hooks, Change(State.STARTING, State.READY, 1.0, ""), lines.append)
-    tell(hooks, Change(State.READY, State.STARTING, 1.0, ""), lines.append)
+    call_hooks(hooks, Change(State.STARTING, State.READY, 1.0, ""), lines.append)
+    call_hooks(hooks, Change(State.READY, State.STARTING, 1.0, ""), lines.append)
 
     assert Recorder.heard == [State.READY]
     assert lines == ["hook Broken raised ValueError: no"]
@@ -251,16 +251,16 @@ def test_pyworker_finds_its_lines_in_the_file(tmp_path: Path) -> None:
 
 
 def test_named_model_files_are_read_from_the_first_folder_that_has_them(tmp_path: Path) -> None:
-    for folder, content in (("one", b"x" * 1000), ("two", b"y" * 10)):
+    for folder, content in (("one/models", b"x" * 1000), ("two", b"y" * 10)):
         (tmp_path / folder / "vae" / "sub").mkdir(parents=True)
         (tmp_path / folder / "vae" / "sub" / "a.safetensors").write_bytes(content)
-    folders = [tmp_path / "one", tmp_path / "two"]
-
-    (tmp_path / "one" / "a file").touch()
+    (tmp_path / "one" / "models" / "a file").touch()
     names = ["sub/a.safetensors", "../x", "/etc/passwd", "none.pt", "x" * 300 + ".pt", "a\0.pt"]
-    reading = prefetch.Prefetch(names, folders)
 
-    assert prefetch.find(names, folders) == [tmp_path / "one" / "vae" / "sub" / "a.safetensors"]
+    reading = prefetch.Prefetch(
+        names, Settings(comfyui_dir=tmp_path / "one", models_dir=tmp_path / "two")
+    )
+
     assert reading.join(30)
     assert reading.read_bytes == 1000
 

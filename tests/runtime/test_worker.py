@@ -30,7 +30,7 @@ from handler.worker_protocol import (
     decode_answer,
     encode,
 )
-from runtime.worker.comfyui_process import child_environment
+from runtime.worker.comfyui_arguments import child_environment
 from tests.processes import connect_to, is_running, wait_until
 from tests.worker import (
     ask,

@@ -1,0 +1,74 @@
+"""How ComfyUI's process is called: its command line and its environment.
+
+When it is started and how it is watched is in runtime/worker/comfyui_process.py; in which order it
+searches for models, in handler/model_folders.py.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+from handler.model_folders import MODEL_PATHS_FILE, MODEL_PATHS_FLAG, kinds_in
+from handler.settings import PROJECT, Settings
+
+HOST = "127.0.0.1"
+# Custom nodes are other people's code: they get none of the handler's credentials.
+_WITHHELD_PREFIXES = ("S3_", "WEBHOOK_", "AWS_")
+_WITHHELD = {item.metadata["env"] for item in fields(Settings) if item.metadata["secret"]}
+
+
+def arguments(settings: Settings, port: int) -> list[str]:
+    """The arguments of ComfyUI's main.py (its flags: comfy/cli_args.py).
+
+    Makes the folders and the file that they name.
+    """
+    line = ["--listen", HOST, "--port", str(port), "--disable-auto-launch"]
+    if not has_gpu() and "--cpu" not in settings.comfyui_args:
+        # On a CPU ComfyUI would pick sub-quadratic attention: 19 s instead of 7 s a step of Wan.
+        line += ["--cpu", "--use-pytorch-cross-attention"]
+    if data := settings.comfyui_data_dir:
+        for folder in ("output", "input", "user"):
+            (data / folder).mkdir(parents=True, exist_ok=True)
+            line += [f"--{folder}-directory", str(data / folder)]
+        line += ["--temp-directory", str(data)]
+        line += ["--database-url", f"sqlite:///{data / 'user' / 'comfyui.db'}"]
+    if settings.models_dir:
+        line += [MODEL_PATHS_FLAG, str(_write_model_paths(settings.models_dir, settings))]
+    line += settings.comfyui_args
+    # After every other folder: a real file is preferred to a stand-in.
+    if (config := settings.standins / MODEL_PATHS_FILE).is_file():
+        line += [MODEL_PATHS_FLAG, str(config)]
+    return line
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of ComfyUI: ours without the handler's settings and credentials."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if name not in _WITHHELD and not name.startswith(_WITHHELD_PREFIXES)
+    }
+    # A host puts this project there for its handlers; our packages must not hide ComfyUI's.
+    folders = [folder for folder in kept.pop("PYTHONPATH", "").split(os.pathsep) if folder]
+    if others := [folder for folder in folders if Path(folder) != PROJECT]:
+        kept["PYTHONPATH"] = os.pathsep.join(others)
+    return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+def has_gpu() -> bool:
+    """Whether the kernel shows a GPU that torch can use (NVIDIA, WSL, ROCm device files)."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or any(
+        Path(device).exists() for device in ("/dev/dxg", "/dev/kfd")
+    )
+
+
+def _write_model_paths(models_dir: Path, settings: Settings) -> Path:
+    """An extra_model_paths.yaml for MODELS_DIR: each of its folders is a kind of model."""
+    kinds = {folder.path.name: folder.path.name for folder in kinds_in(models_dir)}
+    settings.worker_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    config = settings.worker_dir / MODEL_PATHS_FILE
+    # JSON is YAML: https://yaml.org/spec/1.2.2/, section 1.3.
+    config.write_text(json.dumps({"models_dir": {"base_path": str(models_dir), **kinds}}))
+    return config

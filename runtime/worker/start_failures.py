@@ -1,0 +1,54 @@
+"""Counts ComfyUI's failed starts and early deaths: whether to try again, and after which pause.
+
+What is done about them is decided in runtime/worker/lifecycle.py.
+"""
+
+from events.back_off import back_off_s
+
+MAX_IN_A_ROW = 5
+_FIRST_PAUSE_S = 1.0
+_MAX_PAUSE_S = 8.0
+# A death after this many seconds is not an early one.
+_STABLE_AFTER_S = 60.0
+
+
+class StartFailures:
+    """The failures since the worker began. The lock of its owner guards it."""
+
+    def __init__(self) -> None:
+        self.last_reason = ""
+        self.failed_starts_ever = 0
+        self.failed_starts_in_a_row = 0
+        self._early_deaths_in_a_row = 0
+
+    def note_failed_start(self, reason: str) -> None:
+        self.last_reason = reason
+        self.failed_starts_ever += 1
+        self.failed_starts_in_a_row += 1
+
+    def note_start(self) -> None:
+        self.failed_starts_in_a_row = 0
+
+    def note_death(self, reason: str, *, ran_s: float) -> None:
+        """ComfyUI ended by itself, `ran_s` seconds after it was ready."""
+        self.last_reason = reason
+        if ran_s >= _STABLE_AFTER_S:
+            self._early_deaths_in_a_row = 0
+        self._early_deaths_in_a_row += 1
+
+    def note_end_of_job(self) -> None:
+        """A job has ended while ComfyUI lived: the deaths before it do not count any more."""
+        self._early_deaths_in_a_row = 0
+
+    @property
+    def are_too_many_starts(self) -> bool:
+        return self.failed_starts_in_a_row >= MAX_IN_A_ROW
+
+    @property
+    def are_too_many_deaths(self) -> bool:
+        return self._early_deaths_in_a_row >= MAX_IN_A_ROW
+
+    def pause_s(self) -> float:
+        """Seconds to wait before the next start: 0 after the first failure, then 1, 2, 4, 8."""
+        in_a_row = self.failed_starts_in_a_row + self._early_deaths_in_a_row
+        return back_off_s(in_a_row - 1, first_s=_FIRST_PAUSE_S, most_s=_MAX_PAUSE_S)
