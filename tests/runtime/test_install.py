@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from handler.settings import Settings
-from runtime.commands.install import add_arguments, default_recipe, install, locked, run
+from runtime.commands.install import add_arguments, default_recipe, install, run
 from runtime.install_steps import InstallError, Recipe
+from runtime.process.file_lock import hold_file_lock
 
 STEPS = 6
 TREE = {
@@ -283,7 +284,7 @@ def test_second_installation_waits_for_the_first(
     second = threading.Thread(target=install, args=(recipe, home))
     said = ""
 
-    with locked(home / ".install.lock"):
+    with hold_file_lock(home / ".install.lock"):
         second.start()
         give_up = time.monotonic() + 30
         while "waiting for it" not in said and time.monotonic() < give_up:
