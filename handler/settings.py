@@ -1,13 +1,14 @@
-"""The settings of handler and container: the environment, read once, every wrong value named.
+"""The settings of handler, worker and commands, read from environment variables.
 
-docs/configuration.md holds the same table for people; a test keeps the two together.
+docs/configuration.md explains every variable; a test compares the two.
 """
 
 import hashlib
+import math
 import os
 import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,49 +17,36 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 class SettingsError(ValueError):
-    """One or more environment variables hold values that cannot be used."""
+    """One or more environment variables have invalid values; the message lists all of them."""
 
 
-def _seconds(raw: str) -> float:
-    value = float(raw)
-    if not 0 <= value < float("inf"):
-        raise ValueError("expected a number of seconds, 0 or more")
-    return value
+def _number(
+    kind: Callable[[str], float], accepts: Callable[[float], bool], expected: str
+) -> Callable[[str], float]:
+    """A parser of a variable that raises ValueError(`expected`) for every other value."""
+
+    def parse(raw: str) -> float:
+        try:
+            value = kind(raw)
+        except ValueError:
+            raise ValueError(expected) from None
+        if not accepts(value):
+            raise ValueError(expected)
+        return value
+
+    return parse
 
 
-def _positive_seconds(raw: str) -> float:
-    value = _seconds(raw)
-    if value == 0:
-        raise ValueError("expected a number of seconds, more than 0")
-    return value
-
-
-def _count(raw: str) -> int:
-    value = int(raw)
-    if value < 0:
-        raise ValueError("expected a whole number, 0 or more")
-    return value
-
-
-def _positive(raw: str) -> int:
-    value = int(raw)
-    if value < 1:
-        raise ValueError("expected a whole number, 1 or more")
-    return value
-
-
-def _batch_size(raw: str) -> int:
-    value = int(raw)
-    if not 1 <= value <= 10:
-        raise ValueError("expected a number of messages, 1 to 10")
-    return value
-
-
-def _port(raw: str) -> int:
-    value = int(raw)
-    if not 0 <= value <= 65535:
-        raise ValueError("expected a port number, 0 to 65535")
-    return value
+_seconds = _number(
+    float, lambda value: 0 <= value < math.inf, "expected a number of seconds, 0 or more"
+)
+_positive_seconds = _number(
+    float, lambda value: 0 < value < math.inf, "expected a number of seconds, more than 0"
+)
+_count = _number(int, lambda value: value >= 0, "expected a whole number, 0 or more")
+_positive = _number(int, lambda value: value >= 1, "expected a whole number, 1 or more")
+_batch_size = _number(int, lambda value: 1 <= value <= 10, "expected a number of messages, 1 to 10")
+_port = _number(int, lambda value: 0 <= value <= 65535, "expected a port number, 0 to 65535")
 
 
 def _names(raw: str) -> tuple[str, ...]:
@@ -76,7 +64,7 @@ def _var(name: str, parse: Any = str, default: Any = "", *, secret: bool = False
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """One field per variable. An empty variable is an absent one."""
+    """One field per variable. An empty variable counts as unset."""
 
     s3_access_key_id: str = _var("S3_ACCESS_KEY_ID", secret=True)
     s3_secret_access_key: str = _var("S3_SECRET_ACCESS_KEY", secret=True)
@@ -130,9 +118,9 @@ class Settings:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":
-        """Read every variable.
+        """Read all variables.
 
-        Raises SettingsError that names all wrong variables at once, never a secret's value.
+        Raises SettingsError, whose message lists all invalid variables and no secret's value.
         """
         values: dict[str, Any] = {}
         problems: list[str] = []
@@ -147,7 +135,7 @@ class Settings:
                 shown = "" if item.metadata["secret"] else f" {raw!r}"
                 problems.append(f"{name}{shown}: {error}")
         if problems:
-            raise SettingsError("wrong environment variables: " + "; ".join(problems))
+            raise SettingsError("invalid environment variables: " + "; ".join(problems))
         return cls(**values)
 
     @property
@@ -160,8 +148,8 @@ class Settings:
         """The folder of the worker's socket, lock and log; by default one per user and ComfyUI."""
         if self.worker_dir_given:
             return self.worker_dir_given
-        place = hashlib.sha256(str(self.comfyui_code).encode()).hexdigest()[:8]
-        return Path(tempfile.gettempdir()) / f"lambda-comfyui-{os.getuid()}-{place}"
+        digest = hashlib.sha256(str(self.comfyui_code).encode()).hexdigest()[:8]
+        return Path(tempfile.gettempdir()) / f"lambda-comfyui-{os.getuid()}-{digest}"
 
     @property
     def comfyui_data(self) -> Path:
@@ -178,5 +166,5 @@ class Settings:
 
     @property
     def standins(self) -> Path:
-        """The folder of stand-in weights; it exists only where somebody generated them."""
+        """The folder of the stand-in weights; it exists only where they were generated."""
         return self.standin_models_dir or self.comfyui_home / "standins"

@@ -17,7 +17,7 @@ def test_empty_environment_gives_the_defaults() -> None:
     assert settings.comfyui_interpreter == PROJECT / ".comfyui" / "venv" / "bin" / "python"
 
 
-def test_empty_variable_is_an_absent_one() -> None:
+def test_empty_variable_counts_as_unset() -> None:
     assert Settings.from_env({"COMFYUI_PORT": " ", "S3_REGION": ""}) == Settings()
 
 
@@ -27,8 +27,16 @@ def test_all_wrong_values_are_named_at_once() -> None:
     with pytest.raises(SettingsError) as refused:
         Settings.from_env(wrong)
 
+    assert str(refused.value).startswith("invalid environment variables: ")
     for name, value in wrong.items():
         assert f"{name} {value!r}" in str(refused.value)
+
+
+def test_text_where_a_number_is_expected_is_answered_with_what_to_write() -> None:
+    with pytest.raises(
+        SettingsError, match=r"SERVE_PORT 'abc': expected a port number, 0 to 65535$"
+    ):
+        Settings.from_env({"SERVE_PORT": "abc"})
 
 
 @pytest.mark.parametrize("name", ["S3_URL_EXPIRES", "WEBHOOK_TIMEOUT"])

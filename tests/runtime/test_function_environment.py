@@ -190,4 +190,4 @@ def test_wrong_value_in_the_file_is_reported_as_one_of_the_shell_is(
     status = cli.main([*command, "-n", file])
 
     assert status == 2
-    assert "wrong environment variables: SERVE_PORT" in capsys.readouterr().err
+    assert "invalid environment variables: SERVE_PORT" in capsys.readouterr().err
