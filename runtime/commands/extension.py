@@ -1,7 +1,7 @@
 """`python -m runtime extension`: owns ComfyUI as an external extension of a Lambda environment.
 
-Lambda counts an environment as initialised when every extension has asked for its next event. So
-the first question waits until ComfyUI is ready, or until most of the time for Init is spent.
+Lambda's Init phase ends when every extension has asked for its next event. So the extension asks
+when ComfyUI is ready, or when INIT_BUDGET is over.
 https://docs.aws.amazon.com/lambda/latest/dg/runtimes-extensions-api.html
 """
 
@@ -26,10 +26,10 @@ from runtime.worker.ownership import OwnershipError, owned_worker
 
 API = "/2020-01-01/extension"
 NAME = "lambda-comfyui"
-# Lambda kills everything 2 s after SHUTDOWN began; the runtime had 0.6 s of them before us.
+# Lambda kills all processes 2 s after SHUTDOWN began; the runtime may have used 0.6 s of them.
 _END_WITHIN_S = 1.0
 _GONE_NOTED_AFTER_S = 1.0
-# The worker that a handler of the last environment started ends with that handler.
+# A worker that a handler of the last environment has started ends soon after that handler.
 _OWNER_GONE_WITHIN_S = 3.0
 _INIT_TYPE = "AWS_LAMBDA_INITIALIZATION_TYPE"
 _MANAGED_INSTANCES = "lambda-managed-instances"
@@ -39,21 +39,20 @@ class ExtensionsApiError(LambdaComfyUIError):
     """The Extensions API refused a call."""
 
 
-class ExtensionsApi:
-    """The calls of one extension. `address` is AWS_LAMBDA_RUNTIME_API, HOST:PORT."""
+class ExtensionsApiClient:
+    """The calls of one extension. `address` is AWS_LAMBDA_RUNTIME_API, `HOST:PORT`."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._identifier = ""
 
     def register(self) -> None:
-        """Register for SHUTDOWN, the only event that Managed Instances allow."""
+        """Register for SHUTDOWN, the only event that Lambda Managed Instances allow."""
         headers = {"Lambda-Extension-Name": NAME}
-        answer = self._call("POST", "/register", headers, {"events": ["SHUTDOWN"]})
-        self._identifier = answer
+        self._identifier = self._call("POST", "/register", headers, {"events": ["SHUTDOWN"]})
 
     def next_event(self) -> dict[str, Any]:
-        """Wait for the next event, for as long as it takes."""
+        """Wait for the next event without a limit. Raises OSError, HTTPException, ValueError."""
         headers = {"Lambda-Extension-Identifier": self._identifier}
         connection = HTTPConnection(self._address)
         try:
@@ -64,7 +63,7 @@ class ExtensionsApi:
         return event
 
     def exit_error(self, kind: str) -> None:
-        """Tell why the environment must be replaced, just before we end."""
+        """Report why the environment must be replaced. The process must end afterwards."""
         headers = {
             "Lambda-Extension-Identifier": self._identifier,
             "Lambda-Extension-Function-Error-Type": kind,
@@ -76,52 +75,53 @@ class ExtensionsApi:
         try:
             connection.request(method, API + path, json.dumps(body), headers)
             answer = connection.getresponse()
-            said = answer.read().decode(errors="replace")
+            body_text = answer.read().decode(errors="replace")
             if answer.status >= 300:
-                raise ExtensionsApiError(f"{method} {path}: HTTP {answer.status} {said[:200]}")
+                raise ExtensionsApiError(f"{method} {path}: HTTP {answer.status} {body_text[:200]}")
             return answer.headers.get("Lambda-Extension-Identifier", "")
         finally:
             connection.close()
 
 
-class Environment(Hooks):
-    """Watches what would leave an environment alive that serves nobody, and ends it then."""
+class EnvironmentGuard(Hooks):
+    """Ends an environment that could not run another job, so that the platform replaces it."""
 
-    def __init__(self, api: ExtensionsApi) -> None:
+    def __init__(self, api: ExtensionsApiClient) -> None:
         self.failure = ""
         self._api = api
         self._worker: Worker | None = None
 
     def follow(self, worker: Worker, init_budget_s: float) -> None:
-        """Hold Init open, then wait for SHUTDOWN. Runs in a thread of its own."""
+        """Hold Init open, then wait for SHUTDOWN and stop the worker. Runs in its own thread."""
         self._worker = worker
         state = worker.wait_settled(init_budget_s)
         log(f"extension: Init ends with the worker {state}")
-        left_s = self.wait_for_shutdown() - _END_WITHIN_S
-        worker.stop(grace_s=min(max(left_s, 0.0), worker.settings.shutdown_grace_s))
+        grace_s = self.wait_for_shutdown() - _END_WITHIN_S
+        worker.stop(grace_s=min(max(grace_s, 0.0), worker.settings.shutdown_grace_s))
 
     def wait_for_shutdown(self) -> float:
-        """Ask for the only event there is; the seconds until everything is killed."""
+        """Ask for the next event, which is SHUTDOWN; return the seconds until Lambda kills us."""
         try:
             event = self._api.next_event()
         except (OSError, HTTPException, ValueError) as error:
-            log(f"extension: the Extensions API is gone: {type(error).__name__}")
+            log(f"extension: the Extensions API does not answer: {type(error).__name__}")
             return 0.0
         log(f"extension: SHUTDOWN ({event.get('shutdownReason', '')})")
         return float(event.get("deadlineMs", 0)) / 1000 - time.time()
 
     def on_failed(self, change: Change) -> None:
-        """ComfyUI cannot be started here: every job would fail, and its message with it."""
+        """ComfyUI cannot be started here: every job would fail, and use up a try of its message."""
         self.end("Worker.Failed")
 
     def handler_gone(self, pid: int) -> None:
-        """A handler process closed its connection. If it died and was the last, nobody serves.
+        """Called when the connection of a handler process has ended.
 
-        Managed Instances never replace a dead worker process of the runtime.
+        On Managed Instances, ends the environment if that process was the last handler and has
+        died: the platform does not replace a process of the runtime there.
         """
         if self._worker is None or os.environ.get(_INIT_TYPE) != _MANAGED_INSTANCES:
             return
-        # At a shutdown the runtime ends just before we hear of it.
+        # At a shutdown, the runtime ends just before SHUTDOWN comes.
         time.sleep(_GONE_NOTED_AFTER_S)
         if self._worker.state in (State.DRAINING, State.STOPPED):
             return
@@ -129,36 +129,36 @@ class Environment(Hooks):
             self.end("Runtime.WorkerGone")
 
     def end(self, kind: str) -> None:
-        """End the environment, so that the platform makes a new one."""
+        """End the environment, so that the platform makes a new one. `kind` is the error type."""
         self.failure = kind
-        log(f"extension: {kind}: this environment serves nobody any more")
+        log(f"extension: {kind}: ending this environment, so that it is replaced")
         if self._worker:
             self._worker.stop()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """No arguments: Lambda gives none."""
+    """No arguments: Lambda passes none."""
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """0 after SHUTDOWN or SIGTERM; 1 when the environment has to be replaced; 2 for wrong settings.
+    """0 after SHUTDOWN or SIGTERM, 1 when the environment must be replaced, 2 for wrong settings.
 
-    Raises KeyError when AWS_LAMBDA_RUNTIME_API is not set: then there is no Lambda here.
+    Raises KeyError when AWS_LAMBDA_RUNTIME_API is not set, as it is in every Lambda environment.
     """
-    api = ExtensionsApi(os.environ["AWS_LAMBDA_RUNTIME_API"])
+    api = ExtensionsApiClient(os.environ["AWS_LAMBDA_RUNTIME_API"])
     api.register()
-    environment = Environment(api)
+    guard = EnvironmentGuard(api)
     try:
         with owned_worker(
             settings,
-            on_gone=environment.handler_gone,
-            hooks=[environment],
+            on_gone=guard.handler_gone,
+            hooks=[guard],
             wait_s=_OWNER_GONE_WITHIN_S,
         ) as worker:
             if worker is None:
-                # A worker in another terminal, say: the handlers find it as they would find ours.
+                # For example a worker in another terminal: the handlers find it in WORKER_DIR.
                 log("extension: another process owns ComfyUI: it is used, and left as it is")
-                environment.wait_for_shutdown()
+                guard.wait_for_shutdown()
                 return 0
             grace_s = settings.shutdown_grace_s
             signal.signal(
@@ -166,23 +166,24 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
                 lambda *_: threading.Thread(target=worker.stop, args=(grace_s,)).start(),
             )
             follower = threading.Thread(
-                target=environment.follow, args=(worker, settings.init_budget_s), daemon=True
+                target=guard.follow, args=(worker, settings.init_budget_s), daemon=True
             )
             follower.start()
             run_beside_signals(worker.supervise)
     except (OwnershipError, HookError) as error:
         log(str(error))
         return 2
-    if environment.failure:
-        api.exit_error(environment.failure)
+    if guard.failure:
+        api.exit_error(guard.failure)
         return 1
     return 0
 
 
 def _handlers_alive() -> bool:
-    """Whether any process of the runtime client is left that serves, its parent apart.
+    """Whether any handler process of the runtime client is alive.
 
-    With AWS_LAMBDA_MAX_CONCURRENCY awslambdaric is a parent that only waits, and its children.
+    With AWS_LAMBDA_MAX_CONCURRENCY, awslambdaric is a parent that only waits, and one child for
+    each handler.
     """
     clients = {}
     for entry in Path("/proc").iterdir():
