@@ -1,7 +1,7 @@
-"""Copies the weights of an S3 prefix to MODELS_DIR: `python -m infra.fetch_models`.
+"""Copies the weights under an S3 prefix to MODELS_DIR: `python -m infra.fetch_models`.
 
-Does nothing without MODELS_S3_URI. The image's extension runs it before it becomes the worker, so
-that no job meets a half-copied model.
+Does nothing without MODELS_S3_URI. The image's extension runs it before the worker starts, so no
+job reads a model that is only partly copied.
 """
 
 import os
@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-# Free space that results, inputs and ComfyUI's own files keep.
+# Free space that is left for results, inputs and ComfyUI's own files.
 RESERVE_BYTES = 512 * 1024**2
 PARALLEL_FILES = 4
 
 
 class FetchError(Exception):
-    """The weights cannot be put in place; the message says why and what to do."""
+    """The weights cannot be copied; the message has the reason and the fix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """One object of the prefix and the file that it becomes."""
+    """One object under the prefix, and the file that it is copied to."""
 
     key: str
     size_bytes: int
@@ -37,7 +37,10 @@ class Weight:
 
 
 def fetch(uri: str, target: Path, s3: Any) -> list[Weight]:
-    """Bring `target` to the content of the prefix; return what was copied. Raises FetchError."""
+    """Copy what `target` lacks of the prefix; return what was copied. Raises FetchError.
+
+    `uri` is `s3://bucket/prefix/`, `s3` a boto3 client.
+    """
     bucket, prefix = _parse(uri)
     weights = list(_listed(s3, bucket, prefix, target))
     if not weights:
@@ -55,7 +58,7 @@ def main() -> int:
     uri = os.environ.get("MODELS_S3_URI", "").strip()
     if not uri:
         return 0
-    # An import of a quarter of a second, which only this storage pays.
+    # The import takes a quarter of a second, and only this kind of storage needs it.
     import boto3  # noqa: PLC0415
 
     began = time.monotonic()
@@ -84,7 +87,7 @@ def _listed(s3: Any, bucket: str, prefix: str, target: Path) -> Iterator[Weight]
     for item in (item for page in pages for item in page.get("Contents", [])):
         key: str = item["Key"]
         if key.endswith("/"):
-            continue  # consoles make empty objects to show folders
+            continue  # the S3 console makes empty objects to show folders
         path = (target / key.removeprefix(prefix)).resolve()
         if not path.is_relative_to(target.resolve()):
             raise FetchError(f"the key {key!r} leads out of {target}")

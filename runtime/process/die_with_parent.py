@@ -1,7 +1,7 @@
 """Runs a command that dies with its parent: `die_with_parent.py SIGNAL PARENT_PID COMMAND...`.
 
-A program of its own, run just before the command: the usual `preexec_fn` may deadlock in a process
-with threads, and Python 3.12 and later warn about it. Costs about 10 ms.
+It is a program of its own, because the usual `preexec_fn` may deadlock in a process with threads
+(https://docs.python.org/3/library/subprocess.html#subprocess.Popen). It takes about 10 ms.
 """
 
 import ctypes

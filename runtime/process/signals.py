@@ -1,8 +1,8 @@
-"""Waiting in the main thread so that no signal is missed.
+"""Waits in the main thread without missing a signal.
 
 Python runs signal handlers in the main thread. While another thread starts a thread or a process,
-the kernel may hand it the signal (copy_process in its kernel/fork.c); a main thread that waits
-without a limit sleeps on then, and the handler never runs.
+the kernel may deliver the signal to that thread (copy_process in its kernel/fork.c). A main thread
+that waits without a limit then goes on waiting, and the handler never runs.
 """
 
 import queue
@@ -15,7 +15,7 @@ _NOTICED_WITHIN_S = 0.2
 
 
 def run_beside_signals(action: Callable[[], None]) -> None:
-    """Run `action` in another thread, which lives as long as it; raises what it raises."""
+    """Run `action` in another thread until it returns; raises what it raises."""
     future = in_background(action)
     while not wait([future], _NOTICED_WITHIN_S).done:
         pass
@@ -23,7 +23,7 @@ def run_beside_signals(action: Callable[[], None]) -> None:
 
 
 def get_beside_signals(source: "queue.SimpleQueue[int]") -> int:
-    """The next item, once there is one."""
+    """Wait for the next item and return it."""
     while True:
         try:
             return source.get(timeout=_NOTICED_WITHIN_S)
