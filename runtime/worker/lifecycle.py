@@ -265,7 +265,7 @@ class Worker:
             self._failures.note_failed_start(reason)
             if self.state not in _ENDING:
                 # `inactive`: only the next event begins another start.
-                is_hopeless = self._failures.are_too_many_starts
+                is_hopeless = self._failures.has_failed_too_often()
                 self._move(State.FAILED if is_hopeless else State.INACTIVE, reason)
             self._changed.notify_all()
 
@@ -274,7 +274,7 @@ class Worker:
         self._failures.note_death(reason, ran_s=time.monotonic() - self._since)
         if self.state not in _ENDING:
             # With a job the death may be of its making: where jobs end, deaths are forgotten.
-            is_hopeless = self._failures.are_too_many_deaths and not self._idle.jobs
+            is_hopeless = self._failures.has_died_too_often() and not self._idle.jobs
             self._move(State.FAILED if is_hopeless else State.STARTING, reason)
 
     def _end_processes(self) -> None:

@@ -40,12 +40,10 @@ class StartFailures:
         """A job has ended while ComfyUI lived: the deaths before it do not count any more."""
         self._early_deaths_in_a_row = 0
 
-    @property
-    def are_too_many_starts(self) -> bool:
+    def has_failed_too_often(self) -> bool:
         return self.failed_starts_in_a_row >= MAX_IN_A_ROW
 
-    @property
-    def are_too_many_deaths(self) -> bool:
+    def has_died_too_often(self) -> bool:
         return self._early_deaths_in_a_row >= MAX_IN_A_ROW
 
     def pause_s(self) -> float:
