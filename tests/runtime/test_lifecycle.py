@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from handler.settings import PROJECT, Settings
+from handler.worker_protocol import Depth, State
 from runtime.hooks import Change, Hooks
 from runtime.worker.idle import Idle
 from runtime.worker.lifecycle import Worker
 from runtime.worker.start_failures import MAX_IN_A_ROW, StartFailures
-from runtime.worker.states import Depth, State
 
 
 class HangingHook(Hooks):
