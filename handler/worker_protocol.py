@@ -39,7 +39,7 @@ class Depth(IntEnum):
 
     AWAKE = 0
     FREE = 1  # the models are out of the GPU's memory
-    STOP = 2  # ComfyUI has ended, a prepared Python stays
+    STOP = 2  # ComfyUI has ended, a prewarmed Python stays
     EXIT = 3  # no process stays
 
     @property
@@ -73,7 +73,7 @@ class WorkerStatus:
     # '' and None where no process runs.
     base_url: str
     comfyui_pid: int | None
-    prepared_pid: int | None
+    prewarmed_pid: int | None
     prefetched_bytes: int
     # By ComfyUI's output types: output, input, temp.
     folders: dict[str, Path]

@@ -170,7 +170,7 @@ class Worker:
                 failure=self._failures.last_reason,
                 base_url=process.base_url if process else "",
                 comfyui_pid=process.pid if process else None,
-                prepared_pid=self._prewarmed.pid,
+                prewarmed_pid=self._prewarmed.pid,
                 prefetched_bytes=self._prefetcher.read_bytes,
                 folders={name: data / name for name in ("output", "input", "temp")},
             )

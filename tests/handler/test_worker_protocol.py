@@ -46,7 +46,7 @@ READY = WorkerStatus(
     failure="ComfyUI ended with signal SIGKILL.\nIts last log lines: …",
     base_url="http://127.0.0.1:18188",
     comfyui_pid=4711,
-    prepared_pid=None,
+    prewarmed_pid=None,
     prefetched_bytes=10**12,
     folders={"output": Path("/data/output"), "temp": Path("/data/temp")},
 )

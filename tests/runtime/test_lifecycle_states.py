@@ -118,7 +118,7 @@ class WorkerMachine(RuleBasedStateMachine):
 
     @rule()
     def kill_the_prewarmed_process(self) -> None:
-        self._kill("prepared_pid")
+        self._kill("prewarmed_pid")
 
     @rule()
     def restart(self) -> None:
@@ -136,7 +136,7 @@ class WorkerMachine(RuleBasedStateMachine):
             assert now.state in (State.INACTIVE, State.FAILED)
             assert now.comfyui_pid is None
         if slept and depth is Depth.EXIT:
-            assert now.prepared_pid is None
+            assert now.prewarmed_pid is None
         if not slept and before.state == State.READY:
             assert now.state == State.READY
 
@@ -210,7 +210,7 @@ class WorkerMachine(RuleBasedStateMachine):
 
     def _describe(self) -> WorkerStatus:
         now = self.worker.describe()
-        self.pids |= {pid for pid in (now.comfyui_pid, now.prepared_pid) if pid}
+        self.pids |= {pid for pid in (now.comfyui_pid, now.prewarmed_pid) if pid}
         assert now.jobs == self.jobs
         assert 0 <= self.worker._failures.failed_starts_in_a_row <= MAX_IN_A_ROW
         return now

@@ -31,7 +31,7 @@ def test_idle_worker_sleeps_and_twenty_wakes_share_one_start(start_worker: Start
     first = comfyui_pid(worker.wake())
     assert wait_until(lambda: worker.status().state is State.INACTIVE)
     assert wait_until(lambda: not is_running(first))
-    prepared = worker.prepared_pid()
+    prewarmed = worker.prewarmed_pid()
 
     connections = [worker.connect() for _ in range(20)]
     wakes = [(connection, send(connection, Wake, models=())) for connection in connections]
@@ -39,7 +39,7 @@ def test_idle_worker_sleeps_and_twenty_wakes_share_one_start(start_worker: Start
 
     assert {answer.state for answer in answers} == {State.READY}
     assert {answer.starts for answer in answers} == {2}
-    assert answers[0].comfyui_pid == prepared
+    assert answers[0].comfyui_pid == prewarmed
     for connection in connections:
         connection.close()
 
@@ -74,11 +74,11 @@ def test_deepest_sleep_keeps_no_process(start_worker: StartWorker) -> None:
     # ComfyUI may take a second to stop; the prewarmed process lives for what is left of the time.
     worker = start_worker(IDLE_STOP_AFTER="0.3", IDLE_EXIT_AFTER="6")
     worker.wake()
-    prepared = worker.prepared_pid()
+    prewarmed = worker.prewarmed_pid()
 
-    assert wait_until(lambda: worker.status().prepared_pid is None)
+    assert wait_until(lambda: worker.status().prewarmed_pid is None)
 
-    assert not is_running(prepared)
+    assert not is_running(prewarmed)
     assert worker.wake().state is State.READY
 
 
@@ -86,8 +86,8 @@ def test_deepest_sleep_keeps_no_process(start_worker: StartWorker) -> None:
 def test_killed_prepared_process_costs_time_but_no_job(start_worker: StartWorker) -> None:
     worker = start_worker(IDLE_STOP_AFTER="0.3")
     worker.wake()
-    os.kill(worker.prepared_pid(), 9)
-    assert wait_until(lambda: worker.status().prepared_pid is None)
+    os.kill(worker.prewarmed_pid(), 9)
+    assert wait_until(lambda: worker.status().prewarmed_pid is None)
 
     assert worker.wake().state is State.READY
 
@@ -105,7 +105,7 @@ def test_worker_sleeps_as_deep_as_it_is_told(start_worker: StartWorker) -> None:
     assert (freed.state, freed.comfyui_pid) == (State.READY, awake)
     assert (stopped.state, stopped.comfyui_pid) == (State.INACTIVE, None)
     assert not was_running
-    assert wait_until(lambda: worker.status().prepared_pid is None)
+    assert wait_until(lambda: worker.status().prewarmed_pid is None)
     assert gone.state is State.INACTIVE
     assert worker.wake().state is State.READY
 

@@ -90,10 +90,10 @@ class RunningWorker:
         assert wait_until(lambda: self.status().comfyui_pid is not None)
         return comfyui_pid(self.status())
 
-    def prepared_pid(self) -> int:
-        """The process id of its prepared Python, once that is started."""
-        assert wait_until(lambda: self.status().prepared_pid is not None)
-        pid = self.status().prepared_pid
+    def prewarmed_pid(self) -> int:
+        """The process id of its prewarmed Python, once that is started."""
+        assert wait_until(lambda: self.status().prewarmed_pid is not None)
+        pid = self.status().prewarmed_pid
         assert pid is not None
         return pid
 
