@@ -1,6 +1,7 @@
 """`python -m runtime invoke`: one event through AWS's own runtime client, the response on stdout.
 
-Everything else, progress and complaints, goes to stderr. What the answer says is the handler's.
+Progress, errors and the paths of files without a URL go to stderr. What the response holds is
+decided in handler/response.py.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from runtime.extras import require
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import HANDLER, Function
 from runtime.lambda_host.host import LambdaHost
+from runtime.output_files import files_without_url
 from runtime.process.child import Child
 from runtime.progress import progress_on
 from runtime.sam import environment
@@ -48,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """0: completed; 1: no event, failed, or a function error; 130, 143: stopped by a signal."""
-    return until_stopped(lambda: _run(args))
+    return until_stopped(lambda: _run(args, settings))
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace, settings: Settings) -> int:
     try:
         event = read_event(args.event)
     except EventFileError as error:
@@ -63,7 +65,10 @@ def _run(args: argparse.Namespace) -> int:
         timeout_s=args.timeout or DEFAULT_TIMEOUT_S,
         is_verbose=args.verbose,
     ) as result:
-        print_response(result)
+        answer = json.loads(result.payload)
+        print(json.dumps(answer, indent=2), flush=True)
+    for line in files_without_url(answer, settings.comfyui_data / "output"):
+        print(line, file=sys.stderr, flush=True)
     return 0 if outcome_of(result)[1] else 1
 
 
@@ -124,10 +129,6 @@ def outcome_of(result: InvocationResult) -> tuple[str, bool]:
         return ("failed" if failures else "completed"), not failures
     status = response.get("status", "answered without a status")
     return str(status), status == "completed"
-
-
-def print_response(result: InvocationResult) -> None:
-    print(json.dumps(json.loads(result.payload), indent=2), flush=True)
 
 
 def until_stopped(action: Callable[[], int]) -> int:
