@@ -74,12 +74,12 @@ def _run_event(args: argparse.Namespace, settings: Settings) -> bool:
 
 def _run_samples(args: argparse.Namespace, settings: Settings) -> bool:
     _install_comfyui(settings)
-    _say("first video: a sunrise, drawn by nodes that need no model")
+    _say("\nfirst video: a sunrise, without a model")
     if not run_to_files(read_event(str(FIRST_VIDEO)), settings, args.out, is_verbose=args.verbose):
         return False
     _generate_standins(settings)
-    _say("second video: the documented Wan 2.2 workflow, small. Its stand-in weights make noise;")
-    _say("encoding its two prompts takes a minute or more on a CPU")
+    _say("\nsecond video: the Wan 2.2 workflow at 192 x 192, noise from stand-in weights")
+    _say("on two CPU cores, each of its two prompts is encoded in about half a minute")
     return run_to_files(read_event(str(SMALL_WAN)), settings, args.out, is_verbose=args.verbose)
 
 
