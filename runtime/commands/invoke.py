@@ -21,7 +21,7 @@ from runtime.extras import require
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import HANDLER, Function
 from runtime.lambda_host.host import LambdaHost
-from runtime.output_files import files_without_url
+from runtime.output_files import files_without_url, responses_in
 from runtime.process.child import Child
 from runtime.progress import progress_on
 from runtime.sam import environment
@@ -49,16 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """0: completed; 1: no event, failed, or a function error; 130, 143: stopped by a signal."""
+    """0: completed; 1: failed, or a function error; 130, 143: stopped by a signal.
+
+    Raises EventFileError.
+    """
     return until_stopped(lambda: _run(args, settings))
 
 
 def _run(args: argparse.Namespace, settings: Settings) -> int:
-    try:
-        event = read_event(args.event)
-    except EventFileError as error:
-        print(f"invoke: {error}", file=sys.stderr)
-        return 1
+    event = read_event(args.event)
     with invoked(
         event,
         environ=args.environ,
@@ -121,14 +120,15 @@ def outcome_of(result: InvocationResult) -> tuple[str, bool]:
     """The result in two words, and whether it is a success."""
     if result.function_error is not None:
         return f"function error {result.function_error}", False
-    response = json.loads(result.payload)
-    if not isinstance(response, dict):
-        return "answered without a status", False
-    failures = response.get("batchItemFailures")
-    if failures is not None:
+    answer = json.loads(result.payload)
+    if isinstance(answer, dict) and "batchItemFailures" in answer:
+        failures = answer["batchItemFailures"]
         return ("failed" if failures else "completed"), not failures
-    status = response.get("status", "answered without a status")
-    return str(status), status == "completed"
+    statuses = [str(response["status"]) for response in responses_in(answer)]
+    if not statuses:
+        return "answered without a status", False
+    worst = next((status for status in statuses if status != "completed"), "completed")
+    return worst, worst == "completed"
 
 
 def until_stopped(action: Callable[[], int]) -> int:
