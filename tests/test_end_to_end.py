@@ -69,6 +69,15 @@ def test_template_of_the_project_gives_variables_to_the_handler_and_to_comfyui(
     assert Path(item["local_path"]).is_file()
 
 
+def test_exported_workflow_is_an_event_and_its_file_is_named_on_stderr() -> None:
+    done = invoke(workflows.image())
+
+    response = json.loads(done.stdout)
+    assert response["status"] == "completed", done.stderr
+    (item,) = response["output"]
+    assert done.stderr.splitlines()[-1] == f"file: {item['local_path']}"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_documented_workflow_becomes_a_video_behind_a_url(
