@@ -3,25 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 SAM_VENV := .venv-sam
 PY := $(VENV)/bin/python
-EVENT ?= events/samples/direct_wan22_t2v.json
+# The event that `make run` runs; without one it runs two samples.
+EVENT ?=
 
 .PHONY: run test lint format sam-validate clean
 
-# Silent: what `make run` writes to stdout is the response, and nothing else.
+# Silent: what `make run` writes to stdout are the paths of the files, and nothing else.
 run: $(VENV)/.installed
-	@$(PY) -m runtime example --event $(EVENT)
+	@$(PY) -m runtime example $(if $(EVENT),--event '$(EVENT)')
 
-test: $(VENV)/.installed $(SAM_VENV)/.installed
+test: $(VENV)/.installed-tests $(SAM_VENV)/.installed
 	$(PY) -m runtime install
 	$(PY) -m runtime standins
 	$(PY) -m pytest
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed-tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-format: $(VENV)/.installed
+format: $(VENV)/.installed-tests
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
@@ -43,6 +44,12 @@ $(VENV)/.installed: pyproject.toml
 		{ echo "$(PYTHON) is older than Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "setting up $(VENV)" >&2
 	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[local]' >&2
+	@touch $@
+
+# What `make run` does not need.
+$(VENV)/.installed-tests: $(VENV)/.installed
+	@echo "adding the test tools to $(VENV)" >&2
 	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[tests]' >&2
 	@touch $@
 

@@ -28,7 +28,7 @@ COMMANDS = {
     "invoke": "run one event through the real Lambda runtime client and print the response",
     "serve": "run events from a queue and from callers of Lambda's Invoke API, until stopped",
     "start-lambda": "serve Lambda's Invoke API alone, as `sam local start-lambda` does",
-    "example": "invoke with a local S3 server, and fetch the files back",
+    "example": "run two samples, or one event, with a local S3 server, and download the files",
     "completion": "print a script that completes commands and options in a shell",
 }
 _DESCRIPTION = "Runs ComfyUI workflows from events, as an AWS Lambda function or beside one."

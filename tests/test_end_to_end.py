@@ -61,17 +61,29 @@ def test_template_of_the_project_gives_variables_to_the_handler_and_to_comfyui(
     (item,) = response["output"]
     assert item["local_path"].startswith(f"{tmp_path}/comfyui/output/")
     assert (tmp_path / "worker" / "worker.lock").exists()
-    left_out, *progress = done.stderr.splitlines()
-    assert "left out" in left_out
-    assert "S3_BUCKET_NAME, JOBS_TABLE, DEAD_LETTER_QUEUE_URL" in left_out
+    omitted, *progress, file = done.stderr.splitlines()
+    assert "omitted" in omitted
+    assert "S3_BUCKET_NAME, JOBS_TABLE, DEAD_LETTER_QUEUE_URL" in omitted
     assert all(line.startswith("[") for line in progress), done.stderr
+    assert file == f"file: {item['local_path']}"
+    assert Path(item["local_path"]).is_file()
+
+
+def test_exported_workflow_is_an_event_and_its_file_is_named_on_stderr() -> None:
+    done = invoke(workflows.image())
+
+    response = json.loads(done.stdout)
+    assert response["status"] == "completed", done.stderr
+    (item,) = response["output"]
+    assert done.stderr.splitlines()[-1] == f"file: {item['local_path']}"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_documented_workflow_becomes_a_video_behind_a_url(
     s3: LocalS3, webhook_receiver: WebhookReceiver
 ) -> None:
-    request = event(workflows.wan(), webhook={"url": webhook_receiver.url})
+    request = event(workflows.small_wan_sample(), webhook={"url": webhook_receiver.url})
 
     done = invoke(request, **s3.environ)
 
@@ -83,7 +95,7 @@ def test_documented_workflow_becomes_a_video_behind_a_url(
     assert item["subfolder"] == "video"
     assert item["node_id"] == "98"
     film = requests.get(item["url"], timeout=30).content
-    assert frames_of(film) == ("h264", 64, 64, 5)
+    assert frames_of(film) == ("h264", 192, 192, 33)
     details = response["comfyui_response"]["execution_details"]
     assert len(details["nodes_executed"]) == 14
     assert details["nodes_executed"][-4:] == ["95", "97", "100", "98"]
@@ -153,3 +165,5 @@ def test_sqs_batch_is_answered_with_what_goes_back() -> None:
 
     assert json.loads(done.stdout) == {"batchItemFailures": [{"itemIdentifier": "broken"}]}
     assert done.returncode == 1
+    folder = Path(os.environ["COMFYUI_DATA_DIR"]) / "output"
+    assert f"files: {folder}/<request id> (the answer to a queue" in done.stderr

@@ -69,6 +69,13 @@ def one(class_type: str, **inputs: Any) -> Workflow:
     return {"7": node(class_type, **inputs)}
 
 
+def small_wan_sample() -> Workflow:
+    """The workflow that `make run` runs second."""
+    path = PROJECT / "events" / "samples" / "direct_wan22_t2v_small.json"
+    workflow: Workflow = json.loads(path.read_text())["input"]["workflow_json"]
+    return workflow
+
+
 def wan(width: int = 64, height: int = 64, frames: int = 5, steps: int = 4) -> Workflow:
     """The documented Wan 2.2 workflow, made small."""
     path = PROJECT / "events" / "samples" / "direct_wan22_t2v.json"

@@ -46,15 +46,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Install, and return the exit status: 0, or 1 after an error that is printed to stderr."""
     try:
-        if settings.comfyui_dir and not args.into:
-            _check_own(settings.comfyui_dir)
-        else:
-            home = (args.into or settings.comfyui_home).absolute()
-            install(default_recipe(), home, args.source)
+        ensure_installed(settings, into=args.into, source=args.source)
     except InstallError as error:
         print(f"install: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def ensure_installed(
+    settings: Settings, *, into: Path | None = None, source: str | None = None
+) -> None:
+    """Install ComfyUI, unless it is there. Raises InstallError.
+
+    A ComfyUI of the user's own (COMFYUI_DIR) is only checked. The defaults of `into` and `source`
+    are COMFYUI_HOME and what is in place.
+    """
+    if settings.comfyui_dir and not into:
+        _check_own(settings.comfyui_dir)
+    else:
+        install(default_recipe(), (into or settings.comfyui_home).absolute(), source)
 
 
 def default_recipe() -> Recipe:

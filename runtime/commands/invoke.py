@@ -1,6 +1,7 @@
 """`python -m runtime invoke`: one event through AWS's own runtime client, the response on stdout.
 
-Everything else, progress and complaints, goes to stderr. What the answer says is the handler's.
+Progress, errors and the paths of files without a URL go to stderr. What the response holds is
+decided in handler/response.py.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from runtime.extras import require
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.function import HANDLER, Function
 from runtime.lambda_host.host import LambdaHost
+from runtime.output_files import files_without_url, responses_in
 from runtime.process.child import Child
 from runtime.progress import progress_on
 from runtime.sam import environment
@@ -47,23 +49,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """0: completed; 1: no event, failed, or a function error; 130, 143: stopped by a signal."""
-    return until_stopped(lambda: _run(args))
+    """0: completed; 1: failed, or a function error; 130, 143: stopped by a signal.
+
+    Raises EventFileError.
+    """
+    return until_stopped(lambda: _run(args, settings))
 
 
-def _run(args: argparse.Namespace) -> int:
-    try:
-        event = read_event(args.event)
-    except EventFileError as error:
-        print(f"invoke: {error}", file=sys.stderr)
-        return 1
+def _run(args: argparse.Namespace, settings: Settings) -> int:
+    event = read_event(args.event)
     with invoked(
         event,
         environ=args.environ,
         timeout_s=args.timeout or DEFAULT_TIMEOUT_S,
         is_verbose=args.verbose,
     ) as result:
-        print_response(result)
+        answer = json.loads(result.payload)
+        print(json.dumps(answer, indent=2), flush=True)
+    for line in files_without_url(answer, settings.comfyui_data / "output"):
+        print(line, file=sys.stderr, flush=True)
     return 0 if outcome_of(result)[1] else 1
 
 
@@ -116,18 +120,15 @@ def outcome_of(result: InvocationResult) -> tuple[str, bool]:
     """The result in two words, and whether it is a success."""
     if result.function_error is not None:
         return f"function error {result.function_error}", False
-    response = json.loads(result.payload)
-    if not isinstance(response, dict):
-        return "answered without a status", False
-    failures = response.get("batchItemFailures")
-    if failures is not None:
+    answer = json.loads(result.payload)
+    if isinstance(answer, dict) and "batchItemFailures" in answer:
+        failures = answer["batchItemFailures"]
         return ("failed" if failures else "completed"), not failures
-    status = response.get("status", "answered without a status")
-    return str(status), status == "completed"
-
-
-def print_response(result: InvocationResult) -> None:
-    print(json.dumps(json.loads(result.payload), indent=2), flush=True)
+    statuses = [str(response["status"]) for response in responses_in(answer)]
+    if not statuses:
+        return "answered without a status", False
+    worst = next((status for status in statuses if status != "completed"), "completed")
+    return worst, worst == "completed"
 
 
 def until_stopped(action: Callable[[], int]) -> int:

@@ -1,4 +1,4 @@
-"""The local S3 server, with the client that the handler uses, and the example's downloads."""
+"""The local S3 server, with the client that the handler uses."""
 
 import os
 import subprocess
@@ -14,7 +14,6 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from runtime import local_s3 as module
-from runtime.commands.example import fetch_outputs
 from runtime.local_s3 import LocalS3, LocalS3Error, local_s3
 
 pytestmark = pytest.mark.timeout(90)
@@ -96,40 +95,3 @@ def test_server_that_does_not_start_shows_its_last_lines(
 
     with pytest.raises(LocalS3Error, match="no such remote"), local_s3(tmp_path / "data"):
         pass
-
-
-def test_outputs_are_fetched_into_a_folder_of_the_job(
-    server: LocalS3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    film, twin = link_to(server, "one/a.mp4", b"film"), link_to(server, "two/a.mp4", b"twin")
-    outputs = [
-        {"filename": "a.mp4", "url": film},
-        {"filename": "a.mp4", "url": twin},
-        {"filename": "note.txt", "text": "no file of its own"},
-    ]
-
-    is_complete = fetch_outputs({"id": "../job 1", "output": outputs}, tmp_path)
-
-    assert is_complete
-    assert (tmp_path / "_job_1" / "a.mp4").read_bytes() == b"film"
-    assert (tmp_path / "_job_1" / "1_a.mp4").read_bytes() == b"twin"
-    assert "a.mp4 (4 B, a video: open it in any player" in capsys.readouterr().err
-
-
-def test_output_that_cannot_be_had_is_told(
-    server: LocalS3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stale = link_to(server, "b.png", b"x").replace("b.png", "c.png")
-    outputs = [
-        {"filename": "c.png", "url": stale},
-        {"filename": "d.png", "upload_error": "AccessDenied"},
-    ]
-
-    is_complete = fetch_outputs({"id": "job", "output": outputs}, tmp_path)
-
-    assert not is_complete
-    assert capsys.readouterr().err.splitlines() == [
-        "cannot fetch c.png: HTTPError",
-        "not stored: d.png: AccessDenied",
-    ]
-    assert os.listdir(tmp_path / "job") == []
