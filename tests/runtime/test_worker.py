@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from handler.settings import PROJECT
+from handler.settings import PROJECT, Settings
 from handler.worker_connection import WorkerConnection
 from handler.worker_protocol import (
     SOCKET_NAME,
@@ -187,13 +187,20 @@ def test_leased_worker_ends_with_its_last_connection(start_worker: StartWorker) 
 
 
 def test_handler_that_waits_for_a_cold_start_is_answered_and_may_end_its_job(
-    start_worker: StartWorker,
+    start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    worker = start_worker("--leased")
+    # A ComfyUI that starts when this test says so.
+    python, go_on = tmp_path / "python", tmp_path / "go-on"
+    interpreter = Settings.from_env(os.environ).comfyui_interpreter
+    wait = f'while [ ! -e "{go_on}" ]; do sleep 0.05; done'
+    python.write_text(f'#!/bin/sh\n{wait}\nexec "{interpreter}" "$@"\n')
+    python.chmod(0o755)
+    worker = start_worker("--leased", COMFYUI_PYTHON=str(python))
     with closing(worker.connect()) as connection:
         waiting = send(connection, Wake, models=())
 
         log, ended = ask(connection, GetLog), end_job(connection)
+        go_on.touch()
         settled = status_in(final_answer(connection, waiting))
 
         assert isinstance(log, LogLines)
