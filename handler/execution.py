@@ -11,7 +11,8 @@ from typing import Any
 from events.errors import Cancelled, ExecutionFailed, JobError, OutOfMemory
 from handler.comfyui import Message
 from handler.comfyui_api import HistoryEntry
-from handler.log import emit
+from handler.emit import emit
+from handler.job_events import NodeProgress, NodeStarted
 
 PROGRESS_LOG_EVERY_S = 0.5
 MAX_SAID = 2000
@@ -76,13 +77,13 @@ class Execution:
         self.nodes_executed.append(node_id)
         node = self._workflow.get(node_id, {})
         emit(
-            "node.started",
-            f"node {node_id} started",
-            node_id=node_id,
-            class_type=node.get("class_type", ""),
-            title=(node.get("_meta") or {}).get("title", ""),
-            done=self._cached + len(self.nodes_executed),
-            total=len(self._workflow),
+            NodeStarted(
+                node_id=node_id,
+                class_type=node.get("class_type", ""),
+                title=str((node.get("_meta") or {}).get("title") or ""),
+                done=self._cached + len(self.nodes_executed),
+                total=len(self._workflow),
+            )
         )
 
     def _note_progress(self, data: dict[str, Any]) -> None:
@@ -101,7 +102,7 @@ class Execution:
         self.progress_updates.append(update)
         if now - self._logged_at >= PROGRESS_LOG_EVERY_S or value == maximum:
             self._logged_at = now
-            emit("node.progress", f"{update['percentage']} %", node_id=data.get("node"), **update)
+            emit(NodeProgress(node_id=data.get("node"), **update))
 
 
 def failure_in(entry: HistoryEntry) -> JobError | None:

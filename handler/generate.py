@@ -14,9 +14,11 @@ from events.job import Job
 from handler import webhook
 from handler.artifacts import Collector
 from handler.clock import Deadline
+from handler.emit import emit
 from handler.execution import Execution, failure_in
+from handler.job_events import JobCompleted, JobFailed, JobPostponed, JobReceived
 from handler.jobs import Claim, Jobs
-from handler.log import emit, logger
+from handler.log import logger
 from handler.model_folders import standins_used
 from handler.response import Outcome
 from handler.runner import Runner
@@ -56,7 +58,7 @@ class Generator:
     ) -> dict[str, Any]:
         claim = Claim()
         try:
-            emit("job.received", "job received", source=source)
+            emit(JobReceived(request_id=outcome.caller.request_id, source=source))
             with outcome.timings.stage("preprocess_ms"):
                 job = parse_request(event, outcome.caller)
                 claim = self._jobs.claim(job)
@@ -76,11 +78,12 @@ class Generator:
         response = outcome.response()
         # The invocation that runs the job tells the webhook how it ended.
         if not isinstance(outcome.error, AlreadyRunning):
-            self._notify(response, outcome, deadline)
+            budget_s = deadline.answer_left_s()
+            webhook.deliver(response, outcome.caller, self._settings, budget_s=budget_s)
         # After the webhook: whoever is killed before it was called leaves the job to a repeat.
         claim.end(response)
         # Last of all: a job whose end was logged does not run again.
-        _log_end(response)
+        _emit_end(response)
         return response
 
     def _run(self, job: Job, claim: Claim, outcome: Outcome, deadline: Deadline) -> None:
@@ -145,15 +148,6 @@ class Generator:
             raise failure
         outcome.warn_of_nothing()
 
-    def _notify(self, response: dict[str, Any], outcome: Outcome, deadline: Deadline) -> None:
-        try:
-            webhook.deliver(
-                response, outcome.caller, self._settings, budget_s=deadline.answer_left_s()
-            )
-        except Exception as error:
-            # Whatever it was, the job is done; the text of the error may hold the URL's token.
-            logger.error("the webhook was not delivered", extra={"reason": type(error).__name__})
-
     def _warn_of_standins(self, workflow: dict[str, Any], outcome: Outcome) -> None:
         if used := standins_used(model_names(workflow), self._settings):
             names = ", ".join(used)
@@ -162,15 +156,12 @@ class Generator:
             logger.warning(text)
 
 
-def _log_end(response: dict[str, Any]) -> None:
-    error = response.get("error")
-    if error and error["type"] == AlreadyRunning.__name__:
-        # No job has failed: it runs elsewhere.
-        emit("job.postponed", error["message"])
-    elif error:
-        logger.error(
-            response["message"] if response["status"] != "completed" else error["message"],
-            extra={"event": "job.failed", "error": error, "timings": response["timings"]},
-        )
+def _emit_end(response: dict[str, Any]) -> None:
+    error, timings = response.get("error"), response["timings"]
+    if error is None:
+        emit(JobCompleted(timings=timings))
+    elif error["type"] == AlreadyRunning.__name__:
+        # Not a failure: the job runs elsewhere.
+        emit(JobPostponed(message=error["message"]))
     else:
-        emit("job.completed", response["message"], timings=response["timings"])
+        emit(JobFailed(error=error, timings=timings))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from handler.log import emit
+from handler.emit import emit
+from handler.job_events import ArtifactRemoved
 
 METADATA = "lambda-comfyui-request"
 
@@ -43,4 +44,4 @@ def remove_leftovers(
             metadata = s3.head_object(**place)["Metadata"].items()
             if (METADATA, attempt.request) in {(name.lower(), value) for name, value in metadata}:
                 s3.delete_object(**place)
-                emit("artifact.removed", "removed what an earlier attempt left", file=found["Key"])
+                emit(ArtifactRemoved(file=found["Key"]))

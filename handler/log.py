@@ -1,15 +1,18 @@
 """The structured log of a handler: one JSON object a line, with the ids of the running job.
 
-Lines with the key `event` tell how a job moves; `python -m runtime invoke` shows them as progress.
+A line with the key `event` is an event of the job (job_events.py); `python -m runtime invoke` reads
+these lines to show progress.
 """
-
-from typing import Any
 
 from aws_lambda_powertools import Logger
 
+from handler.job_events import JobEvent
+
 logger = Logger(service="lambda-comfyui", location=None)
+_WRITE_AT = {"INFO": logger.info, "WARNING": logger.warning, "ERROR": logger.error}
 
 
-def emit(event: str, message: str, **details: Any) -> None:
-    """Log one step of the running job; `details` must not be attributes of a LogRecord."""
-    logger.info(message, extra={"event": event, **details})
+def write_event(event: JobEvent) -> None:
+    """Write one event of the running job as a line of the log."""
+    extra = {"event": event.name, **event.log_fields()}
+    _WRITE_AT[event.level](event.log_message(), extra=extra)

@@ -12,8 +12,9 @@ from events.errors import DeadlineExceeded, WorkerUnavailable
 from handler.clock import Deadline, Timings
 from handler.comfyui import SUBMIT_TIMEOUT_S, ComfyUI, ComfyUIStuck
 from handler.comfyui_api import ComfyUIGone, ComfyUIMute, HistoryEntry
+from handler.emit import emit
 from handler.execution import Execution
-from handler.log import emit
+from handler.job_events import JobQueued, WorkerReady, WorkerStarting
 from handler.settings import Settings
 from handler.worker_client import ReadyWorker, WorkerClient
 
@@ -44,7 +45,7 @@ class Runner:
             reason = error.strerror or "it stands still"
             raise WorkerUnavailable(f"the worker does not answer: {reason}") from error
         if not is_ready:
-            emit("worker.starting", "cold: waiting for ComfyUI")
+            emit(WorkerStarting())
         return is_ready
 
     def wait_ready(self, is_ready: bool, timings: Timings, deadline: Deadline) -> ReadyWorker:
@@ -62,7 +63,7 @@ class Runner:
         if not is_ready:
             waited_ms = round((time.monotonic() - began) * 1000, 1)
             timings.add("cold_start_ms", waited_ms)
-            emit("worker.ready", "ComfyUI is ready", cold_start_ms=waited_ms)
+            emit(WorkerReady(cold_start_ms=waited_ms))
         return worker
 
     def run(
@@ -135,7 +136,7 @@ class Runner:
         except ComfyUIGone as error:
             # It died since the last event, and the worker is about to replace it.
             raise _DiedBeforeOurJob(self._worker.death_reason(worker) or str(error)) from error
-        emit("job.queued", "job queued", prompt_id=execution.prompt_id, nodes=len(workflow))
+        emit(JobQueued(prompt_id=execution.prompt_id, nodes=len(workflow)))
 
     def _follow(
         self, worker: ReadyWorker, execution: Execution, deadline: Deadline

@@ -16,8 +16,9 @@ from events import aws
 from events.errors import InvalidRequest, Misconfigured
 from events.job import S3Override
 from handler.artifacts import Artifact
+from handler.emit import emit
+from handler.job_events import ArtifactFailed, ArtifactKept, ArtifactStored
 from handler.leftovers import METADATA, Attempt, remove_leftovers
-from handler.log import emit, logger
 from handler.settings import Settings
 
 PARALLEL_UPLOADS = 4
@@ -158,10 +159,7 @@ class Uploads:
         try:
             removing.result(timeout_s)
         except Exception as error:
-            logger.info(
-                "not looked for files of an earlier attempt",
-                extra={"event": "artifact.kept", "reason": _reason(error, "the clean-up")},
-            )
+            emit(ArtifactKept(reason=_reason(error, "the clean-up")))
 
     def _upload(self, artifact: Artifact) -> Stored:
         if artifact.problem:
@@ -178,18 +176,11 @@ class Uploads:
             url = self._sign(s3, artifact.key)
         except Exception as error:
             reason = _reason(error)
-            logger.warning(
-                "an artifact was not stored",
-                extra={"event": "artifact.failed", "file": artifact.filename, "reason": reason},
-            )
+            emit(ArtifactFailed(file=artifact.filename, reason=reason))
             return Stored(upload_error=reason)
-        emit(
-            "artifact.stored",
-            f"stored {artifact.filename}",
-            file=artifact.filename,
-            size_bytes=Path(path).stat().st_size,
-            ms=round((time.monotonic() - began) * 1000, 1),
-        )
+        size_bytes = Path(path).stat().st_size
+        ms = round((time.monotonic() - began) * 1000, 1)
+        emit(ArtifactStored(file=artifact.filename, size_bytes=size_bytes, ms=ms))
         return Stored(url=url)
 
     def _sign(self, s3: Any, key: str) -> str:

@@ -1,19 +1,21 @@
 """Live progress of an invocation, read from the log lines of the handler and the worker.
 
-What is worth a line is decided here, how it looks by a renderer: plain lines below, a live display
-in progress_terminal.py. The lines come from handler/log.py.
+What is shown is decided here, how it looks by a renderer: plain lines below, a live display in
+progress_terminal.py. What the events of a job are is decided in handler/job_events.py.
 """
 
 import contextlib
 import functools
 import json
-import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, TextIO
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, Self, TextIO
+
+from handler import job_events
+from handler.job_events import JobEvent
 
 _RING_LINES = 40
 _STEP_EVERY_S = 1.0
@@ -24,17 +26,16 @@ _LOUD_LEVELS = frozenset({"WARNING", "ERROR", "CRITICAL"})
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """One line of output. `level` is empty for a line that is no JSON object."""
+    """One line of output. `level` is empty where the line is not a JSON object."""
 
     text: str
     level: str = ""
-    event: str = ""
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    event: JobEvent | None = None
     trace: tuple[str, ...] = ()
 
 
 def parse(line: str) -> LogLine:
-    """Read what Powertools' Logger, AWS's runtime client, or anybody's print wrote."""
+    """Read a line of Powertools' Logger, of AWS's runtime client, or of a plain print."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):
@@ -50,40 +51,39 @@ def parse(line: str) -> LogLine:
     return LogLine(
         text=_one_line(text),
         level=str(entry.get("level") or "INFO"),
-        event=str(entry.get("event") or ""),
-        fields=entry,
+        event=job_events.decode(entry),
         trace=tuple(line for part in trace for line in str(part).splitlines()),
     )
 
 
 class Renderer(Protocol):
-    """Shows progress. Called by one thread at a time."""
+    """Shows progress: notes, and one current activity. Called by one thread at a time."""
 
     def note(self, text: str, *, style: str = "") -> None:
-        """A line that stays; `style` is one of rich's: dim, yellow, red, green."""
+        """Write a line that stays; `style` is one of rich's: dim, yellow, red, green."""
 
     def begin(self, text: str) -> None:
-        """Something that takes a while begins; what went on before is over."""
+        """Begin an activity; the one before it ends."""
 
     def step(self, value: float, maximum: float) -> None:
-        """How far it is, within what goes on."""
+        """Show that the current activity has done `value` of `maximum` steps."""
 
     def end(self, text: str = "") -> None:
-        """What went on is over; `text` says so where durations are not shown by themselves."""
+        """End the activity; `text` is for renderers that do not show durations themselves."""
 
     def close(self) -> None:
-        """Give the terminal back; only `note` may follow."""
+        """Leave the terminal as it was; only `note` may follow."""
 
 
 class PlainRenderer:
-    """One line each, with the seconds since the start in front: for files and pipes."""
+    """One line each, beginning with the seconds since the start: for files and pipes."""
 
     def __init__(self, stream: TextIO, elapsed_s: Callable[[], float]) -> None:
         self._stream, self._elapsed_s = stream, elapsed_s
         self._stepped_at = float("-inf")
 
     def note(self, text: str, *, style: str = "") -> None:
-        # When nobody reads any more (`2>&1 | head`) the invocation goes on all the same.
+        # A reader that has ended (`2>&1 | head`) does not end the invocation.
         with contextlib.suppress(OSError):
             print(f"[{self._elapsed_s():6.1f} s] {text}", file=self._stream, flush=True)
 
@@ -102,13 +102,13 @@ class PlainRenderer:
             self.note(text)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """A stream needs no clean-up."""
 
 
 class Progress:
-    """Turns log lines into calls of a renderer, made for the first line that is shown.
+    """Turns log lines into calls of a renderer, which is made when the first line is shown.
 
-    `feed` may be called by any thread; leaving the context gives the terminal back.
+    `feed` may be called by any thread. Leave the context to close the renderer.
     """
 
     def __init__(
@@ -135,21 +135,21 @@ class Progress:
             self._renderer.close()
 
     def feed(self, line: str) -> None:
-        """Take in one line of output."""
+        """Show one line of output, if it is worth it, and remember it for `summarize`."""
         parsed = parse(line)
         with self._lock:
             self._ring.extend(parsed.trace if parsed.level else [line])
             if self._is_closed:
                 return
-            if parsed.event in _SHOWN:
-                _SHOWN[parsed.event](self, parsed.fields)
+            if parsed.event:
+                self._show(parsed.event)
             elif parsed.level in _LOUD_LEVELS:
                 self._renderer.note(f"warning: {parsed.text}", style="yellow")
             elif self._is_verbose:
                 self._renderer.note(parsed.text, style="dim")
 
     def summarize(self, outcome: str, *, is_success: bool, show_log: bool = False) -> None:
-        """Write the last line, which begins with `outcome`; before it the last log lines."""
+        """Write the last line, which begins with `outcome`; the last log lines before it."""
         with self._lock:
             self._is_closed = True
             self._renderer.end()
@@ -167,75 +167,89 @@ class Progress:
     def _renderer(self) -> Renderer:
         return self._make_renderer()
 
-    def _received(self, fields: Mapping[str, Any]) -> None:
-        self._renderer.note(f"job {_text(fields, 'request_id')} from {_text(fields, 'source')}")
+    @functools.singledispatchmethod
+    def _show(self, event: JobEvent) -> None:
+        self._renderer.note(_one_line(event.log_message()))
 
-    def _starting(self, fields: Mapping[str, Any]) -> None:
+    @_show.register
+    def _(self, event: job_events.JobReceived) -> None:
+        self._renderer.note(_one_line(f"job {event.request_id} from {event.source}"))
+
+    @_show.register
+    def _(self, event: job_events.JobPostponed) -> None:
+        self._renderer.end()
+        self._renderer.note(_one_line(f"postponed: {event.message}"), style="yellow")
+
+    @_show.register
+    def _(self, event: job_events.JobStoreFailed) -> None:
+        text = _one_line(f"warning: {event.message}: {event.reason}")
+        self._renderer.note(text, style="yellow")
+
+    @_show.register
+    def _(self, event: job_events.WorkerStarting) -> None:
         self._renderer.begin("cold start …")
 
-    def _ready(self, fields: Mapping[str, Any]) -> None:
-        self._cold_start_s = _number(fields, "cold_start_ms") / 1000
+    @_show.register
+    def _(self, event: job_events.WorkerReady) -> None:
+        self._cold_start_s = event.cold_start_ms / 1000
         self._renderer.end(f"worker ready, cold start {self._cold_start_s:.1f} s")
 
-    def _queued(self, fields: Mapping[str, Any]) -> None:
-        self._renderer.begin(f"queued, {_number(fields, 'nodes'):g} nodes")
+    @_show.register
+    def _(self, event: job_events.JobQueued) -> None:
+        self._renderer.begin(f"queued, {event.nodes} nodes")
 
-    def _node(self, fields: Mapping[str, Any]) -> None:
-        count = f"{_number(fields, 'done'):g}/{_number(fields, 'total'):g}"
-        names = f"{_text(fields, 'node_id')} {_text(fields, 'class_type')}"
-        self._renderer.begin(f"node {count}  {names}  {_text(fields, 'title')}".rstrip())
+    @_show.register
+    def _(self, event: job_events.NodeStarted) -> None:
+        names = _one_line(f"{event.node_id} {event.class_type}")
+        text = f"node {event.done}/{event.total}  {names}  {_one_line(event.title)}"
+        self._renderer.begin(text.rstrip())
 
-    def _step(self, fields: Mapping[str, Any]) -> None:
-        if (maximum := _number(fields, "max")) > 0:
-            self._renderer.step(_number(fields, "value"), maximum)
+    @_show.register
+    def _(self, event: job_events.NodeProgress) -> None:
+        if event.max > 0:
+            self._renderer.step(event.value, event.max)
 
-    def _stored(self, fields: Mapping[str, Any]) -> None:
-        name = _text(fields, "file")
-        size, seconds = readable_size(_number(fields, "size_bytes")), _number(fields, "ms") / 1000
+    @_show.register
+    def _(self, event: job_events.ArtifactStored) -> None:
+        name, size = _one_line(event.file), readable_size(event.size_bytes)
         self._files.append(name)
-        self._renderer.note(f"stored {name}, {size}, in {seconds:.1f} s")
+        self._renderer.note(f"stored {name}, {size}, in {event.ms / 1000:.1f} s")
 
-    def _not_stored(self, fields: Mapping[str, Any]) -> None:
-        what = f"{_text(fields, 'file')}: {_text(fields, 'reason')}"
-        self._renderer.note(f"not stored: {what}", style="red")
+    @_show.register
+    def _(self, event: job_events.ArtifactFailed) -> None:
+        text = _one_line(f"not stored: {event.file}: {event.reason}")
+        self._renderer.note(text, style="red")
 
-    def _webhook(self, fields: Mapping[str, Any]) -> None:
-        attempts = f", attempts: {fields['attempts']}" if "attempts" in fields else ""
-        self._renderer.note(f"webhook delivered, status {_text(fields, 'status')}{attempts}")
+    @_show.register
+    def _(self, event: job_events.ArtifactRemoved) -> None:
+        self._renderer.note(_one_line(f"{event.log_message()}: {event.file}"), style="dim")
 
-    def _no_webhook(self, fields: Mapping[str, Any]) -> None:
-        self._renderer.note(f"webhook failed: {_text(fields, 'reason')}", style="red")
+    @_show.register
+    def _(self, event: job_events.ArtifactKept) -> None:
+        text = _one_line(f"warning: {event.log_message()}: {event.reason}")
+        self._renderer.note(text, style="yellow")
 
-    def _completed(self, fields: Mapping[str, Any]) -> None:
+    @_show.register
+    def _(self, event: job_events.WebhookDelivered) -> None:
+        self._renderer.note(f"webhook delivered, status {event.status}")
+
+    @_show.register
+    def _(self, event: job_events.WebhookFailed) -> None:
+        self._renderer.note(_one_line(f"webhook failed: {event.reason}"), style="red")
+
+    @_show.register
+    def _(self, event: job_events.JobCompleted) -> None:
         self._renderer.end()
 
-    def _failed(self, fields: Mapping[str, Any]) -> None:
+    @_show.register
+    def _(self, event: job_events.JobFailed) -> None:
         self._renderer.end()
-        error = fields.get("error")
-        error = error if isinstance(error, dict) else {"message": error}
-        # The lines after the first are ComfyUI's last words.
-        first, *more = str(error.get("message") or "").splitlines() or [""]
-        self._renderer.note(
-            ": ".join(["failed", *filter(None, [_text(error, "type"), first])]), style="red"
-        )
+        # The lines after the first are the last lines of ComfyUI's log.
+        first, *more = str(event.error.get("message") or "").splitlines() or [""]
+        parts = ["failed", _one_line(event.error.get("type") or ""), first]
+        self._renderer.note(": ".join(filter(None, parts)), style="red")
         for line in more:
             self._renderer.note(line, style="dim")
-
-
-_SHOWN: Mapping[str, Callable[[Progress, Mapping[str, Any]], None]] = {
-    "job.received": Progress._received,
-    "worker.starting": Progress._starting,
-    "worker.ready": Progress._ready,
-    "job.queued": Progress._queued,
-    "node.started": Progress._node,
-    "node.progress": Progress._step,
-    "artifact.stored": Progress._stored,
-    "artifact.failed": Progress._not_stored,
-    "webhook.delivered": Progress._webhook,
-    "webhook.failed": Progress._no_webhook,
-    "job.completed": Progress._completed,
-    "job.failed": Progress._failed,
-}
 
 
 def progress_on(stream: TextIO, *, is_verbose: bool) -> Progress:
@@ -248,7 +262,7 @@ def progress_on(stream: TextIO, *, is_verbose: bool) -> Progress:
     def make_renderer() -> Renderer:
         if not stream.isatty():
             return PlainRenderer(stream, elapsed_s)
-        # Only now: rich takes 40 ms to import, and nothing is to show before the handler runs.
+        # Late: rich takes 40 ms to import, and the first line comes after the handler's start.
         from rich.console import Console  # noqa: PLC0415
 
         from runtime.progress_terminal import TerminalRenderer  # noqa: PLC0415
@@ -269,16 +283,3 @@ def readable_size(size_bytes: float) -> str:
 
 def _one_line(value: object) -> str:
     return " ".join(str(value).split())
-
-
-def _text(fields: Mapping[str, Any], name: str) -> str:
-    return _one_line(fields.get(name) if fields.get(name) is not None else "")
-
-
-def _number(fields: Mapping[str, Any], name: str) -> float:
-    value = fields.get(name)
-    try:
-        number = float(value) if isinstance(value, (int, float)) else 0.0
-    except OverflowError:
-        return 0.0
-    return number if math.isfinite(number) else 0.0

@@ -1,4 +1,4 @@
-"""The live display of progress on a terminal: a spinner, a bar for steps, and what is done above.
+"""The live display of progress on a terminal: a spinner, a bar for steps, finished lines above.
 
 Which events it shows, and in which words, is decided in progress.py.
 """
@@ -29,13 +29,13 @@ class _SecondsColumn(ProgressColumn):
 
 
 class TerminalRenderer:
-    """What goes on is one moving line, and a second one while it counts steps."""
+    """One moving line for the current activity, and a second one while it counts steps."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._text = ""
+        self._activity_text = ""
         self._began = 0.0
-        self._doing = _progress(console, SpinnerColumn(), _description(), _SecondsColumn())
+        self._activity = _progress(console, SpinnerColumn(), _description(), _SecondsColumn())
         self._steps = _progress(
             console,
             TextColumn("   step {task.completed:g}/{task.total:g}"),
@@ -47,7 +47,7 @@ class TerminalRenderer:
         )
         self._bar: TaskID | None = None
         self._live = Live(
-            Group(self._doing, self._steps),
+            Group(self._activity, self._steps),
             console=console,
             refresh_per_second=_REFRESH_PER_S,
             transient=True,
@@ -61,24 +61,26 @@ class TerminalRenderer:
 
     def begin(self, text: str) -> None:
         self.end()
-        self._text, self._began = text, time.monotonic()
-        self._doing.add_task(text, total=None)
+        self._activity_text, self._began = text, time.monotonic()
+        self._activity.add_task(text, total=None)
 
     def step(self, value: float, maximum: float) -> None:
         if self._bar is None:
             self._bar = self._steps.add_task("", total=maximum)
         elif value < self._steps.tasks[0].completed:
-            # The same node samples once more: a new bar, or the time left would be nonsense.
+            # The node samples a second time. With the old bar the time left would be wrong.
             self._steps.reset(self._bar, total=maximum)
         self._steps.update(self._bar, completed=value, total=maximum)
 
     def end(self, text: str = "") -> None:
-        for progress in (self._doing, self._steps):
+        for progress in (self._activity, self._steps):
             for task in progress.task_ids:
                 progress.remove_task(task)
-        if self._text:
-            self.note(f"{time.monotonic() - self._began:7.1f} s  {self._text}", style="dim")
-        self._text, self._bar = "", None
+        if self._activity_text:
+            self.note(
+                f"{time.monotonic() - self._began:7.1f} s  {self._activity_text}", style="dim"
+            )
+        self._activity_text, self._bar = "", None
 
     def close(self) -> None:
         self._live.stop()
@@ -89,5 +91,5 @@ def _progress(console: Console, *columns: Any) -> Progress:
 
 
 def _description() -> TextColumn:
-    # A title is anybody's text: no markup in it.
+    # A title comes from the workflow: what looks like markup in it is text.
     return TextColumn("{task.description}", markup=False)

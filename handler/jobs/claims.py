@@ -16,11 +16,12 @@ from datetime import UTC, datetime
 from events.errors import AlreadyRunning
 from events.job import Job
 from events.repeating_timer import RepeatingTimer
+from handler.emit import emit
+from handler.job_events import JobRepeated, JobStoreFailed
 from handler.jobs.record import JobRecord, Lease, Response, Status, fingerprint, record_id
 from handler.jobs.store import Store, is_store_configured, open_store
 from handler.jobs.stored_response import storable
 from handler.leftovers import Attempt
-from handler.log import emit, logger
 from handler.settings import Settings
 
 # The claim of a killed handler lapses after this time. It is shorter than the time for which the
@@ -69,7 +70,7 @@ class Jobs:
             return Claim(held=self._hold(store, record, job))
         if existing.status is Status.RUNNING:
             raise AlreadyRunning("the job with this request_id is running in another invocation")
-        emit("job.repeated", "the request was answered before, its stored response is returned")
+        emit(JobRepeated())
         return Claim(stored=existing.response)
 
     def close(self) -> None:
@@ -175,4 +176,4 @@ class HeldClaim:
 
 
 def _warn(message: str, reason: str) -> None:
-    logger.warning(message, extra={"event": "jobs.failed", "reason": reason})
+    emit(JobStoreFailed(message=message, reason=reason))

@@ -1,4 +1,4 @@
-"""What people see of a run: recorded log lines in, plain lines or a live display out."""
+"""The display of a run: log lines in, plain lines or a live display out."""
 
 import io
 import json
@@ -8,15 +8,32 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from handler.job_events import (
+    EVENT_TYPES,
+    ArtifactFailed,
+    ArtifactStored,
+    JobCompleted,
+    JobEvent,
+    JobFailed,
+    JobQueued,
+    JobReceived,
+    NodeProgress,
+    NodeStarted,
+    WebhookDelivered,
+    WebhookFailed,
+    WorkerReady,
+    WorkerStarting,
+)
 from runtime.progress import PlainRenderer, Progress, parse, progress_on, readable_size
 from runtime.progress_terminal import TerminalRenderer
+from tests.handler.test_job_events import EXAMPLES, entry
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.timeout(90)
 
 
 def is_shown(console: Console, text: str) -> bool:
-    """Whether the display, which is drawn ten times a second, came to that."""
+    """Whether the display, which is drawn ten times a second, shows this text in time."""
     return wait_until(lambda: text in console.export_text(clear=False))
 
 
@@ -32,35 +49,38 @@ class Watched:
             is_verbose=is_verbose,
         )
 
-    def feed(self, event: str, *, at: float = 0.0, **fields: Any) -> None:
+    def feed(self, event: JobEvent, at: float = 0.0) -> None:
         self.now = at
-        self.progress.feed(line(event, **fields))
+        self.progress.feed(line(event))
 
     def lines(self) -> list[str]:
         return self._stream.getvalue().splitlines()
 
 
-def line(event: str, **fields: Any) -> str:
-    entry = {"level": "INFO", "message": "m", "service": "lambda-comfyui", "event": event}
-    return json.dumps({**entry, **fields})
+def line(event: JobEvent) -> str:
+    return json.dumps(entry(event))
 
 
-def feed_a_run(feed: Callable[..., None]) -> None:
-    feed("job.received", request_id="r-1", source="direct")
-    feed("worker.starting", at=0.1)
-    feed("worker.ready", at=5.2, cold_start_ms=5123.4)
-    feed("job.queued", at=5.3, prompt_id="p", nodes=14)
-    sampler = {"node_id": "96", "class_type": "KSamplerAdvanced", "title": "Sampler, high noise"}
-    feed("node.started", at=12.3, **sampler, done=4, total=14)
+def step(value: float, maximum: float) -> NodeProgress:
+    share = 100 * value / maximum
+    return NodeProgress(node_id="96", time=0.1, value=value, max=maximum, percentage=share)
+
+
+def feed_a_run(feed: Callable[[JobEvent, float], None]) -> None:
+    feed(JobReceived(request_id="r-1", source="direct"), 0.0)
+    feed(WorkerStarting(), 0.1)
+    feed(WorkerReady(cold_start_ms=5123.4), 5.2)
+    feed(JobQueued(prompt_id="p", nodes=14), 5.3)
+    feed(NodeStarted("96", "KSamplerAdvanced", "Sampler, high noise", done=4, total=14), 12.3)
     for value, at in [(1, 12.5), (2, 13.0), (3, 13.6), (9, 13.7), (10, 13.8)]:
-        feed("node.progress", at=at, node_id="96", value=value, max=10, percentage=10 * value)
-    feed("node.started", at=14.0, node_id="7", class_type="SaveVideo", title="", done=14, total=14)
-    feed("artifact.stored", at=15.0, file="a.mp4", size_bytes=1_234_567, ms=210.4)
-    feed("webhook.delivered", at=15.1, attempts=2, status=204)
-    feed("job.completed", at=15.2, timings={"total_ms": 15_200})
+        feed(step(value, 10), at)
+    feed(NodeStarted("7", "SaveVideo", "", done=14, total=14), 14.0)
+    feed(ArtifactStored(file="a.mp4", size_bytes=1_234_567, ms=210.4), 15.0)
+    feed(WebhookDelivered(host="h", status=204), 15.1)
+    feed(JobCompleted(timings={"total_ms": 15_200}), 15.2)
 
 
-def test_run_is_told_in_plain_lines() -> None:
+def test_run_is_shown_in_plain_lines() -> None:
     watched = Watched()
 
     feed_a_run(watched.feed)
@@ -77,18 +97,18 @@ def test_run_is_told_in_plain_lines() -> None:
         "[  13.8 s]   step 10/10 100 %",
         "[  14.0 s] node 14/14  7 SaveVideo",
         "[  15.0 s] stored a.mp4, 1.2 MB, in 0.2 s",
-        "[  15.1 s] webhook delivered, status 204, attempts: 2",
+        "[  15.1 s] webhook delivered, status 204",
         "[  15.2 s] completed after 15.2 s, cold start 5.1 s, files: a.mp4",
     ]
 
 
-def test_run_is_told_on_a_terminal() -> None:
+def test_run_is_shown_on_a_terminal() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
     progress = Progress(lambda: TerminalRenderer(console), elapsed_s=lambda: 15.2)
 
-    def feed(event: str, *, at: float = 0.0, **fields: Any) -> None:
-        progress.feed(line(event, **fields))
-        if fields.get("value") == 3:
+    def feed(event: JobEvent, at: float) -> None:
+        progress.feed(line(event))
+        if isinstance(event, NodeProgress) and event.value == 3:
             assert is_shown(console, "step 3/10")
 
     with progress:
@@ -106,21 +126,21 @@ def test_second_sampling_in_one_node_starts_a_new_bar() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
 
     with Progress(lambda: TerminalRenderer(console), elapsed_s=lambda: 0.0) as progress:
-        progress.feed(line("node.started", node_id="1", class_type="[red]X", done=1, total=1))
+        progress.feed(line(NodeStarted("1", "[red]X", "", done=1, total=1)))
         for value, maximum in [(4, 4), (1, 20)]:
-            progress.feed(line("node.progress", value=value, max=maximum))
+            progress.feed(line(step(value, maximum)))
 
         assert is_shown(console, "step 1/20")
         assert is_shown(console, "node 1/1  1 [red]X")
 
 
-def test_failures_are_told() -> None:
+def test_failures_are_shown() -> None:
     watched = Watched()
     error = {"type": "WorkerUnavailable", "message": "ComfyUI died.\nlast words"}
 
-    watched.feed("artifact.failed", file="a.mp4", reason="AccessDenied")
-    watched.feed("webhook.failed", reason="HTTP 500")
-    watched.feed("job.failed", level="ERROR", error=error)
+    watched.feed(ArtifactFailed(file="a.mp4", reason="AccessDenied"))
+    watched.feed(WebhookFailed(host="h", reason="HTTP 500"))
+    watched.feed(JobFailed(error=error, timings={}))
     watched.progress.feed(json.dumps({"level": "WARNING", "message": "disk\nis low"}))
 
     assert watched.lines() == [
@@ -159,29 +179,41 @@ def test_last_log_lines_are_kept_for_a_function_error() -> None:
     assert len(shown) == 42
 
 
+@pytest.mark.parametrize("event", EXAMPLES, ids=lambda event: str(event.name))
+def test_every_event_is_shown(event: JobEvent) -> None:
+    watched = Watched()
+
+    watched.feed(NodeStarted("1", "KSampler", "", done=1, total=1))
+    watched.feed(event, at=1.0)
+    watched.progress.summarize("completed", is_success=True)
+
+    before, *shown, last = watched.lines()
+    # The end of a job that succeeded is the last line.
+    assert shown or isinstance(event, JobCompleted), (before, last)
+
+
 @pytest.mark.parametrize("value", [None, "x", [], {}, True, 10**400, float("nan"), -1])
 def test_no_value_breaks_the_display(value: object) -> None:
-    names = "request_id source cold_start_ms nodes node_id class_type title done total value max"
-    names += " percentage file size_bytes ms reason attempts status timings error"
-    fields: dict[str, Any] = dict.fromkeys(names.split(), value)
+    names = {name for event in EXAMPLES for name in event.log_fields()} | {"message"}
+    fields: dict[str, Any] = dict.fromkeys(names, value)
     console = Console(file=io.StringIO(), force_terminal=True)
     watched = Watched()
 
     with Progress(lambda: TerminalRenderer(console), elapsed_s=lambda: 0.0) as progress:
-        for event in ["worker.starting", "node.started", "node.progress", "unheard.of"]:
-            progress.feed(line(event, **fields))
-        feed_a_run(lambda event, at=0.0, **_: watched.feed(event, **fields))
-        feed_a_run(lambda event, at=0.0, **_: watched.feed(event))
+        for name in [*EVENT_TYPES, "unheard.of"]:
+            for text in (json.dumps({"event": name, **fields}), json.dumps({"event": name})):
+                progress.feed(text)
+                watched.progress.feed(text)
 
 
 @pytest.mark.parametrize("text", ["", "3", "null", "[1]", '{"a":', "[" * 100_000, "\x1b[31mred"])
-def test_line_that_is_no_object_is_taken_as_it_is(text: str) -> None:
+def test_line_that_is_not_an_object_is_kept_as_text(text: str) -> None:
     parsed = parse(text)
 
-    assert (parsed.text, parsed.level, parsed.event) == (text, "", "")
+    assert (parsed.text, parsed.level, parsed.event) == (text, "", None)
 
 
-def test_reader_that_is_gone_does_not_stop_the_run() -> None:
+def test_reader_that_has_ended_does_not_stop_the_run() -> None:
     class Broken(io.StringIO):
         def write(self, text: str) -> int:
             raise BrokenPipeError
