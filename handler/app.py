@@ -1,4 +1,4 @@
-"""`lambda_handler`: connects event sources, settings and the generator."""
+"""`lambda_handler`: connects event sources, settings and the pipeline of one job."""
 
 import os
 from typing import Any
@@ -8,11 +8,12 @@ from events.contract import caller_of
 from events.errors import Misconfigured
 from events.event_context import EventContext
 from handler.clock import Deadline
-from handler.generate import Generator
-from handler.response import Outcome
+from handler.connections import Connections
+from handler.generate import generate
+from handler.response import JobResult, build_response
 from handler.settings import Settings, SettingsError
 
-_generators: dict[Settings, Generator] = {}
+_connections: dict[Settings, Connections] = {}
 
 
 def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
@@ -29,8 +30,8 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
 
     def handle(request: Any) -> dict[str, Any]:
         if misconfigured:
-            return Outcome(caller_of(request), error=misconfigured).response()
-        return _generator(settings).generate(request, deadline, sources.name_of(source))
+            return build_response(JobResult(caller_of(request), error=misconfigured))
+        return generate(request, _connect(settings), deadline, sources.name_of(source))
 
     return source.process(
         event,
@@ -50,10 +51,10 @@ def _settings() -> tuple[Settings, Misconfigured | None]:
         return Settings(), Misconfigured(str(error))
 
 
-def _generator(settings: Settings) -> Generator:
-    if settings not in _generators:
-        for outdated in _generators.values():
+def _connect(settings: Settings) -> Connections:
+    if settings not in _connections:
+        for outdated in _connections.values():
             outdated.close()
-        _generators.clear()
-        _generators[settings] = Generator(settings)
-    return _generators[settings]
+        _connections.clear()
+        _connections[settings] = Connections(settings)
+    return _connections[settings]

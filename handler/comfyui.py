@@ -1,8 +1,8 @@
 """The client of one ComfyUI: submit a workflow, follow it, interrupt it.
 
-Messages of the WebSocket are hints that make things fast; `/history` is the truth, and a job is
-only over when its entry is there. What a message means is decided in handler/execution.py; the
-HTTP calls are in handler/comfyui_api.py.
+The messages of the WebSocket may be lost; `/history` is the truth, and a job is over when its entry
+is there. What a message means is decided in execution.py, what a refusal means in rejection.py; the
+HTTP calls are in comfyui_api.py.
 """
 
 import math
@@ -20,22 +20,22 @@ from handler.comfyui_api import (
     QUESTION_TIMEOUT_S,
     ComfyUIApi,
     ComfyUIGone,
-    ComfyUIMute,
+    ComfyUITimeout,
     HistoryEntry,
     parse,
 )
 from handler.rejection import explain_rejection
 
-# Only its answer says what validation refuses. That may look through folders of models on a slow
-# disk, and wait for another job's node that keeps the interpreter lock.
+# Validation lists the folders of models, which may be on a slow disk, and waits while the node of
+# another job holds the interpreter lock. Only its answer says what it refuses.
 SUBMIT_TIMEOUT_S = 600.0
 POLL_S = 1.0
 STUCK_AFTER_S = 3.0
-# ComfyUI sends to its listeners in turn: one that does not read holds up the others.
+# ComfyUI sends to its WebSockets in turn: a client that does not read delays the others.
 LISTEN_IDLE_S = 5.0
 _HISTORY_EVERY_S = 0.01
 _REOPEN_EVERY_S = 0.5
-# 0 would be no limit at all.
+# To websocket-client, 0 means no limit.
 _LEAST_TIMEOUT_S = 0.01
 
 Message = dict[str, Any]
@@ -46,30 +46,33 @@ class ComfyUIStuck(RuntimeError):
 
 
 class ComfyUI:
-    """One kept HTTP connection and one kept WebSocket to `base_url`. Used by one thread.
+    """One HTTP connection and one WebSocket to `base_url`, both kept between jobs.
 
-    Between jobs the WebSocket is given up after a while, see `rest`.
+    One thread calls its methods. A second thread, the timer below, closes the WebSocket of a client
+    that has had no job for LISTEN_IDLE_S. It touches the socket only between `end_job` and the next
+    `submit`, and only under `_idle_lock`.
     """
 
     def __init__(self, base_url: str) -> None:
         self.base_url = base_url
         self.client_id = uuid.uuid4().hex
         self._api = ComfyUIApi(base_url)
-        self._still_since: float | None = None
+        self._stalled_since: float | None = None
         self._socket: websocket.WebSocket | None = None
         self._reopen_at = 0.0
-        self._resting_since: float | None = time.monotonic()
-        self._rest_lock = threading.Lock()
-        self._rest = RepeatingTimer(LISTEN_IDLE_S, self._hang_up_after_rest)
-        self._rest.start()
+        # None while a job runs.
+        self._idle_since: float | None = time.monotonic()
+        self._idle_lock = threading.Lock()
+        self._idle_timer = RepeatingTimer(LISTEN_IDLE_S, self._disconnect_if_idle)
+        self._idle_timer.start()
 
     def submit(
         self, workflow: dict[str, Any], prompt_id: str, timeout_s: float | None = None
     ) -> None:
-        """Queue a workflow under an id of ours, within SUBMIT_TIMEOUT_S and `timeout_s`.
+        """Queue a workflow as `prompt_id`, within SUBMIT_TIMEOUT_S and `timeout_s`.
 
         Raises WorkflowRejected when ComfyUI's validation refuses any part of it, ComfyUIGone, and
-        ComfyUIMute.
+        ComfyUITimeout.
         """
         limit_s = SUBMIT_TIMEOUT_S if timeout_s is None else min(timeout_s, SUBMIT_TIMEOUT_S)
         until = time.monotonic() + limit_s
@@ -80,7 +83,7 @@ class ComfyUI:
         if accepted and not details.get("node_errors"):
             return
         if accepted:
-            # ComfyUI would run the valid outputs only and drop the others in silence.
+            # ComfyUI would run the valid outputs and leave out the others without a message.
             self.interrupt(prompt_id, QUESTION_TIMEOUT_S)
         raise explain_rejection(details, workflow, status)
 
@@ -90,9 +93,9 @@ class ComfyUI:
         """Pass on every message of this prompt until it is over; return its history entry.
 
         `deadline` is a time of `time.monotonic()`. Raises TimeoutError at the deadline,
-        ComfyUIGone and ComfyUIStuck. A dropped WebSocket costs messages, never the result.
+        ComfyUIGone and ComfyUIStuck. A lost WebSocket costs messages, never the result.
         """
-        self._still_since = None
+        self._stalled_since = None
         until = math.inf if deadline is None else deadline
         is_over = False
         while (left := until - time.monotonic()) > 0:
@@ -111,43 +114,46 @@ class ComfyUI:
     def interrupt(self, prompt_id: str, timeout_s: float) -> None:
         """Take the prompt out of the queue, or stop it at its next node or sampler step.
 
-        ComfyUI does so once it reads it, be that after `timeout_s`. Raises ComfyUIGone.
+        Returns after `timeout_s` at the latest; a ComfyUI that is busy does it when it reads the
+        request. Raises ComfyUIGone.
         """
         self._api.interrupt(prompt_id, timeout_s)
 
     def is_over(self, prompt_id: str, timeout_s: float) -> bool:
-        """Whether the prompt neither waits nor runs any more; False if ComfyUI does not say.
+        """Whether the prompt neither waits nor runs any more; False if ComfyUI does not answer.
 
         Raises ComfyUIGone.
         """
         try:
             queue = self._api.queue(timeout_s)
-        except ComfyUIMute:
+        except ComfyUITimeout:
             return False
         return not any(item[1] == prompt_id for part in queue.values() for item in part)
 
     def free(self) -> None:
         """Unload all models and drop the node cache, before the next prompt runs.
 
-        Raises ComfyUIGone, ComfyUIMute.
+        Raises ComfyUIGone, ComfyUITimeout.
         """
         self._api.free()
 
-    def rest(self) -> None:
-        """The job is over. If no other comes for a while, messages are not listened to."""
-        if self._resting_since is None:
-            self._resting_since = time.monotonic()
+    def end_job(self) -> None:
+        """The job is over: the WebSocket is closed unless another one comes soon."""
+        with self._idle_lock:
+            if self._idle_since is None:
+                self._idle_since = time.monotonic()
 
     def close(self) -> None:
-        self._rest.stop()
-        self._hang_up()
+        """Close both connections; a later call would open them again."""
+        self._idle_timer.stop()
+        self._disconnect()
         self._api.close()
 
-    def _hang_up_after_rest(self) -> bool:
-        with self._rest_lock:
-            since = self._resting_since
+    def _disconnect_if_idle(self) -> bool:
+        with self._idle_lock:
+            since = self._idle_since
             if since is not None and time.monotonic() - since >= LISTEN_IDLE_S:
-                self._hang_up()
+                self._disconnect()
         return True
 
     def _look_up(
@@ -157,10 +163,10 @@ class ComfyUI:
             entry = self._api.history(prompt_id, until - time.monotonic())
             if entry is None and self._is_queued(prompt_id, on_message, until):
                 return None
-            # It may have ended between the two questions.
+            # It may have ended between the two requests.
             entry = entry or self._api.history(prompt_id, until - time.monotonic())
-        except ComfyUIMute:
-            # A node that holds the interpreter lock keeps the server from answering: it is alive.
+        except ComfyUITimeout:
+            # It lives: a node that holds the interpreter lock keeps the server from answering.
             return None
         if entry is None:
             raise ComfyUIGone("ComfyUI does not know the job any more")
@@ -172,22 +178,22 @@ class ComfyUI:
         queue = self._api.queue(until - time.monotonic())
         is_running = any(item[1] == prompt_id for item in queue["queue_running"])
         if is_running:
-            # The message that said so may have been lost.
+            # Its message may have been lost.
             on_message({"type": "execution_start", "data": {"prompt_id": prompt_id}})
         is_waiting = any(item[1] == prompt_id for item in queue["queue_pending"])
-        self._note_standstill(is_waiting and not queue["queue_running"])
+        self._check_stalled(is_waiting and not queue["queue_running"])
         return is_waiting or is_running
 
-    def _note_standstill(self, stands_still: bool) -> None:
+    def _check_stalled(self, is_stalled: bool) -> None:
         now = time.monotonic()
-        self._still_since = (self._still_since or now) if stands_still else None
-        if self._still_since and now - self._still_since >= STUCK_AFTER_S:
+        self._stalled_since = (self._stalled_since or now) if is_stalled else None
+        if self._stalled_since and now - self._stalled_since >= STUCK_AFTER_S:
             raise ComfyUIStuck("ComfyUI takes no job from its queue any more")
 
     def _listen(self, until: float) -> None:
-        """Make sure that the WebSocket is open, and drop what came in since the last job."""
-        with self._rest_lock:
-            self._resting_since = None
+        """Make sure that the WebSocket is open, and drop the messages since the last job."""
+        with self._idle_lock:
+            self._idle_since = None
         self._reopen_at = 0.0
         while self._socket and select.select([self._socket], [], [], 0)[0]:
             self._receive(0.001)
@@ -195,15 +201,15 @@ class ComfyUI:
             self._open(until)
 
     def _receive(self, timeout_s: float) -> Message | None:
-        """The next JSON message, or None after a silence of `timeout_s` or a dropped socket."""
-        give_up = time.monotonic() + timeout_s
+        """The next JSON message; None after `timeout_s`, or when the WebSocket was lost."""
+        until = time.monotonic() + timeout_s
         if self._socket is None and time.monotonic() >= self._reopen_at:
-            self._open(give_up)
+            self._open(until)
         if self._socket is None:
             time.sleep(min(timeout_s, 0.1))
             return None
         try:
-            while (left := give_up - time.monotonic()) > 0:
+            while (left := until - time.monotonic()) > 0:
                 self._socket.settimeout(left)
                 opcode, data = self._socket.recv_data()
                 if opcode == websocket.ABNF.OPCODE_CLOSE:
@@ -215,8 +221,8 @@ class ComfyUI:
         except websocket.WebSocketTimeoutException:
             pass
         except (websocket.WebSocketException, OSError):
-            # ComfyUI forgets a client id when its old connection ends, so it is given time to end.
-            self._hang_up()
+            # ComfyUI forgets a client id when its old connection ends, so that one must end first.
+            self._disconnect()
             self._reopen_at = time.monotonic() + _REOPEN_EVERY_S
         return None
 
@@ -232,7 +238,7 @@ class ComfyUI:
         except (websocket.WebSocketException, OSError):
             self._reopen_at = time.monotonic() + _REOPEN_EVERY_S
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         if self._socket:
             self._socket.shutdown()  # type: ignore[no-untyped-call]
         self._socket = None

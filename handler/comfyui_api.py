@@ -12,7 +12,7 @@ import urllib3
 
 # The most that a call may take that ComfyUI answers without running anything.
 QUESTION_TIMEOUT_S = 2.0
-# 0 would be no limit at all.
+# To urllib3, 0 means no limit.
 _LEAST_TIMEOUT_S = 0.01
 # A handshake of RFC 6455; the key may be any 16 bytes.
 _UPGRADE_HEADERS = {
@@ -29,18 +29,18 @@ class ComfyUIGone(ConnectionError):
     """ComfyUI does not answer any more, or has forgotten the job: it died or was restarted."""
 
 
-class ComfyUIMute(ConnectionError):
-    """ComfyUI has not answered in time. If it lives, it will do what it was asked for."""
+class ComfyUITimeout(ConnectionError):
+    """ComfyUI has not answered in time. If it lives, it will still do what it was asked."""
 
 
 class ComfyUIApi:
     """One kept connection to `base_url`. A call may be made from any thread.
 
-    Every call raises ComfyUIGone and ComfyUIMute where its docstring does not say otherwise.
+    Every call raises ComfyUIGone and ComfyUITimeout where its docstring does not say otherwise.
     """
 
     def __init__(self, base_url: str) -> None:
-        # Not requests: half a millisecond a call counts here, and no proxy must come between.
+        # Not requests: it costs half a millisecond a call, and would use a proxy.
         self._http = urllib3.connection_from_url(base_url, retries=False)
 
     def is_ready(self, timeout_s: float) -> bool:
@@ -52,7 +52,7 @@ class ComfyUIApi:
             upgrade = self._request(
                 "GET", "/ws", timeout_s, headers=_UPGRADE_HEADERS, preload_content=False
             )
-        except (ComfyUIGone, ComfyUIMute):
+        except (ComfyUIGone, ComfyUITimeout):
             return False
         # The WebSocket that the answer opens is of no use here.
         upgrade.close()
@@ -90,7 +90,7 @@ class ComfyUIApi:
         ):
             try:
                 self._post(path, body, timeout_s / 2)
-            except ComfyUIMute:
+            except ComfyUITimeout:
                 has_answered = False
         return has_answered
 
@@ -114,14 +114,14 @@ class ComfyUIApi:
             limit = urllib3.Timeout(total=max(timeout_s, _LEAST_TIMEOUT_S))
             return self._http.request(method, path, timeout=limit, **details)
         except urllib3.exceptions.NewConnectionError as error:
-            # urllib3 derives it from its timeout error, but here it says that nothing listens.
+            # A TimeoutError to urllib3, but the port is closed.
             raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
         except urllib3.exceptions.TimeoutError as error:
-            raise ComfyUIMute(f"ComfyUI does not answer {path} in time") from error
+            raise ComfyUITimeout(f"ComfyUI does not answer {path} in time") from error
         except urllib3.exceptions.HTTPError as error:
-            # A request that could not even be sent in time ends like this.
+            # The request could not be sent in time.
             if any(isinstance(cause, TimeoutError) for cause in error.args):
-                raise ComfyUIMute(f"ComfyUI does not read {path} in time") from error
+                raise ComfyUITimeout(f"ComfyUI does not read {path} in time") from error
             raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
 
 

@@ -1,6 +1,10 @@
-"""The way of one event: validate, prepare, wake the worker, run, store, notify.
+"""One job, from the request event to the documented response:
 
-Every way ends in the documented response; nothing is raised at the caller.
+    validate → claim → check → wake → run → store → notify
+
+Every failure becomes the response's `error`; nothing is raised at the caller. Which event holds
+which request is decided in events/, what the response looks like in response.py, and how a failure
+of ComfyUI is told from one of the job in runner.py and node_failure.py.
 """
 
 import uuid
@@ -10,149 +14,159 @@ from typing import Any
 
 from events.contract import caller_of, parse_request
 from events.errors import AlreadyRunning, InternalError, JobError, OutOfMemory
-from events.job import Job
+from events.job import Caller, Job
 from handler import webhook
 from handler.artifacts import Collector
 from handler.clock import Deadline
+from handler.connections import Connections
 from handler.emit import emit
-from handler.execution import Execution, failure_in
+from handler.execution import Execution
 from handler.job_events import JobCompleted, JobFailed, JobPostponed, JobReceived
-from handler.jobs import Claim, Jobs
+from handler.jobs import Claim
+from handler.leftovers import Attempt
 from handler.log import logger
 from handler.model_folders import standins_used
-from handler.response import Outcome
-from handler.runner import Runner
-from handler.settings import Settings
-from handler.storage import Storage, Uploads, target_of
-from handler.worker_client import ReadyWorker
+from handler.node_failure import failure_in
+from handler.outputs import JobOutputs
+from handler.response import JobResult, build_response
+from handler.runner import Runner, Wake
+from handler.storage import Uploads, target_of
 from handler.workflow import fill_random_ints, force_rerun, model_names
 
 
-class Generator:
-    """What a handler process keeps between events: its connections to worker, ComfyUI and S3."""
+def generate(
+    event: Any, connections: Connections, deadline: Deadline, source: str
+) -> dict[str, Any]:
+    """Run the job that a request event describes; returns the documented response.
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._jobs = Jobs(settings)
-        self._runner = Runner(settings)
-        self._storage = Storage(settings.s3_url_expires_s)
+    `source` is the name of the event source, for the log. Never raises for what the event holds.
+    """
+    caller = caller_of(event)
+    logger.append_keys(request_id=caller.request_id)
+    try:
+        emit(JobReceived(request_id=caller.request_id, source=source))
+        return JobRun(caller, connections, deadline).answer(event)
+    finally:
+        # Last of all: a worker that drains ends with its last job, and ends this process, too.
+        connections.end_job()
+        logger.remove_keys(["request_id", "prompt_id"])
 
-    def generate(self, event: Any, deadline: Deadline, source: str) -> dict[str, Any]:
-        """Run the job that a request event describes; the documented response, always."""
-        outcome = Outcome(caller_of(event))
-        logger.append_keys(request_id=outcome.caller.request_id)
-        try:
-            return self._generate(event, outcome, deadline, source)
-        finally:
-            # Last of all: a worker that drains ends with its last job, and takes us along.
-            self._runner.done()
-            logger.remove_keys(["request_id", "prompt_id"])
 
-    def close(self) -> None:
-        """Give up the connections; a worker that was started for this process alone stops."""
-        self._runner.close()
-        self._jobs.close()
+class JobRun:
+    """The run of one job. `answer` is called once."""
 
-    def _generate(
-        self, event: Any, outcome: Outcome, deadline: Deadline, source: str
-    ) -> dict[str, Any]:
+    def __init__(self, caller: Caller, connections: Connections, deadline: Deadline) -> None:
+        self._connections, self._deadline = connections, deadline
+        self._settings = connections.settings
+        self._result = JobResult(caller)
+        self._timings = self._result.timings
+
+    def answer(self, event: Any) -> dict[str, Any]:
+        """The response: of this run, or the stored one of an earlier run of the same request."""
         claim = Claim()
         try:
-            emit(JobReceived(request_id=outcome.caller.request_id, source=source))
-            with outcome.timings.stage("preprocess_ms"):
-                job = parse_request(event, outcome.caller)
-                claim = self._jobs.claim(job)
-            if claim.stored is None:
-                self._run(job, claim, outcome, deadline)
+            with self._timings.stage("preprocess_ms"):
+                job = parse_request(event, self._result.caller)
+                claim = self._connections.jobs.claim(job)
+            if claim.stored is not None:
+                return claim.stored
+            self._run(job, claim.attempt)
         except JobError as error:
-            outcome.error = error
+            self._result.error = error
         except Exception as error:
             logger.exception("unexpected error")
-            outcome.error = InternalError(f"unexpected {type(error).__name__}; the log says more")
+            text = f"unexpected {type(error).__name__}; the log has the traceback"
+            self._result.error = InternalError(text)
         try:
-            return claim.stored or self._end(outcome, claim, deadline)
+            return self._end(claim)
         finally:
             claim.release()
 
-    def _end(self, outcome: Outcome, claim: Claim, deadline: Deadline) -> dict[str, Any]:
-        response = outcome.response()
-        # The invocation that runs the job tells the webhook how it ended.
-        if not isinstance(outcome.error, AlreadyRunning):
-            budget_s = deadline.answer_left_s()
-            webhook.deliver(response, outcome.caller, self._settings, budget_s=budget_s)
-        # After the webhook: whoever is killed before it was called leaves the job to a repeat.
-        claim.end(response)
-        # Last of all: a job whose end was logged does not run again.
-        _emit_end(response)
-        return response
-
-    def _run(self, job: Job, claim: Claim, outcome: Outcome, deadline: Deadline) -> None:
-        with outcome.timings.stage("preprocess_ms"):
-            outcome.return_base64 = job.return_base64
+    def _run(self, job: Job, attempt: Attempt | None) -> None:
+        with self._timings.stage("preprocess_ms"):
+            self._result.return_base64 = job.return_base64
             workflow = fill_random_ints(job.workflow)
-            self._warn_of_standins(workflow, outcome)
-            is_ready = self._runner.begin(model_names(workflow), deadline)
-        with self._uploads(job, claim, outcome, deadline) as uploads:
-            worker = self._runner.wait_ready(is_ready, outcome.timings, deadline)
+            self._warn_of_standins(workflow)
+            wake = Wake(
+                self._connections.worker, model_names(workflow), self._timings, self._deadline
+            )
+        with self._uploads(job, attempt) as uploads:
+            worker = wake.wait()
             if uploads:
                 uploads.check()
             collector = Collector(job.id, worker.folders, include_temp=job.return_temp)
-            outcome.collect_with(collector, uploads)
-            self._execute(workflow, worker, outcome, deadline)
-            if lost := outcome.lost_from_cache():
-                # Somebody cleaned the files of an earlier run that ComfyUI's cache still names.
-                self._execute(force_rerun(workflow, lost), worker, outcome, deadline)
+            outputs = self._result.outputs = JobOutputs(collector, uploads)
+            runner = Runner(self._connections, worker, self._timings, self._deadline)
+            execution = self._execute(workflow, runner, outputs)
+            if lost := outputs.nodes_with_lost_files(execution.nodes_executed):
+                # The files of an earlier run that ComfyUI's cache still names were deleted.
+                outputs.forget(lost)
+                self._execute(force_rerun(workflow, lost), runner, outputs)
+            self._result.warnings += outputs.warnings()
 
     @contextmanager
-    def _uploads(
-        self, job: Job, claim: Claim, outcome: Outcome, deadline: Deadline
-    ) -> Iterator[Uploads | None]:
+    def _uploads(self, job: Job, attempt: Attempt | None) -> Iterator[Uploads | None]:
+        """The uploads of the job, which are waited for at the end; None without a bucket."""
         target = target_of(job.s3, self._settings)
         if target is None:
             yield None
             return
-        with self._storage.uploads(
-            target, is_callers=job.s3.is_given, attempt=claim.attempt
+        with self._connections.storage.uploads(
+            target, is_callers=job.s3.is_given, attempt=attempt
         ) as uploads:
             try:
                 yield uploads
             finally:
-                with outcome.timings.stage("upload_ms"):
-                    outcome.wait_for_uploads(deadline.answer_left_s())
-            if outcome.error is None:
-                artifacts = [artifact for artifact, _ in outcome.artifacts]
+                self._wait_for_uploads()
+            if self._result.error is None and self._result.outputs:
                 uploads.remove_leftovers(
-                    artifacts,
+                    self._result.outputs.artifacts,
                     max_age_s=self._settings.jobs_expire_s,
-                    timeout_s=deadline.answer_left_s(),
+                    timeout_s=self._deadline.answer_left_s(),
                 )
 
-    def _execute(
-        self, workflow: dict[str, Any], worker: ReadyWorker, outcome: Outcome, deadline: Deadline
-    ) -> None:
-        execution = Execution(str(uuid.uuid4()), workflow, outcome.collect)
-        outcome.execution, outcome.entry = execution, None
+    def _wait_for_uploads(self) -> None:
+        outputs, result = self._result.outputs, self._result
+        with self._timings.stage("upload_ms"):
+            if outputs:
+                outputs.wait(self._deadline.answer_left_s())
+                result.error = result.error or outputs.upload_failure()
+
+    def _execute(self, workflow: dict[str, Any], runner: Runner, outputs: JobOutputs) -> Execution:
+        """Run the workflow as one prompt. Raises the JobError that its history entry amounts to."""
+        execution = Execution(str(uuid.uuid4()), workflow, outputs.add)
+        self._result.execution = execution
         logger.append_keys(prompt_id=execution.prompt_id)
-        entry = self._runner.run(workflow, worker, execution, outcome.timings, deadline)
-        outcome.entry = entry
-        with outcome.timings.stage("postprocess_ms"):
-            # The messages may have missed an output; the history never does.
-            for node_id, output in entry["outputs"].items():
-                meta = entry.get("meta", {}).get(node_id) or {}
-                outcome.collect(str(meta.get("display_node") or node_id), output)
+        entry = runner.run(execution)
+        with self._timings.stage("postprocess_ms"):
+            execution.end(entry)
         if (failure := failure_in(entry)) is not None:
             if isinstance(failure, OutOfMemory):
-                # A ComfyUI that died of it has nothing left to free.
+                # A ComfyUI that died of it has no memory left to free.
                 with suppress(OSError):
-                    self._runner.free(worker)
+                    runner.free_memory()
             raise failure
-        outcome.warn_of_nothing()
+        return execution
 
-    def _warn_of_standins(self, workflow: dict[str, Any], outcome: Outcome) -> None:
-        if used := standins_used(model_names(workflow), self._settings):
-            names = ", ".join(used)
-            text = f"stand-in weights (random numbers) were used, the result is noise: {names}"
-            outcome.warnings.append(text)
+    def _end(self, claim: Claim) -> dict[str, Any]:
+        response = build_response(self._result)
+        # The invocation that runs the job calls the webhook.
+        if not isinstance(self._result.error, AlreadyRunning):
+            budget_s = self._deadline.answer_left_s()
+            webhook.deliver(response, self._result.caller, self._settings, budget_s=budget_s)
+        # After the webhook: a handler that is killed before the call leaves the job to a repeat.
+        claim.end(response)
+        # After the claim: a job whose end was logged does not run again.
+        _emit_end(response)
+        return response
+
+    def _warn_of_standins(self, workflow: dict[str, Any]) -> None:
+        if names := standins_used(model_names(workflow), self._settings):
+            text = (
+                "stand-in weights (random numbers) were used, the result is noise:"
+                f" {', '.join(names)}"
+            )
+            self._result.warnings.append(text)
             logger.warning(text)
 
 

@@ -1,189 +1,168 @@
-"""Runs one prompt on a ComfyUI that may be cold, die, stand still, or not let go in time.
+"""Runs prompts on a ComfyUI that may be cold, die, hang, or ignore an interrupt.
 
-Every such case becomes one of the errors that a caller can act on; see events/errors.py.
+Every such case becomes one of the errors that a caller can act on; see events/errors.py. What the
+worker is asked is decided in worker_client.py, what ComfyUI is asked in comfyui.py.
 """
 
 import contextlib
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from events.errors import DeadlineExceeded, WorkerUnavailable
 from handler.clock import Deadline, Timings
 from handler.comfyui import SUBMIT_TIMEOUT_S, ComfyUI, ComfyUIStuck
-from handler.comfyui_api import ComfyUIGone, ComfyUIMute, HistoryEntry
+from handler.comfyui_api import ComfyUIGone, ComfyUITimeout, HistoryEntry
+from handler.connections import Connections
 from handler.emit import emit
 from handler.execution import Execution
 from handler.job_events import JobQueued, WorkerReady, WorkerStarting
-from handler.settings import Settings
 from handler.worker_client import ReadyWorker, WorkerClient
 
 _INTERRUPT_WAIT_S = 5.0
 _INTERRUPT_POLL_S = 0.05
 
 
-class _DiedBeforeOurJob(Exception):
-    """ComfyUI died, and this job had not begun: it came just then, waited behind another one, or
-    killed it."""
+class _DiedBeforeJobBegan(Exception):
+    """ComfyUI died before this job began: the job had just come, waited behind another one, or
+    killed ComfyUI in its first moment."""
 
 
-class Runner:
-    """The connections of a handler process to its worker and to ComfyUI, kept between jobs."""
+class Wake:
+    """A worker that was asked for a ready ComfyUI when this object was made."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._worker = WorkerClient(settings)
-        self._client: tuple[ReadyWorker, ComfyUI] | None = None
-
-    def begin(self, models: Sequence[str], deadline: Deadline) -> bool:
-        """Ask for a ready ComfyUI without waiting; True when it is ready now.
+    def __init__(
+        self, worker: WorkerClient, models: Sequence[str], timings: Timings, deadline: Deadline
+    ) -> None:
+        """Ask without waiting for a cold ComfyUI; `models` are the files that the job will read.
 
         Raises WorkerUnavailable.
         """
+        self._worker, self._timings, self._deadline = worker, timings, deadline
         try:
-            is_ready = self._worker.begin_wake(models, deadline.work_left_s())
+            self._is_warm = worker.begin_wake(models, deadline.work_left_s())
         except OSError as error:
-            reason = error.strerror or "it stands still"
+            reason = error.strerror or "it does not react"
             raise WorkerUnavailable(f"the worker does not answer: {reason}") from error
-        if not is_ready:
+        if not self._is_warm:
             emit(WorkerStarting())
-        return is_ready
 
-    def wait_ready(self, is_ready: bool, timings: Timings, deadline: Deadline) -> ReadyWorker:
-        """The worker after `begin`. Raises WorkerUnavailable, and DeadlineExceeded."""
+    def wait(self) -> ReadyWorker:
+        """The worker, once its ComfyUI is ready. Raises WorkerUnavailable and DeadlineExceeded."""
         began = time.monotonic()
         try:
-            worker = self._worker.wait_ready(deadline.work_left_s())
+            worker = self._worker.wait_ready(self._deadline.work_left_s())
         except TimeoutError:
-            said = (
+            message = (
                 "the invocation ran out of time while ComfyUI was starting; the job was not begun."
+                f" {self._worker.last_lines()}"
             )
-            raise DeadlineExceeded(f"{said} {self._worker.last_lines()}", began=False) from None
+            raise DeadlineExceeded(message, began=False) from None
         except OSError as error:
             raise WorkerUnavailable("the worker died while ComfyUI was starting") from error
-        if not is_ready:
-            waited_ms = round((time.monotonic() - began) * 1000, 1)
-            timings.add("cold_start_ms", waited_ms)
-            emit(WorkerReady(cold_start_ms=waited_ms))
+        if not self._is_warm:
+            cold_start_ms = round((time.monotonic() - began) * 1000, 1)
+            self._timings.add("cold_start_ms", cold_start_ms)
+            emit(WorkerReady(cold_start_ms=cold_start_ms))
         return worker
 
-    def run(
-        self,
-        workflow: dict[str, Any],
-        worker: ReadyWorker,
-        execution: Execution,
-        timings: Timings,
-        deadline: Deadline,
-    ) -> HistoryEntry:
-        """Submit the workflow and follow it to its end; the history entry tells how it ended.
 
-        Raises WorkflowRejected, WorkerUnavailable, DeadlineExceeded.
+class Runner:
+    """Runs the prompts of one job on the ComfyUI of this container."""
+
+    def __init__(
+        self, connections: Connections, worker: ReadyWorker, timings: Timings, deadline: Deadline
+    ) -> None:
+        self._connections, self._worker = connections, connections.worker
+        self._timings, self._deadline = timings, deadline
+        self._ready = worker
+
+    def run(self, execution: Execution) -> HistoryEntry:
+        """Submit the execution's workflow and follow it to its end.
+
+        The history entry says how it ended. If ComfyUI dies before the job began, the job is
+        submitted once more. Raises WorkflowRejected, WorkerUnavailable, DeadlineExceeded.
         """
         began = time.monotonic()
         try:
-            # Twice at most: a job that kills ComfyUI in its first moment looks like this, too.
-            for attempt in (1, 2):
-                try:
-                    self._submit(workflow, worker, execution, deadline)
-                    return self._follow(worker, execution, deadline)
-                except _DiedBeforeOurJob as died:
-                    if attempt == 2:
-                        raise WorkerUnavailable(
-                            f"ComfyUI died before the job ran. {died}"
-                        ) from died
-                    worker = self.wait_ready(self.begin((), deadline), timings, deadline)
-            raise AssertionError
+            try:
+                return self._run_once(execution)
+            except _DiedBeforeJobBegan:
+                self._ready = Wake(self._worker, (), self._timings, self._deadline).wait()
+            try:
+                return self._run_once(execution)
+            except _DiedBeforeJobBegan as death:
+                raise WorkerUnavailable(f"ComfyUI died before the job ran. {death}") from death
         finally:
             ran_ms = (time.monotonic() - began) * 1000
-            timings.add("queue_ms", execution.queue_ms)
-            timings.add("generation_ms", ran_ms - execution.queue_ms)
+            self._timings.add("queue_ms", execution.queue_ms)
+            self._timings.add("generation_ms", ran_ms - execution.queue_ms)
 
-    def free(self, worker: ReadyWorker) -> None:
+    def free_memory(self) -> None:
         """Have ComfyUI unload its models before its next prompt. Raises OSError."""
-        self._client_of(worker).free()
+        self._connections.connect_comfyui(self._ready).free()
 
-    def done(self) -> None:
-        """End the job: the worker may let ComfyUI sleep."""
-        self._worker.end_job()
-        if self._client:
-            self._client[1].rest()
+    def _run_once(self, execution: Execution) -> HistoryEntry:
+        comfyui = self._connections.connect_comfyui(self._ready)
+        self._submit(execution, comfyui)
+        emit(JobQueued(prompt_id=execution.prompt_id, nodes=len(execution.workflow)))
+        return self._follow(execution, comfyui)
 
-    def close(self) -> None:
-        """Give up the connections; a worker that was started for this process alone stops."""
-        if self._client:
-            self._client[1].close()
-        self._worker.close()
-
-    def _submit(
-        self,
-        workflow: dict[str, Any],
-        worker: ReadyWorker,
-        execution: Execution,
-        deadline: Deadline,
-    ) -> None:
-        left_s = deadline.work_left_s()
+    def _submit(self, execution: Execution, comfyui: ComfyUI) -> None:
+        left_s = self._deadline.work_left_s()
         if left_s is not None and left_s <= 0:
             raise _deadline_exceeded(execution)
         self._worker.announce_prompt(execution.prompt_id)
-        client = self._client_of(worker)
         try:
-            client.submit(workflow, execution.prompt_id, left_s)
-        except ComfyUIMute as error:
-            # Another job's node keeps it from answering: as good as waiting in its queue.
-            self._interrupt(client, execution, deadline)
+            comfyui.submit(execution.workflow, execution.prompt_id, left_s)
+        except ComfyUITimeout as error:
+            # The node of another job keeps ComfyUI from answering: the job waits, as in the queue.
+            self._interrupt(execution, comfyui)
             if left_s is None or left_s > SUBMIT_TIMEOUT_S:
                 raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
             raise _deadline_exceeded(execution) from None
         except ComfyUIGone as error:
-            # It died since the last event, and the worker is about to replace it.
-            raise _DiedBeforeOurJob(self._worker.death_reason(worker) or str(error)) from error
-        emit(JobQueued(prompt_id=execution.prompt_id, nodes=len(workflow)))
+            # It died since the last job, and the worker is about to replace it.
+            reason = self._worker.death_reason(self._ready) or str(error)
+            raise _DiedBeforeJobBegan(reason) from error
 
-    def _follow(
-        self, worker: ReadyWorker, execution: Execution, deadline: Deadline
-    ) -> HistoryEntry:
-        client = self._client_of(worker)
+    def _follow(self, execution: Execution, comfyui: ComfyUI) -> HistoryEntry:
         try:
-            return client.follow(
-                execution.prompt_id, execution.observe, deadline=deadline.work_until
+            return comfyui.follow(
+                execution.prompt_id, execution.observe, deadline=self._deadline.work_until
             )
         except TimeoutError:
-            self._interrupt(client, execution, deadline)
+            self._interrupt(execution, comfyui)
             raise _deadline_exceeded(execution) from None
         except ComfyUIStuck as error:
             lines = self._worker.last_lines()
             self._worker.restart()
             raise WorkerUnavailable(f"{error}; it is restarted. {lines}") from error
         except ComfyUIGone as error:
-            if not (words := self._worker.death_reason(worker)):
+            reason = self._worker.death_reason(self._ready)
+            if not reason:
                 raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
             if not execution.began:
-                raise _DiedBeforeOurJob(words) from error
-            raise WorkerUnavailable(f"ComfyUI died while the job ran. {words}") from error
+                raise _DiedBeforeJobBegan(reason) from error
+            raise WorkerUnavailable(f"ComfyUI died while the job ran. {reason}") from error
 
-    def _interrupt(self, client: ComfyUI, execution: Execution, deadline: Deadline) -> None:
-        """Interrupt the job; a ComfyUI that does not let go of it is replaced.
+    def _interrupt(self, execution: Execution, comfyui: ComfyUI) -> None:
+        """Interrupt the job; a ComfyUI that goes on with it is replaced.
 
-        Unless the job has only waited: what keeps ComfyUI busy is another one's, with a deadline of
-        its own, and this one is taken out of the queue once ComfyUI reads it.
+        If the job has only waited, ComfyUI is busy with another handler's job, which has a deadline
+        of its own. Then ComfyUI is left alone: it takes this job out of its queue once it reads the
+        request.
         """
-        left_s = deadline.answer_left_s()
+        left_s = self._deadline.answer_left_s()
         wait_s = _INTERRUPT_WAIT_S if left_s is None else min(_INTERRUPT_WAIT_S, left_s / 2)
-        give_up = time.monotonic() + wait_s
+        until = time.monotonic() + wait_s
         with contextlib.suppress(ComfyUIGone):
-            client.interrupt(execution.prompt_id, wait_s / 2)
-            while not client.is_over(execution.prompt_id, give_up - time.monotonic()):
-                if time.monotonic() > give_up:
+            comfyui.interrupt(execution.prompt_id, wait_s / 2)
+            while not comfyui.is_over(execution.prompt_id, until - time.monotonic()):
+                if time.monotonic() > until:
                     if execution.began or self._worker.is_ours_alone():
                         self._worker.restart()
                     return
                 time.sleep(_INTERRUPT_POLL_S)
-
-    def _client_of(self, worker: ReadyWorker) -> ComfyUI:
-        if self._client is None or self._client[0] != worker:
-            if self._client:
-                self._client[1].close()
-            self._client = (worker, ComfyUI(worker.base_url))
-        return self._client[1]
 
 
 def _deadline_exceeded(execution: Execution) -> DeadlineExceeded:
@@ -191,9 +170,9 @@ def _deadline_exceeded(execution: Execution) -> DeadlineExceeded:
         return DeadlineExceeded(
             "the invocation ran out of time while the job waited in ComfyUI's queue", began=False
         )
-    at = execution.nodes_executed[-1] if execution.nodes_executed else "?"
+    node = execution.nodes_executed[-1] if execution.nodes_executed else "?"
     return DeadlineExceeded(
-        f"the invocation ran out of time at node {at}; raise the function's timeout,"
+        f"the invocation ran out of time at node {node}; raise the function's timeout,"
         " or make the workflow smaller",
         began=True,
     )

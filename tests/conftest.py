@@ -58,8 +58,8 @@ def environment() -> Iterator[Path]:
     yield folder
     process.terminate()
     assert process.wait(30) == 0
-    for generator in app._generators.values():
-        generator.close()
+    for connections in app._connections.values():
+        connections.close()
     os.environ.clear()
     os.environ.update(before)
     shutil.rmtree(folder, ignore_errors=True)
@@ -82,9 +82,9 @@ def run(workflow: Any, *, seconds: float = 100.0, **given: Any) -> dict[str, Any
 
 def current_client() -> ComfyUI:
     """The connection to ComfyUI that the handler of this process holds."""
-    (generator,) = app._generators.values()
-    assert generator._runner._client is not None
-    return generator._runner._client[1]
+    (connections,) = app._connections.values()
+    assert connections.comfyui is not None
+    return connections.comfyui
 
 
 def worker_status(kind: Callable[..., Request] = GetState, **fields: Any) -> WorkerStatus:

@@ -81,17 +81,17 @@ def deep_workflow(depth: int) -> workflows.Workflow:
 
 
 @contextmanager
-def own_generator() -> Iterator[None]:
+def own_connections() -> Iterator[None]:
     """A handler with connections of its own, so that what happens to them ends with the test."""
-    others = dict(app._generators)
-    app._generators.clear()
+    others = dict(app._connections)
+    app._connections.clear()
     try:
         yield
     finally:
-        for generator in app._generators.values():
-            generator.close()
-        app._generators.clear()
-        app._generators.update(others)
+        for connections in app._connections.values():
+            connections.close()
+        app._connections.clear()
+        app._connections.update(others)
 
 
 @pytest.fixture
@@ -333,12 +333,12 @@ def test_infinite_input_is_refused_by_node_and_input() -> None:
 
 @pytest.mark.parametrize("depth", [600, 900])
 def test_deeply_nested_input_is_refused_as_such(depth: int) -> None:
-    with own_generator():
+    with own_connections():
         assert "levels of nesting" in refused(event(deep_workflow(depth)))
 
 
 def test_job_that_fails_while_the_worker_wakes_does_not_mix_up_the_next_one() -> None:
-    with own_generator():
+    with own_connections():
         assert works()
         app.lambda_handler(event(deep_workflow(600)), None)
         worker_status(Restart)

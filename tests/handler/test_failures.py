@@ -293,7 +293,7 @@ def test_run_whose_beginning_was_not_heard_has_begun_all_the_same() -> None:
         time.sleep(1.0)
 
         # While the lock is held no WebSocket can be opened.
-        current_client()._hang_up()
+        current_client()._disconnect()
         response = run(workflows.one("TestSleep", seconds=60.0, deaf=False), seconds=15.0)
 
     failed(response, "DeadlineExceeded", retryable=False)

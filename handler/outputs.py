@@ -1,0 +1,88 @@
+"""The outputs of one job: its artifacts, collected while it runs, and their uploads.
+
+What counts as an artifact is decided in artifacts.py, how it is uploaded in storage.py.
+"""
+
+from collections.abc import Collection
+from concurrent.futures import Future, wait
+from typing import Any
+
+from events.errors import UploadFailed
+from handler.artifacts import Artifact, Collector
+from handler.storage import Stored, Uploads
+
+_MAX_NAMES = 5
+_NOT_FINISHED = "the upload was not finished when the invocation's time ran out"
+
+
+class JobOutputs:
+    """The artifacts in the order of the run. Without `uploads` they stay on this machine."""
+
+    def __init__(self, collector: Collector, uploads: Uploads | None) -> None:
+        self._collector, self._uploads = collector, uploads
+        self._outputs: list[tuple[Artifact, Future[Stored] | None]] = []
+
+    @property
+    def artifacts(self) -> list[Artifact]:
+        return [artifact for artifact, _ in self._outputs]
+
+    def add(self, node_id: str, output: dict[str, Any]) -> None:
+        """Collect the output of one node, and begin to upload its files.
+
+        An output that was added before changes nothing.
+        """
+        for artifact in self._collector.collect(node_id, output):
+            upload = self._uploads.begin(artifact) if self._uploads else None
+            self._outputs.append((artifact, upload))
+
+    def nodes_with_lost_files(self, nodes_executed: Collection[str]) -> list[str]:
+        """The nodes that ComfyUI's cache answered for, but whose files are not there any more."""
+        return [
+            artifact.node_id
+            for artifact in self.artifacts
+            if artifact.is_missing and artifact.node_id not in nodes_executed
+        ]
+
+    def forget(self, nodes: Collection[str]) -> None:
+        """Drop the outputs of these nodes; they can be added again."""
+        self._outputs = [item for item in self._outputs if item[0].node_id not in nodes]
+        self._collector.forget(nodes)
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Wait for the uploads that have begun, `timeout_s` seconds at most."""
+        uploads = [upload for _, upload in self._outputs if upload]
+        wait(uploads, None if timeout_s is None else max(timeout_s, 0.0))
+
+    def upload_failure(self) -> UploadFailed | None:
+        """The error that names the files which are not in the bucket now; None if all are."""
+        failed = [item for item in self.as_dicts() if "upload_error" in item]
+        if not failed:
+            return None
+        names = ", ".join(item["filename"] for item in failed[:_MAX_NAMES])
+        return UploadFailed(f"{names}: {failed[0]['upload_error']}")
+
+    def warnings(self) -> list[str]:
+        """Why a run that succeeded has no output; empty if it has one."""
+        if self._outputs:
+            return []
+        if self._collector.left_out_temp:
+            return [
+                "the workflow made only previews, which are left out: use a Save node,"
+                " or set input.return_temp_outputs"
+            ]
+        return ["the workflow ran, but none of its nodes gave an output"]
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """`output` of the response: every artifact, with the state of its upload now."""
+        return [
+            artifact.as_dict() | _stored(artifact, upload) for artifact, upload in self._outputs
+        ]
+
+
+def _stored(artifact: Artifact, upload: "Future[Stored] | None") -> dict[str, str]:
+    if upload is None:
+        return {"upload_error": artifact.problem} if artifact.problem else {}
+    if upload.cancelled() or not upload.done():
+        return {"upload_error": _NOT_FINISHED}
+    stored = upload.result()
+    return {"url": stored.url} if stored.url else {"upload_error": stored.upload_error}
