@@ -1,18 +1,19 @@
-"""Which files a run made, whatever kind of output a node calls them, each in the job's own folder.
+"""The artifacts of a job: every file that a node's output names, linked into the job's own folder.
 
 Files are linked, never moved: ComfyUI's node cache names them again when the same workflow comes
-back. Values without a file (text, numbers) become small files beside them, so nothing is dropped.
+back. Values without a file (text, numbers) become small files beside them. How the artifacts are
+uploaded is decided in storage.py.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 # Lists that only describe the files of another list of the same node.
@@ -25,9 +26,10 @@ _MARKER = ".lambda-comfyui-job"
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One result of a job. `key` is its place in the bucket: the job's folder and the path in it.
+    """One result of a job. `key` is its key in the bucket: the job's folder and the path in it.
 
-    `problem` says why the file is not there; it is empty where all is well.
+    `problem` says why the file is not there, and is empty if it is. `is_missing` says that the file
+    of ComfyUI does not exist.
     """
 
     filename: str
@@ -56,15 +58,23 @@ class Artifact:
         return item
 
 
+class NamedFile(NamedTuple):
+    """A file as ComfyUI names it: `type` is one of its folders (output, temp, input)."""
+
+    name: str
+    subfolder: str
+    type: str
+
+
 class Collector:
-    """Collects the artifacts of one job; asking twice for the same output gives nothing new."""
+    """Collects the artifacts of one job; the same output of a node gives its artifacts once."""
 
     def __init__(self, request_id: str, folders: dict[str, Path], *, include_temp: bool) -> None:
         self.left_out_temp = False
         self._request_id, self._folders = request_id, folders
         self._include_temp = include_temp
-        self._seen: set[tuple[str, ...]] = set()
-        self._taken: dict[Path, tuple[str, str, str]] = {}
+        self._collected: set[tuple[str, ...]] = set()
+        self._owners: dict[Path, NamedFile] = {}
 
     @cached_property
     def folder(self) -> Path:
@@ -73,65 +83,53 @@ class Collector:
 
     def collect(self, node_id: str, output: dict[str, Any]) -> Iterator[Artifact]:
         """The artifacts of one node's output (`{kind: [items]}`) that were not collected yet."""
-        for kind, items in output.items():
-            if kind in _FLAGS or not isinstance(items, list | tuple):
+        for kind, position, item in _items(output):
+            file = self._file_named_by(kind, item)
+            if file and file.type == "temp" and not self._include_temp:
+                self.left_out_temp = True
                 continue
-            for position, item in enumerate(items):
-                if item is None:
-                    continue
-                artifact = self._artifact(node_id, kind, position, item)
-                if artifact:
-                    yield artifact
+            identity = (node_id, *(file or (kind, str(position), "value")))
+            if identity in self._collected:
+                continue
+            self._collected.add(identity)
+            if file:
+                yield self._link_file(node_id, kind, file)
+            else:
+                yield self._write_value(node_id, kind, position, item)
 
-    def forget(self, nodes: Iterable[str]) -> None:
-        """Take the outputs of these nodes for new when they come again."""
-        gone = set(nodes)
-        self._seen = {identity for identity in self._seen if identity[0] not in gone}
+    def forget(self, nodes: Collection[str]) -> None:
+        """Collect the outputs of these nodes again when they come again."""
+        self._collected = {item for item in self._collected if item[0] not in nodes}
 
-    def _artifact(self, node_id: str, kind: str, position: int, item: Any) -> Artifact | None:
-        named = self._named_file(kind, item)
-        if named is None:
-            is_new = self._is_new(node_id, kind, str(position), "value")
-            return self._value(node_id, kind, position, item) if is_new else None
-        if named[2] == "temp" and not self._include_temp:
-            self.left_out_temp = True
-            return None
-        return self._file(node_id, kind, *named) if self._is_new(node_id, *named) else None
-
-    def _is_new(self, *identity: str) -> bool:
-        is_new = identity not in self._seen
-        self._seen.add(identity)
-        return is_new
-
-    def _file(self, node_id: str, kind: str, name: str, subfolder: str, type_: str) -> Artifact:
-        place, problem, is_missing = self._place(name, subfolder, type_), "", False
+    def _link_file(self, node_id: str, kind: str, file: NamedFile) -> Artifact:
+        target, problem, is_missing = self._target_of(file), "", False
         try:
-            _link(self._source(name, subfolder, type_), place)
+            _link(self._source_of(file), target)
         except (OSError, ValueError) as error:
             is_missing = isinstance(error, FileNotFoundError)
             problem = f"the file that the node named is not there: {_reason(error)}"
         return Artifact(
-            filename=PurePosixPath(name).name or name,
-            local_path=place,
-            key=self._key(place),
-            subfolder=subfolder,
-            type=type_,
+            filename=PurePosixPath(file.name).name or file.name,
+            local_path=target,
+            key=self._key(target),
+            subfolder=file.subfolder,
+            type=file.type,
             node_id=node_id,
             output_type=kind,
             problem=problem,
             is_missing=is_missing,
         )
 
-    def _value(self, node_id: str, kind: str, position: int, item: Any) -> Artifact:
+    def _write_value(self, node_id: str, kind: str, position: int, item: Any) -> Artifact:
         is_text = isinstance(item, str)
         text = item if is_text else json.dumps(item, ensure_ascii=False, default=str)
         name = _as_name(f"{node_id}_{kind}_{position}", _MAX_STEM_BYTES)
-        place = self.folder / f"{name}.{'txt' if is_text else 'json'}"
-        place.write_text(text, encoding="utf-8", errors="replace")
+        target = self.folder / f"{name}.{'txt' if is_text else 'json'}"
+        target.write_text(text, encoding="utf-8", errors="replace")
         return Artifact(
-            filename=place.name,
-            local_path=place,
-            key=self._key(place),
+            filename=target.name,
+            local_path=target,
+            key=self._key(target),
             subfolder="",
             type="output",
             node_id=node_id,
@@ -139,36 +137,38 @@ class Collector:
             text=text,
         )
 
-    def _source(self, name: str, subfolder: str, type_: str) -> Path:
-        if type_ not in self._folders:
-            raise ValueError(f"unknown type {type_!r}")
-        root = self._folders[type_].resolve()
-        source = (root / subfolder / name).resolve()
+    def _source_of(self, file: NamedFile) -> Path:
+        if file.type not in self._folders:
+            raise ValueError(f"unknown type {file.type!r}")
+        root = self._folders[file.type].resolve()
+        source = (root / file.subfolder / file.name).resolve()
         if not source.is_relative_to(root):
-            raise ValueError(f"it lies outside the {type_} folder")
+            raise ValueError(f"it lies outside the {file.type} folder")
         return source
 
-    def _place(self, name: str, subfolder: str, type_: str) -> Path:
-        """Flat in the job's folder, as documented; below it where the name is taken."""
-        safe = PurePosixPath(name).name or "unnamed"
-        identity = (name, subfolder, type_)
-        if self._taken.setdefault(self.folder / safe, identity) == identity:
-            return self.folder / safe
-        inside = [part for part in PurePosixPath(subfolder).parts if part not in ("..", "/")]
-        place = self.folder.joinpath(_as_name(type_, _MAX_NAME_BYTES), *inside, safe)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place
+    def _target_of(self, file: NamedFile) -> Path:
+        """Directly in the job's folder, as documented; in a subfolder if another file is there."""
+        name = PurePosixPath(file.name).name or "unnamed"
+        target = self.folder / name
+        owner = self._owners.setdefault(target, file)
+        if owner == file:
+            return target
+        parts = [part for part in PurePosixPath(file.subfolder).parts if part not in ("..", "/")]
+        target = self.folder.joinpath(_as_name(file.type, _MAX_NAME_BYTES), *parts, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
 
-    def _key(self, place: Path) -> str:
-        return place.relative_to(self.folder.parent).as_posix()
+    def _key(self, target: Path) -> str:
+        return target.relative_to(self.folder.parent).as_posix()
 
-    def _named_file(self, kind: str, item: Any) -> tuple[str, str, str] | None:
-        """(name, subfolder, type) of the file that an item stands for; None if it is a value."""
+    def _file_named_by(self, kind: str, item: Any) -> NamedFile | None:
+        """The file that an item stands for; None if the item is a value."""
         if isinstance(item, dict):
             name = item.get("filename")
             if not isinstance(name, str) or not name:
                 return None
-            return name, str(item.get("subfolder") or ""), str(item.get("type") or "output")
+            subfolder, type_ = str(item.get("subfolder") or ""), str(item.get("type") or "output")
+            return NamedFile(name, subfolder, type_)
         if not isinstance(item, str) or kind == "text" or len(item) > _MAX_PATH:
             return None
         # Some nodes give the bare path of an output (Preview3D: `result`).
@@ -179,8 +179,16 @@ class Collector:
                 return None
         except (OSError, ValueError):
             return None
-        inside = path.relative_to(root)
-        return inside.name, str(inside.parent) if inside.parent.parts else "", "output"
+        relative = path.relative_to(root)
+        subfolder = str(relative.parent) if relative.parent.parts else ""
+        return NamedFile(relative.name, subfolder, "output")
+
+
+def _items(output: dict[str, Any]) -> Iterator[tuple[str, int, Any]]:
+    """(kind, position, item) of everything that may be an artifact."""
+    for kind, items in output.items():
+        if kind not in _FLAGS and isinstance(items, list | tuple):
+            yield from ((kind, n, item) for n, item in enumerate(items) if item is not None)
 
 
 def folder_name(request_id: str) -> str:
@@ -198,7 +206,7 @@ def _hash(text: str) -> str:
 
 
 def _claim_folder(output: Path, request_id: str) -> Path:
-    """The folder of this request id. One that ComfyUI has made for itself is never taken."""
+    """The folder of this request id, made by us. A folder that a workflow made is never used."""
     for name in (folder_name(request_id), _hash(request_id)):
         folder = output / name
         try:
@@ -209,21 +217,21 @@ def _claim_folder(output: Path, request_id: str) -> Path:
         else:
             (folder / _MARKER).touch()
             return folder
-    raise FileExistsError(f"both folders for the job {request_id!r} belong to somebody else")
+    raise FileExistsError(f"both folders for the job {request_id!r} were made by workflows")
 
 
-def _link(source: Path, place: Path) -> None:
-    if place.exists():
-        if place.samefile(source):
+def _link(source: Path, target: Path) -> None:
+    if target.exists():
+        if target.samefile(source):
             return
-        place.unlink()
+        target.unlink()
     try:
-        os.link(source, place)
+        os.link(source, target)
     except FileNotFoundError:
         raise
     except OSError:
         # Another file system, or one without hard links (an S3 mount).
-        shutil.copy2(source, place)
+        shutil.copy2(source, target)
 
 
 def _reason(error: Exception) -> str:

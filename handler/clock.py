@@ -1,4 +1,4 @@
-"""Where the time of a job goes: `timings` of the response, and the deadline of the invocation."""
+"""The time of a job: `timings` of the response, and the deadline of the invocation."""
 
 import time
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ STAGES = (
 
 
 class Timings:
-    """Milliseconds by stage; every stage is there, with 0 where it did not happen."""
+    """Milliseconds by stage; a stage that did not happen has 0."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -28,6 +28,7 @@ class Timings:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Add the time of the block to the stage, also when it raises."""
         began = time.monotonic()
         try:
             yield
@@ -38,6 +39,7 @@ class Timings:
         self._ms[name] += ms
 
     def as_dict(self) -> dict[str, float]:
+        """`timings` of the response; `total_ms` is the time since this object was made."""
         total = (time.monotonic() - self._began) * 1000
         return {name: round(ms, 1) for name, ms in {**self._ms, "total_ms": total}.items()}
 
@@ -45,8 +47,9 @@ class Timings:
 class Deadline:
     """When the invocation must have answered, and when the work must stop for that.
 
-    Times are those of `time.monotonic()`. Managed Instances do not stop a late invocation, so we
-    do: https://docs.aws.amazon.com/lambda/latest/dg/lambda-managed-instances-execution-environment.html
+    Both are times of `time.monotonic()`, None without a deadline. Managed Instances do not stop a
+    late invocation, so the handler ends it itself:
+    https://docs.aws.amazon.com/lambda/latest/dg/lambda-managed-instances-execution-environment.html
     """
 
     def __init__(self, context: Any, margin_s: float) -> None:
@@ -55,13 +58,15 @@ class Deadline:
         if hasattr(context, "get_remaining_time_in_millis"):
             left_s = context.get_remaining_time_in_millis() / 1000
             now = time.monotonic()
-            # A little is kept for the way back.
+            # The rest is for the way of the response.
             self.answer_by = now + left_s - min(_RETURN_S, left_s * _RETURN_SHARE)
-            # Short invocations keep most of their time for the work.
+            # At most a fifth of a short invocation is kept back.
             self.work_until = now + left_s - min(margin_s, left_s * _MARGIN_SHARE)
 
     def work_left_s(self) -> float | None:
+        """Seconds until the work must stop; None without a deadline, below 0 after it."""
         return None if self.work_until is None else self.work_until - time.monotonic()
 
     def answer_left_s(self) -> float | None:
+        """Seconds until the answer must be there; None without a deadline, below 0 after it."""
         return None if self.answer_by is None else self.answer_by - time.monotonic()

@@ -1,4 +1,4 @@
-"""A call in a thread that does not hold up the end of the process, as those of executors do."""
+"""A call in a daemon thread. The threads of an executor delay the end of the process."""
 
 import threading
 from collections.abc import Callable
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def in_background(call: Callable[[], T]) -> "Future[T]":
-    """Begin `call` in a daemon thread of its own; the future is what it returns or raises."""
+    """Begin `call` in a daemon thread of its own; the future has what it returns or raises."""
     future: Future[T] = Future()
 
     def run() -> None:

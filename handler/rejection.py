@@ -1,6 +1,7 @@
-"""Turns the refusal of ComfyUI's validation into one sentence that names node, input and choices.
+"""Turns a refusal by ComfyUI's validation into one sentence that names node, input and choices.
 
-The answers of `POST /prompt`: execution.py `validate_prompt` and `validate_inputs` of ComfyUI.
+What a node's exception during the run means is decided in node_failure.py. The answers of
+`POST /prompt`: execution.py of ComfyUI, `validate_prompt` and `validate_inputs`.
 """
 
 from typing import Any
@@ -15,30 +16,30 @@ MAX_PROBLEMS = 5
 def explain_rejection(
     answer: dict[str, Any], workflow: dict[str, Any], http_status: int
 ) -> WorkflowRejected:
-    """The error for a refused workflow, with ComfyUI's `node_errors` less their option lists."""
+    """The error for a refused workflow, with ComfyUI's `node_errors` but without option lists."""
     node_errors = answer.get("node_errors") or {}
     problems = [
-        (node_id, _node_problem(node_id, found.get("class_type", "?"), problem))
-        for node_id, found in node_errors.items()
-        for problem in found.get("errors", [])
+        (node_id, _node_problem(node_id, node.get("class_type", "?"), problem))
+        for node_id, node in node_errors.items()
+        for problem in node.get("errors", [])
     ]
-    if _stumbled(answer, problems, http_status):
+    if _is_aborted(answer, problems, http_status):
         try:
             explain_links(workflow)
-        except WorkflowRejected as found:
-            return found
+        except WorkflowRejected as rejection:
+            return rejection
     if problems:
         sentences = [sentence for _, sentence in problems[:MAX_PROBLEMS]]
-        left = len(problems) - len(sentences)
-        text = "; ".join(sentences) + (f"; and {left} more" if left else "")
+        others = len(problems) - len(sentences)
+        text = "; ".join(sentences) + (f"; and {others} more" if others else "")
         return WorkflowRejected(text, node_id=problems[0][0], node_errors=_compact(node_errors))
     return _graph_problem(answer.get("error"), workflow, http_status)
 
 
-def _stumbled(answer: dict[str, Any], problems: list[Any], http_status: int) -> bool:
-    """Whether validation itself broke off, and so says nothing of use."""
+def _is_aborted(answer: dict[str, Any], problems: list[Any], http_status: int) -> bool:
+    """Whether validation itself failed, so that its answer does not name the reason."""
     kind = (answer.get("error") or {}).get("type")
-    errors = [e for found in (answer.get("node_errors") or {}).values() for e in found["errors"]]
+    errors = [e for node in (answer.get("node_errors") or {}).values() for e in node["errors"]]
     return (
         http_status >= 500
         or any(error.get("type") == "exception_during_validation" for error in errors)
@@ -49,17 +50,17 @@ def _stumbled(answer: dict[str, Any], problems: list[Any], http_status: int) -> 
 def _node_problem(node_id: str, class_type: str, problem: dict[str, Any]) -> str:
     extra = problem.get("extra_info") or {}
     name = extra.get("input_name", "")
-    where = f"node {node_id} ({class_type})" + (f", input '{name}'" if name else "")
+    location = f"node {node_id} ({class_type})" + (f", input '{name}'" if name else "")
     match problem.get("type"):
         case "value_not_in_list":
-            found = shown(extra.get("received_value"))
-            return f"{where}: {found} is not available; {_choices(extra.get('input_config'))}"
+            value = shown(extra.get("received_value"))
+            return f"{location}: {value} is not available; {_choices(extra.get('input_config'))}"
         case "required_input_missing":
-            return f"{where}: the input is required, but the workflow does not give it"
+            return f"{location}: the input is required, but the workflow does not give it"
         case _:
             details = problem.get("details") or ""
-            said = str(problem.get("message") or problem.get("type"))[:300]
-            return f"{where}: {said}" + (f" ({str(details)[:300]})" if details else "")
+            message = str(problem.get("message") or problem.get("type"))[:300]
+            return f"{location}: {message}" + (f" ({str(details)[:300]})" if details else "")
 
 
 def _choices(input_config: Any) -> str:
@@ -73,8 +74,8 @@ def _choices(input_config: Any) -> str:
     if not options:
         return "nothing is installed for this input"
     listed = ", ".join(str(option) for option in options[:MAX_CHOICES])
-    left = len(options) - MAX_CHOICES
-    return f"available: {listed}" + (f", and {left} more" if left > 0 else "")
+    others = len(options) - MAX_CHOICES
+    return f"available: {listed}" + (f", and {others} more" if others > 0 else "")
 
 
 def _graph_problem(error: Any, workflow: dict[str, Any], http_status: int) -> WorkflowRejected:
@@ -90,17 +91,17 @@ def _graph_problem(error: Any, workflow: dict[str, Any], http_status: int) -> Wo
         )
     if error.get("type") == "prompt_no_outputs":
         return WorkflowRejected(
-            "the workflow has no output node, so nothing would be made: add one that saves"
+            "the workflow has no output node, so it would have no result: add one that saves"
             " (SaveImage, SaveVideo, ...)"
         )
-    said, details = str(error.get("message") or error.get("type"))[:300], error.get("details")
-    return WorkflowRejected(f"{said} ({str(details)[:300]})" if details else said)
+    message, details = str(error.get("message") or error.get("type"))[:300], error.get("details")
+    return WorkflowRejected(f"{message} ({str(details)[:300]})" if details else message)
 
 
 def _node_named_in(error: dict[str, Any], workflow: dict[str, Any]) -> str | None:
-    named = str((error.get("extra_info") or {}).get("node_id", ""))
-    if named in workflow:
-        return named
+    node_id = str((error.get("extra_info") or {}).get("node_id", ""))
+    if node_id in workflow:
+        return node_id
     text = f"{error.get('details')} "
     return next((node for node in workflow if f"'#{node}'" in text or f"#{node} " in text), None)
 
@@ -109,14 +110,14 @@ def _compact(node_errors: dict[str, Any]) -> dict[str, Any]:
     """ComfyUI's node_errors without the option lists, which can have thousands of entries."""
     return {
         node_id: {
-            **found,
+            **node,
             "errors": [
                 {k: v for k, v in problem.items() if k != "extra_info"}
                 | {"extra_info": _without_config(problem.get("extra_info"))}
-                for problem in found.get("errors", [])
+                for problem in node.get("errors", [])
             ],
         }
-        for node_id, found in node_errors.items()
+        for node_id, node in node_errors.items()
     }
 
 

@@ -1,6 +1,7 @@
-"""The S3 side: upload the artifacts of a job while it still runs, and sign the URLs to read them.
+"""S3: uploads the artifacts of a job while it still runs, and signs the URLs to read them.
 
-boto3 is imported when the first bucket is used: it costs more than the rest of the handler.
+What is uploaded is decided in artifacts.py, what is removed again in leftovers.py. boto3 is
+imported when the first bucket is used: its import takes longer than all others of the handler.
 """
 
 import mimetypes
@@ -31,14 +32,14 @@ _HINTS = {
     "PartialCredentialsError": "; give both s3.access_key_id and s3.secret_access_key",
     "InvalidRegionError": "; check s3.region (or S3_REGION)",
     "EndpointResolutionError": "; check s3.endpoint_url (or S3_ENDPOINT_URL)",
-    "EndpointConnectionError": "; nobody answers at s3.endpoint_url (or S3_ENDPOINT_URL)",
+    "EndpointConnectionError": "; no server answers at s3.endpoint_url (or S3_ENDPOINT_URL)",
     "ParamValidationError": "; check s3.bucket_name (or S3_BUCKET_NAME)",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class S3Target:
-    """Where the files of a job go. Without keys, the ordinary AWS credential chain is used."""
+    """The bucket of a job. Without keys, boto3's credential chain is used."""
 
     bucket_name: str
     access_key_id: str = field(default="", repr=False)
@@ -49,14 +50,17 @@ class S3Target:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of one artifact: a URL, or the reason why there is none."""
+    """The upload of one artifact: its URL, or the reason why there is none."""
 
     url: str = ""
     upload_error: str = ""
 
 
 def target_of(override: S3Override, settings: Settings) -> S3Target | None:
-    """The request's fields over the environment's, one by one; None where no bucket is named."""
+    """The request's fields, each one replaced by the environment's if it is empty.
+
+    None where neither names a bucket.
+    """
     bucket = override.bucket_name or settings.s3_bucket_name
     if not bucket:
         return None
@@ -80,15 +84,15 @@ class Storage:
     def uploads(
         self, target: S3Target, *, is_callers: bool, attempt: Attempt | None
     ) -> Iterator["Uploads"]:
-        """The uploads of one job. What has not begun at the end is given up.
+        """The uploads of one job. Those that have not begun when the context ends are cancelled.
 
-        `is_callers` says whether the request named the target, or the environment alone;
-        `attempt` is that of the job's claim, if it has one.
+        `is_callers` says whether the request has S3 fields of its own; `attempt` is that of the
+        job's claim, if it has one.
         """
-        # Threads of its own: a store that hangs holds up nobody else's files.
+        # Threads for this job alone: a bucket that hangs does not delay another job's files.
         pool = ThreadPoolExecutor(PARALLEL_UPLOADS, thread_name_prefix="upload")
         try:
-            # At once: boto3 takes its time, and ComfyUI is busy anyway.
+            # Begun now: boto3 is imported while ComfyUI works.
             client = pool.submit(self._client, target)
             yield Uploads(
                 pool,
@@ -103,7 +107,7 @@ class Storage:
 
     def _client(self, target: S3Target) -> Any:
         if target not in self._clients:
-            # The environment's target stays; those of requests come and go with their callers.
+            # Requests may name any number of targets.
             if len(self._clients) >= MAX_CLIENTS:
                 self._clients.clear()
             self._clients[target] = _make_client(target)
@@ -111,7 +115,7 @@ class Storage:
 
 
 class Uploads:
-    """Uploads artifacts of one job in threads, while the job goes on."""
+    """Uploads the artifacts of one job in threads, while the job goes on."""
 
     def __init__(
         self,
@@ -128,9 +132,9 @@ class Uploads:
         self._attempt = attempt
 
     def check(self) -> None:
-        """Refuse settings that cannot work before the GPU spends its time on the job.
+        """Refuse settings that cannot work, before the GPU spends time on the job.
 
-        Raises InvalidRequest when the request gave them, else Misconfigured.
+        Raises InvalidRequest when they come from the request, else Misconfigured.
         """
         try:
             self._sign(self._client.result(), "check")
@@ -139,25 +143,25 @@ class Uploads:
             raise (InvalidRequest if self._is_callers else Misconfigured)(reason) from error
 
     def begin(self, artifact: Artifact) -> "Future[Stored]":
-        """Begin to upload one artifact. The future never raises."""
+        """Begin to upload one artifact. The future's call never raises."""
         return self._pool.submit(self._upload, artifact)
 
     def remove_leftovers(
         self, artifacts: Iterable[Artifact], *, max_age_s: float, timeout_s: float | None
     ) -> None:
-        """Remove what an earlier attempt left beside these artifacts, as far as keys and time go.
+        """Remove the files of earlier attempts beside these artifacts, in `timeout_s` at most.
 
-        Nothing is lost where it cannot: the response names the files of this attempt.
+        A failure is emitted, not raised: the response names the files of this attempt alone.
         """
         keys = {artifact.key for artifact in artifacts}
         if self._attempt is None or not keys:
             return
         s3 = self._client.result()
-        removing = self._pool.submit(
+        removal = self._pool.submit(
             remove_leftovers, s3, self._bucket, keys, self._attempt, max_age_s
         )
         try:
-            removing.result(timeout_s)
+            removal.result(timeout_s)
         except Exception as error:
             emit(ArtifactKept(reason=_reason(error, "the clean-up")))
 
@@ -167,9 +171,9 @@ class Uploads:
         began = time.monotonic()
         try:
             s3 = self._client.result()
-            kind = mimetypes.guess_type(artifact.filename)[0] or "application/octet-stream"
+            content_type = mimetypes.guess_type(artifact.filename)[0] or "application/octet-stream"
             path = str(artifact.local_path)
-            extra: dict[str, Any] = {"ContentType": kind}
+            extra: dict[str, Any] = {"ContentType": content_type}
             if self._attempt:
                 extra["Metadata"] = {METADATA: self._attempt.request}
             s3.upload_file(path, self._bucket, artifact.key, ExtraArgs=extra)
@@ -184,8 +188,8 @@ class Uploads:
         return Stored(url=url)
 
     def _sign(self, s3: Any, key: str) -> str:
-        place = {"Bucket": self._bucket, "Key": key}
-        url: str = s3.generate_presigned_url("get_object", place, ExpiresIn=self._url_expires_s)
+        target = {"Bucket": self._bucket, "Key": key}
+        url: str = s3.generate_presigned_url("get_object", target, ExpiresIn=self._url_expires_s)
         return url
 
 
@@ -198,7 +202,7 @@ def _make_client(target: S3Target) -> Any:
         connect_timeout=10,
         read_timeout=30,
         retries={"mode": "standard", "total_max_attempts": 3},
-        # S3-compatible stores stumble over the checksums that boto3 adds by default.
+        # Some S3-compatible stores refuse the checksums that boto3 adds by default.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if target.endpoint_url else "auto"},
@@ -214,7 +218,7 @@ def _make_client(target: S3Target) -> Any:
 
 
 def _reason(error: Exception, what: str = "the upload") -> str:
-    """Why it failed, without anything that may hold a credential."""
+    """Why `what` failed, without any text that may hold a credential."""
     from boto3.exceptions import S3UploadFailedError  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
