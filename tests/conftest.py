@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from handler import app
 from handler.comfyui import ComfyUI
@@ -23,7 +24,7 @@ from handler.settings import PROJECT, Settings
 from handler.worker_protocol import SOCKET_NAME, GetState, Request, WorkerStatus
 from runtime.local_s3 import LocalS3, local_s3
 from tests import worker
-from tests.processes import connect_to
+from tests.processes import connect_to, wait_until
 from tests.workflows import event
 
 CUSTOM_NODES = PROJECT / "tests" / "custom_nodes"
@@ -85,6 +86,21 @@ def current_client() -> ComfyUI:
     (connections,) = app._connections.values()
     assert connections.comfyui is not None
     return connections.comfyui
+
+
+@contextmanager
+def when_comfyui(queue: str, act: Callable[[], object]) -> Iterator[None]:
+    """Call `act` once a prompt is in this queue: `queue_pending` or `queue_running`."""
+    url = f"{current_client().base_url}/queue"
+
+    def wait_and_act() -> None:
+        if wait_until(lambda: bool(requests.get(url, timeout=30).json()[queue])):
+            act()
+
+    thread = threading.Thread(target=wait_and_act)
+    thread.start()
+    yield
+    thread.join()
 
 
 def worker_status(kind: Callable[..., Request] = GetState, **fields: Any) -> WorkerStatus:

@@ -129,10 +129,17 @@ def test_crash_of_comfyui_reaches_the_caller_as_retryable() -> None:
     assert response["error"]["retryable"] is True
 
 
-def test_timeout_of_the_function_is_kept() -> None:
-    request = event(workflows.one("TestSleep", seconds=60.0, deaf=False))
-
-    done = invoke(request, "--timeout", "5")
+@pytest.mark.parametrize(
+    "workflow",
+    [
+        workflows.one("TestSleep", seconds=1000.0, deaf=False),
+        workflows.one("TestHold", seconds=600),
+    ],
+    ids=["sleeps", "holds the interpreter lock"],
+)
+def test_response_comes_before_the_timeout_of_the_function(workflow: Any) -> None:
+    """The host ends an invocation that is late, and answers with its own error."""
+    done = invoke(event(workflow), "--timeout", "8")
 
     assert json.loads(done.stdout)["error"]["type"] == "DeadlineExceeded"
     assert done.returncode == 1

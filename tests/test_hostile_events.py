@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -427,16 +426,15 @@ def test_storage_that_hangs_does_not_cost_more_than_the_invocation_has() -> None
         workflow = image()
         # More files than are uploaded at a time: some have not begun when the time is over.
         workflow["1"]["inputs"]["batch_size"] = 6
-        began = time.monotonic()
         response = answer(event(workflow, s3={**_KEYS, "endpoint_url": url}), seconds=3.0)
 
-    # The storage itself would be given up after half a minute, and tried again.
-    assert time.monotonic() - began < 15
     assert len(response["output"]) == 6
-    assert all(item["upload_error"] for item in response["output"])
+    # The S3 client itself would report a timeout, after half a minute.
+    reasons = {item["upload_error"] for item in response["output"]}
+    assert reasons == {"the upload was not finished when the invocation's time ran out"}
 
 
-def test_storage_that_hangs_does_not_hold_up_the_next_request() -> None:
+def test_storage_that_hangs_does_not_delay_the_next_request() -> None:
     with silent_server() as url:
         workflow = image()
         workflow["1"]["inputs"]["batch_size"] = 4

@@ -5,7 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from handler import comfyui
 from handler.settings import PROJECT
 from handler.worker_protocol import SOCKET_NAME, State
 from tests import workflows
-from tests.conftest import current_client, run, worker_status
+from tests.conftest import current_client, run, when_comfyui, worker_status
 from tests.processes import is_running, processes_with, wait_until
 from tests.runtime.test_worker import own_folders
 
@@ -36,10 +35,9 @@ def drop_websocket() -> None:
 
 def test_job_survives_a_dropped_websocket() -> None:
     run(workflows.image())
-    timer = threading.Timer(0.4, drop_websocket)
-    timer.start()
 
-    response = run(SLEEPER)
+    with when_comfyui("queue_running", drop_websocket):
+        response = run(SLEEPER)
 
     assert response["status"] == "completed"
     assert len(response["output"]) == 2

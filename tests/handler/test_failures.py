@@ -6,8 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,7 +16,7 @@ import requests
 from events.contract import response_problems
 from handler.settings import PROJECT
 from tests import worker, workflows
-from tests.conftest import current_client, run, worker_status
+from tests.conftest import current_client, run, when_comfyui, worker_status
 from tests.processes import wait_until
 from tests.workflows import event
 
@@ -114,7 +112,7 @@ def test_node_that_raises_is_named_with_its_exception() -> None:
 
 
 @pytest.mark.parametrize("node", ["TestOutOfMemory", "TestAllocate"])
-def test_out_of_memory_is_told_apart_and_the_worker_goes_on(node: str) -> None:
+def test_out_of_memory_is_an_error_of_its_own_and_the_worker_goes_on(node: str) -> None:
     message = failed(run(workflows.one(node)), "OutOfMemory", retryable=True)
 
     assert f"({node}) ran out of memory" in message
@@ -124,11 +122,20 @@ def test_out_of_memory_is_told_apart_and_the_worker_goes_on(node: str) -> None:
 def test_comfyui_that_dies_mid_job_fails_it_as_retryable_and_is_restarted() -> None:
     message = failed(run(workflows.one("TestKill")), "WorkerUnavailable", retryable=True)
 
-    # Its first message may have died with it.
+    # Its first message may have been lost.
     assert re.search("died (while|before) the job ran", message)
     assert "signal: killed" in message
     assert "got prompt" in message
     assert works()
+
+
+def is_silent() -> bool:
+    """Whether a node keeps ComfyUI from answering."""
+    try:
+        requests.get(f"{current_client().base_url}/queue", timeout=1.0)
+    except requests.Timeout:
+        return True
+    return False
 
 
 @contextmanager
@@ -154,9 +161,9 @@ def test_job_that_waits_behind_the_one_that_kills_comfyui_is_run_all_the_same() 
     assert works()
     starts = worker_status().starts
     with other_handler(workflows.one("TestSleep", seconds=60.0, deaf=True)) as other:
-        threading.Timer(1.0, os.kill, [comfyui_pid(), signal.SIGKILL]).start()
-
-        waiting = run(workflows.image())
+        pid = comfyui_pid()
+        with when_comfyui("queue_pending", lambda: os.kill(pid, signal.SIGKILL)):
+            waiting = run(workflows.image())
         assert other.stdout
         killed = json.loads(other.stdout.read().splitlines()[-1])
 
@@ -165,23 +172,20 @@ def test_job_that_waits_behind_the_one_that_kills_comfyui_is_run_all_the_same() 
     assert worker_status().starts == starts + 1
 
 
-def test_prompt_of_a_killed_handler_does_not_hold_up_the_next_job() -> None:
+def test_prompt_of_a_killed_handler_does_not_delay_the_next_job() -> None:
     assert works()
-    with other_handler(workflows.one("TestSleep", seconds=60.0, deaf=False)) as other:
+    # The prompt alone would outlast the next job's deadline.
+    with other_handler(workflows.one("TestSleep", seconds=1000.0, deaf=False)) as other:
         other.kill()
-    began = time.monotonic()
 
     assert works()
-    assert time.monotonic() - began < 30
 
 
-def test_node_that_ends_the_thread_of_the_queue_is_noticed_at_once() -> None:
+def test_node_that_ends_the_thread_of_the_queue_is_noticed_before_the_deadline() -> None:
     assert works()
-    began = time.monotonic()
 
     message = failed(run(workflows.one("TestExit")), "WorkerUnavailable", retryable=True)
 
-    assert time.monotonic() - began < 20
     assert "the thread that runs the queue has ended: SystemExit" in message
     assert works()
 
@@ -196,11 +200,9 @@ def test_comfyui_that_died_between_two_jobs_is_not_noticed_by_the_caller() -> No
 def test_deadline_interrupts_the_job_and_leaves_comfyui_usable() -> None:
     assert works()
     pid = comfyui_pid()
-    began = time.monotonic()
 
-    response = run(workflows.one("TestSleep", seconds=60.0, deaf=False), seconds=4.0)
+    response = run(workflows.one("TestSleep", seconds=1000.0, deaf=False), seconds=4.0)
 
-    assert time.monotonic() - began < 4.0
     message = failed(response, "DeadlineExceeded", retryable=False)
     assert "node 7" in message
     assert works()
@@ -222,11 +224,9 @@ def test_job_that_ignores_the_interrupt_costs_comfyui_a_restart() -> None:
 def test_node_that_keeps_comfyui_from_answering_is_ended_at_the_deadline() -> None:
     assert works()
     pid = comfyui_pid()
-    began = time.monotonic()
 
     response = run(workflows.one("TestHold", seconds=600), seconds=8.0)
 
-    assert time.monotonic() - began < 8.0
     failed(response, "DeadlineExceeded", retryable=False)
     assert works()
     assert comfyui_pid() != pid
@@ -236,7 +236,7 @@ def test_comfyui_that_a_killed_handler_left_without_an_answer_is_replaced() -> N
     assert works()
     pid = comfyui_pid()
     with other_handler(workflows.one("TestHold", seconds=600)) as other:
-        time.sleep(1.0)
+        assert wait_until(is_silent)
         other.kill()
 
     assert wait_until(lambda: comfyui_pid() not in (pid, None))
@@ -246,13 +246,10 @@ def test_comfyui_that_a_killed_handler_left_without_an_answer_is_replaced() -> N
 def test_job_behind_a_node_that_keeps_comfyui_from_answering_holds_its_deadline() -> None:
     assert works()
     with other_handler(workflows.one("TestHold", seconds=600)) as other:
-        # The node holds on half a second after its start was told.
-        time.sleep(1.0)
-        began = time.monotonic()
+        assert wait_until(is_silent)
 
         response = run(workflows.image(), seconds=8.0)
 
-        assert time.monotonic() - began < 8.0
         other.kill()
 
     failed(response, "DeadlineExceeded", retryable=True)
@@ -262,7 +259,7 @@ def test_job_behind_a_node_that_keeps_comfyui_from_answering_holds_its_deadline(
 def test_job_that_only_waits_does_not_end_the_one_that_runs() -> None:
     assert works()
     with other_handler(workflows.one("TestHold", seconds=8)) as other:
-        time.sleep(1.0)
+        assert wait_until(is_silent)
 
         response = run(workflows.image(), seconds=4.0)
 
@@ -276,7 +273,7 @@ def test_job_that_only_waits_does_not_end_the_one_that_runs() -> None:
 def test_verdict_of_a_comfyui_that_is_slow_to_answer_is_waited_for() -> None:
     assert works()
     with other_handler(workflows.one("TestHold", seconds=5)) as other:
-        time.sleep(1.0)
+        assert wait_until(is_silent)
 
         response = run(workflows.one("NoSuchNode"))
 
@@ -287,10 +284,10 @@ def test_verdict_of_a_comfyui_that_is_slow_to_answer_is_waited_for() -> None:
     assert running["status"] == "completed"
 
 
-def test_run_whose_beginning_was_not_heard_has_begun_all_the_same() -> None:
+def test_run_whose_first_message_was_lost_counts_as_begun() -> None:
     assert works()
     with other_handler(workflows.one("TestHold", seconds=5)):
-        time.sleep(1.0)
+        assert wait_until(is_silent)
 
         # While the lock is held no WebSocket can be opened.
         current_client()._disconnect()
@@ -308,9 +305,8 @@ def test_expired_invocation_does_not_begin_the_job() -> None:
 def test_interrupt_from_outside_cancels_the_job() -> None:
     assert works()
     interrupt = f"{current_client().base_url}/interrupt"
-    timer = threading.Timer(0.5, lambda: requests.post(interrupt, timeout=5))
-    timer.start()
-    response = run(workflows.one("TestSleep", seconds=60.0, deaf=False))
+    with when_comfyui("queue_running", lambda: requests.post(interrupt, timeout=5)):
+        response = run(workflows.one("TestSleep", seconds=60.0, deaf=False))
 
     assert response["status"] == "cancelled"
     assert response["error"]["type"] == "Cancelled"

@@ -43,7 +43,7 @@ def test_history_entry_of_comfyui_is_passed_on_unchanged() -> None:
     assert entry["status"]["status_str"] == "success"
 
 
-def test_execution_details_tell_the_order_of_the_nodes() -> None:
+def test_execution_details_have_the_order_of_the_nodes() -> None:
     details = run(workflows.video())["comfyui_response"]["execution_details"]
 
     assert details["nodes_executed"] == ["1", "2", "3"]

@@ -85,7 +85,7 @@ def test_fields_of_the_request_override_the_environment_one_by_one(
         ({"endpoint_url": "http://127.0.0.1:1"}, "endpoint_url"),
     ],
 )
-def test_failed_upload_is_told_beside_the_file_and_as_a_retryable_error(
+def test_failed_upload_is_reported_beside_the_file_and_as_a_retryable_error(
     s3: LocalS3, wrong: dict[str, str], words: str
 ) -> None:
     response = run(workflows.image(), s3=s3_fields(s3) | wrong)

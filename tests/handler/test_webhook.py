@@ -1,4 +1,4 @@
-"""The webhook, received by a real server and verified by OpenSSL."""
+"""The webhook, received by a real server; its signature is verified by OpenSSL."""
 
 import socket
 import subprocess
@@ -23,7 +23,7 @@ def signature_by_openssl(body: bytes, secret: str) -> str:
     return "sha256=" + answer.stdout.decode().rpartition("= ")[2].strip()
 
 
-def test_completion_is_told_with_the_callers_extra_params(
+def test_webhook_has_the_callers_extra_params(
     webhook_receiver: WebhookReceiver,
 ) -> None:
     extra = {"user_id": "12345", "status": "not the job's"}
@@ -38,7 +38,7 @@ def test_completion_is_told_with_the_callers_extra_params(
     assert body["output"] == response["output"]
 
 
-def test_receiver_that_never_ends_its_answer_does_not_hold_up_the_handler(
+def test_receiver_that_never_ends_its_answer_does_not_delay_the_handler(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(webhook, "_BUDGET_S", 1.0)
@@ -51,15 +51,15 @@ def test_receiver_that_never_ends_its_answer_does_not_hold_up_the_handler(
                     connection.sendall(b"x")
                     time.sleep(0.1)
 
-        threading.Thread(target=trickle, daemon=True).start()
-        began = time.monotonic()
+        receiver = threading.Thread(target=trickle, daemon=True)
+        receiver.start()
 
         response = run(
             workflows.image(), webhook={"url": f"http://127.0.0.1:{server.getsockname()[1]}"}
         )
 
+        assert receiver.is_alive(), "the answer has ended"
     assert response["status"] == "completed"
-    assert time.monotonic() - began < 5
 
 
 def test_signature_is_that_of_the_exact_bytes(webhook_receiver: WebhookReceiver) -> None:
@@ -71,7 +71,7 @@ def test_signature_is_that_of_the_exact_bytes(webhook_receiver: WebhookReceiver)
 
 
 @pytest.mark.parametrize("workflow", [workflows.one("TestRaise", message="x"), {}, "text"])
-def test_failure_is_told_too(workflow: Any, webhook_receiver: WebhookReceiver) -> None:
+def test_webhook_reports_a_failure(workflow: Any, webhook_receiver: WebhookReceiver) -> None:
     response = run(workflow, request_id="job-9", webhook={"url": webhook_receiver.url})
 
     (body,) = webhook_receiver.bodies()
@@ -94,7 +94,7 @@ def test_url_and_secret_come_from_the_environment_when_not_given(
     assert webhook_receiver.bodies()[0]["extra"] == {"a": 1}
 
 
-def test_call_is_repeated_until_it_is_taken(webhook_receiver: WebhookReceiver) -> None:
+def test_call_is_repeated_until_the_server_accepts_it(webhook_receiver: WebhookReceiver) -> None:
     webhook_receiver.answers = [503, 429]
 
     run(workflows.image(), webhook={"url": webhook_receiver.url})

@@ -1,0 +1,72 @@
+"""What a history entry of ComfyUI means: success, interruption, or the exception of a node."""
+
+from typing import Any
+
+import pytest
+
+from events.errors import Cancelled, ExecutionFailed, OutOfMemory
+from handler.node_failure import MAX_EXCEPTION_MESSAGE, failure_in
+
+
+def entry(*messages: tuple[str, dict[str, Any]], completed: bool = False) -> dict[str, Any]:
+    """The part of a history entry that says how the run ended."""
+    status = "success" if completed else "error"
+    return {"status": {"completed": completed, "status_str": status, "messages": [*messages]}}
+
+
+def node_error(exception_type: str, message: str) -> tuple[str, dict[str, Any]]:
+    node = {"node_id": "7", "node_type": "KSampler"}
+    error = {"exception_type": exception_type, "exception_message": message}
+    return "execution_error", node | error
+
+
+def test_run_that_succeeded_has_no_failure_whatever_its_messages() -> None:
+    assert failure_in(entry(node_error("ValueError", "x"), completed=True)) is None
+
+
+@pytest.mark.parametrize(
+    ("exception_type", "message"),
+    [
+        ("torch.OutOfMemoryError", "Allocation on device"),
+        ("torch.cuda.OutOfMemoryError", ""),
+        ("RuntimeError", "CUDA error: out of memory"),
+        ("RuntimeError", "[enforce fail at alloc_cpu.cpp:114] DefaultCPUAllocator"),
+        ("RuntimeError", "DefaultCPUAllocator: can't allocate memory: you tried"),
+        ("RuntimeError", "DefaultCPUAllocator: not enough memory: you tried"),
+    ],
+)
+def test_lack_of_memory_is_recognised(exception_type: str, message: str) -> None:
+    failure = failure_in(entry(node_error(exception_type, message)))
+
+    assert isinstance(failure, OutOfMemory)
+    assert failure.retryable
+    assert "node 7 (KSampler) ran out of memory" in failure.message
+
+
+def test_other_exception_is_named_with_its_node() -> None:
+    failure = failure_in(entry(node_error("ValueError", " the reason\n")))
+
+    assert isinstance(failure, ExecutionFailed)
+    assert failure.message == "node 7 (KSampler) failed: ValueError: the reason"
+    assert failure.node_id == "7"
+
+
+def test_long_exception_is_cut() -> None:
+    failure = failure_in(entry(node_error("ValueError", "x" * 10_000)))
+
+    assert failure is not None
+    assert failure.message.endswith("x...")
+    assert len(failure.message) < MAX_EXCEPTION_MESSAGE + 100
+
+
+def test_interruption_is_not_a_failure_of_the_node() -> None:
+    interruption = "execution_interrupted", {"node_id": "7", "node_type": "KSampler"}
+
+    failure = failure_in(entry(("execution_start", {}), interruption))
+
+    assert isinstance(failure, Cancelled)
+    assert failure.node_id == "7"
+
+
+def test_error_without_a_message_is_a_failure_all_the_same() -> None:
+    assert isinstance(failure_in(entry()), ExecutionFailed)
