@@ -239,7 +239,7 @@ def test_comfyui_that_a_killed_handler_left_without_an_answer_is_replaced() -> N
         assert wait_until(is_silent)
         other.kill()
 
-    assert wait_until(lambda: comfyui_pid() not in (pid, None))
+    assert wait_until(lambda: worker_status().comfyui_pid not in (pid, None))
     assert works()
 
 
