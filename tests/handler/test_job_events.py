@@ -5,7 +5,6 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -91,6 +90,24 @@ def test_event_is_read_back_from_its_log_line(
     assert {name: written.get(name) for name in entry(event)} == entry(event)
 
 
+def test_event_cannot_be_changed() -> None:
+    event = JobQueued(prompt_id="p", nodes=14)
+
+    with pytest.raises(AttributeError, match="cannot be changed"):
+        event.nodes = 15  # type: ignore[misc]
+
+
+def test_event_has_exactly_its_fields() -> None:
+    with pytest.raises(TypeError, match="prompt_id, nodes"):
+        JobQueued(prompt_id="p")  # type: ignore[call-arg]
+
+
+def test_events_are_equal_if_class_and_fields_are() -> None:
+    assert JobQueued(prompt_id="p", nodes=1) == JobQueued(prompt_id="p", nodes=1)
+    assert JobQueued(prompt_id="p", nodes=1) != JobQueued(prompt_id="p", nodes=2)
+    assert JobRepeated() != WorkerStarting()
+
+
 @pytest.mark.parametrize("value", [None, "x", [], {}, 10**400, float("nan"), float("-inf")])
 @pytest.mark.parametrize(
     ("event_name", "field"),
@@ -117,7 +134,7 @@ def test_table_of_events_is_the_code() -> None:
 
     documented = {name: re.findall(r"`(\w+)`", keys) for name, keys, _ in rows}
     assert documented == {
-        name: [field.name for field in fields(event_type) if field.name != "message"]
+        name: [field for field in event_type.__annotations__ if field != "message"]
         for name, event_type in EVENT_TYPES.items()
     }
     for name, _, description in rows:

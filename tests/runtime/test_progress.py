@@ -71,10 +71,19 @@ def feed_a_run(feed: Callable[[JobEvent, float], None]) -> None:
     feed(WorkerStarting(), 0.1)
     feed(WorkerReady(cold_start_ms=5123.4), 5.2)
     feed(JobQueued(prompt_id="p", nodes=14), 5.3)
-    feed(NodeStarted("96", "KSamplerAdvanced", "Sampler, high noise", done=4, total=14), 12.3)
+    feed(
+        NodeStarted(
+            node_id="96",
+            class_type="KSamplerAdvanced",
+            title="Sampler, high noise",
+            done=4,
+            total=14,
+        ),
+        12.3,
+    )
     for value, at in [(1, 12.5), (2, 13.0), (3, 13.6), (9, 13.7), (10, 13.8)]:
         feed(step(value, 10), at)
-    feed(NodeStarted("7", "SaveVideo", "", done=14, total=14), 14.0)
+    feed(NodeStarted(node_id="7", class_type="SaveVideo", title="", done=14, total=14), 14.0)
     feed(ArtifactStored(file="a.mp4", size_bytes=1_234_567, ms=210.4), 15.0)
     feed(WebhookDelivered(host="h", status=204), 15.1)
     feed(JobCompleted(timings={"total_ms": 15_200}), 15.2)
@@ -126,7 +135,9 @@ def test_second_sampling_in_one_node_starts_a_new_bar() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
 
     with Progress(lambda: TerminalRenderer(console), elapsed_s=lambda: 0.0) as progress:
-        progress.feed(line(NodeStarted("1", "[red]X", "", done=1, total=1)))
+        progress.feed(
+            line(NodeStarted(node_id="1", class_type="[red]X", title="", done=1, total=1))
+        )
         for value, maximum in [(4, 4), (1, 20)]:
             progress.feed(line(step(value, maximum)))
 
@@ -183,7 +194,7 @@ def test_last_log_lines_are_kept_for_a_function_error() -> None:
 def test_every_event_is_shown(event: JobEvent) -> None:
     watched = Watched()
 
-    watched.feed(NodeStarted("1", "KSampler", "", done=1, total=1))
+    watched.feed(NodeStarted(node_id="1", class_type="KSampler", title="", done=1, total=1))
     watched.feed(event, at=1.0)
     watched.progress.summarize("completed", is_success=True)
 
