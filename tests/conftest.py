@@ -35,9 +35,16 @@ _OURS = (
 _PLACES = ("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs ComfyUI, so that `make fast` can leave it out."""
+    for item in items:
+        if "comfyui" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.comfyui)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def environment() -> Iterator[Path]:
-    """No setting of the developer's shell reaches a test but where ComfyUI is installed."""
+    """No setting of the developer's shell reaches a test, except where ComfyUI is installed."""
     folder = Path(tempfile.mkdtemp(prefix="lc-"))
     # Readable also for the unprivileged user that AWS's emulator runs things as.
     folder.chmod(0o755)
@@ -53,17 +60,25 @@ def environment() -> Iterator[Path]:
         "COMFYUI_PORT": "0",
         "COMFYUI_ARGS": f"--disable-api-nodes --extra-model-paths-config {nodes}",
     }
-    # As an extension would: the worker is there before the handlers, and outlives them.
-    process = subprocess.Popen([sys.executable, "-m", "runtime", "worker"], cwd=PROJECT)
-    connect_to(folder / "worker" / SOCKET_NAME).close()
     yield folder
+    os.environ.clear()
+    os.environ.update(before)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def comfyui(environment: Path) -> Iterator[None]:
+    """A worker with a real ComfyUI, which every handler of this session uses.
+
+    As with an extension, the worker is there before the handlers, and outlives them.
+    """
+    process = subprocess.Popen([sys.executable, "-m", "runtime", "worker"], cwd=PROJECT)
+    connect_to(environment / "worker" / SOCKET_NAME).close()
+    yield
     process.terminate()
     assert process.wait(30) == 0
     for connections in app._connections.values():
         connections.close()
-    os.environ.clear()
-    os.environ.update(before)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Context:
