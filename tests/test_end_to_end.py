@@ -19,7 +19,10 @@ from tests import workflows
 from tests.conftest import WebhookReceiver
 from tests.workflows import event
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [
+    pytest.mark.usefixtures("comfyui"),
+    pytest.mark.timeout(300),
+]
 
 
 def invoke(request: Any, *options: str, **variables: str) -> "subprocess.CompletedProcess[str]":

@@ -29,6 +29,8 @@ from tests.conftest import Context, current_client, run, worker_status
 from tests.events.samples import sample
 from tests.workflows import event, image, node, one
 
+pytestmark = pytest.mark.usefixtures("comfyui")
+
 CANARY = "canary-4711"
 HALF_A_PAIR = "\ud83d"
 _KEYS = {"access_key_id": "a", "secret_access_key": "b", "bucket_name": "b", "region": "us-east-1"}

@@ -10,6 +10,8 @@ from tests import workflows
 from tests.conftest import Context, WebhookReceiver
 from tests.events.samples import sample
 
+pytestmark = pytest.mark.usefixtures("comfyui")
+
 INVALID: dict[str, Any] = {"nodes": [], "links": []}
 
 

@@ -16,6 +16,7 @@ def eventbridge_event(**changes: Any) -> dict[str, Any]:
     return {**sample("eventbridge_request"), **changes}
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_detail_is_run_and_answered() -> None:
     (response,) = app.lambda_handler(eventbridge_event(), Context(100))["responses"]
 
@@ -30,6 +31,7 @@ def test_invalid_detail_is_answered() -> None:
     assert response["error"]["type"] == "InvalidRequest"
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_retryable_failure_raises_so_that_lambda_repeats_the_event() -> None:
     with pytest.raises(TryAgain, match="OutOfMemory: "):
         app.lambda_handler(

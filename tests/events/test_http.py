@@ -43,6 +43,7 @@ def with_path(door: str, path: str, method: str = "POST") -> dict[str, Any]:
     return http_event
 
 
+@pytest.mark.usefixtures("comfyui")
 @every_door
 def test_sample_is_run_and_answered(door: str) -> None:
     status, _, response = call(sample(door))
@@ -86,6 +87,7 @@ def test_body_that_is_no_request_is_a_400_in_the_envelope(
         (workflows.one("TestOutOfMemory"), "OutOfMemory", 503),
     ],
 )
+@pytest.mark.usefixtures("comfyui")
 def test_status_says_how_the_job_ended(workflow: Any, error: str, expected: int) -> None:
     status, headers, response = call(with_body("http_alb", json.dumps(event(workflow))))
 

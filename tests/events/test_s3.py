@@ -85,6 +85,7 @@ def refusal(s3_event: dict[str, Any]) -> str:
     return message
 
 
+@pytest.mark.usefixtures("comfyui")
 @both_ways
 def test_bare_workflow_is_run_and_named_after_its_object(
     bucket: Bucket, make_event: MakeEvent

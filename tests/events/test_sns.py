@@ -21,6 +21,7 @@ def notification(message: Any) -> dict[str, Any]:
     return sns_event
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_message_is_run_and_answered() -> None:
     (response,) = app.lambda_handler(sample("sns_notification"), Context(100))["responses"]
 
@@ -35,6 +36,7 @@ def test_invalid_message_is_answered_and_not_repeated(message: Any) -> None:
     assert response["error"]["type"] == "InvalidRequest"
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_retryable_failure_raises_so_that_lambda_repeats_the_event() -> None:
     broken = event(workflows.one("TestOutOfMemory"))
 

@@ -105,6 +105,7 @@ def sqs(aws: str) -> Iterator[Any]:
     client.close()
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_only_the_failed_retryable_message_goes_back(
     sqs: Any, webhook_receiver: WebhookReceiver
 ) -> None:
@@ -255,6 +256,7 @@ def hide_for_two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqs_visibility, "FIRST_RENEWAL_AFTER_S", 0.0)
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_request_without_an_id_gets_the_id_of_its_message(sqs: Any, tmp_path: Path) -> None:
     queue = Queue(sqs, "twice")
     request = event(workflows.image())
@@ -286,6 +288,7 @@ def test_batch_in_which_everything_fails_is_still_a_partial_response(sqs: Any) -
     assert len(queue.deliver()) == 1
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_nothing_overtakes_a_failed_message_of_a_fifo_queue(sqs: Any) -> None:
     queue = Queue(sqs, "jobs.fifo", FifoQueue="true", ContentBasedDeduplication="true")
     queue.send(event(workflows.image(), request_id="1"), MessageGroupId="a")
@@ -297,6 +300,7 @@ def test_nothing_overtakes_a_failed_message_of_a_fifo_queue(sqs: Any) -> None:
     assert failed_ids == ["2", "3"]
 
 
+@pytest.mark.usefixtures("comfyui")
 @pytest.mark.parametrize("name", ["sqs_message", "sqs_sns_envelope"])
 def test_request_is_found_with_and_without_the_envelope_of_sns(
     name: str, webhook_receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
@@ -310,6 +314,7 @@ def test_request_is_found_with_and_without_the_envelope_of_sns(
     assert body["status"] == "completed"
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_only_what_failed_for_good_goes_to_the_dead_letter_queue(
     sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,10 @@ from tests.workflows import event
 
 __all__ = ["bucket", "execution", "log", "sqs"]
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("comfyui"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 SAMPLE_ETAG = "b21b84d653bb07b05b1e6b33684dc11b"
 

@@ -75,6 +75,7 @@ def run(task: Task, request: dict[str, Any], name: str = "task_token") -> dict[s
     return app.lambda_handler({name: task.token, **request}, Context(100))
 
 
+@pytest.mark.usefixtures("comfyui")
 @pytest.mark.parametrize("name", stepfunctions.TOKEN_NAMES)
 def test_response_is_the_output_of_the_task(execution: Execution, name: str) -> None:
     task = execution()
@@ -87,6 +88,7 @@ def test_response_is_the_output_of_the_task(execution: Execution, name: str) -> 
     assert (response["id"], response["status"]) == ("7", "completed")
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_whole_input_of_the_state_may_be_the_request(execution: Execution) -> None:
     task = execution()
 
@@ -103,6 +105,7 @@ def test_whole_input_of_the_state_may_be_the_request(execution: Execution) -> No
         ({}, "InvalidRequest"),
     ],
 )
+@pytest.mark.usefixtures("comfyui")
 def test_failure_is_named_so_that_the_state_machine_can_retry_by_name(
     execution: Execution, request_: dict[str, Any], error: str
 ) -> None:
@@ -115,6 +118,7 @@ def test_failure_is_named_so_that_the_state_machine_can_retry_by_name(
     assert response["error"]["type"] == error
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_heartbeat_keeps_a_long_job_alive(
     execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +131,7 @@ def test_heartbeat_keeps_a_long_job_alive(
     assert task.end()["status"] == "SUCCEEDED"
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_task_that_is_over_changes_nothing_and_its_token_is_not_logged(
     execution: Execution, log: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +192,7 @@ def test_unreachable_step_functions_fail_the_invocation_without_the_token(
         app.lambda_handler({"task_token": "secret", "input": {}}, Context(100))
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_task_behind_eventbridge_gets_its_result(execution: Execution) -> None:
     task = execution()
     delivery = sample("eventbridge_request")
@@ -209,6 +215,7 @@ def test_output_of_many_files_names_them_without_urls(execution: Execution) -> N
     assert "the files' URLs" in output["warnings"][-1]
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_output_is_never_larger_than_step_functions_accept(execution: Execution) -> None:
     task = execution()
     text = "y" * stepfunctions.MAX_OUTPUT_BYTES

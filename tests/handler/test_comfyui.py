@@ -19,6 +19,8 @@ from tests.conftest import current_client, run, when_comfyui, worker_status
 from tests.processes import is_running, processes_with, wait_until
 from tests.runtime.test_worker import own_folders
 
+pytestmark = pytest.mark.usefixtures("comfyui")
+
 # Two nodes that sleep, so that there is a second one whose messages come after a reconnect.
 SLEEPER: dict[str, Any] = {
     "1": workflows.node("TestSleep", seconds=2.0, deaf=False),

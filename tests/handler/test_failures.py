@@ -24,6 +24,8 @@ from tests.workflows import event
 OTHER_HANDLER = """
 import json, sys
 from handler.app import lambda_handler
+
+pytestmark = pytest.mark.usefixtures("comfyui")
 print(json.dumps(lambda_handler(json.load(sys.stdin), None)))
 """
 

@@ -26,6 +26,7 @@ from tests.worker import comfyui_pid
 from tests.workflows import event, image, one
 
 pytestmark = [
+    pytest.mark.usefixtures("comfyui"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.usefixtures("sqlite"),
 ]

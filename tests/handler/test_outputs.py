@@ -10,6 +10,8 @@ from events.contract import response_problems
 from tests import workflows
 from tests.conftest import run
 
+pytestmark = pytest.mark.usefixtures("comfyui")
+
 
 def test_image_lands_in_the_folder_of_its_request() -> None:
     response = run(workflows.image("sub/pic"), request_id="my-job 1")

@@ -12,6 +12,8 @@ from runtime.local_s3 import LocalS3
 from tests import workflows
 from tests.conftest import run
 
+pytestmark = pytest.mark.usefixtures("comfyui")
+
 
 def s3_fields(server: LocalS3, **other: str) -> dict[str, str]:
     return {

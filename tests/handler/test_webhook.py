@@ -14,6 +14,8 @@ from handler import webhook
 from tests import workflows
 from tests.conftest import WebhookReceiver, run
 
+pytestmark = pytest.mark.usefixtures("comfyui")
+
 SECRET = "canary-secret-0815"
 
 

@@ -25,6 +25,7 @@ def event_file(path: Path, request: object) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("comfyui")
 @pytest.mark.slow
 def test_first_sample_is_a_video_of_four_seconds_without_a_model(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -45,6 +46,7 @@ def test_first_sample_is_a_video_of_four_seconds_without_a_model(
     assert "warnings" not in response
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_without_an_event_both_samples_run_and_the_last_line_is_a_path(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ from tests.conftest import WebhookReceiver
 from tests.processes import is_running, wait_until
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(90),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]

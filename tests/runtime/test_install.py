@@ -20,6 +20,8 @@ from runtime.commands.install import add_arguments, default_recipe, install, run
 from runtime.install_steps import InstallError, Recipe
 from runtime.process.file_lock import hold_file_lock
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 TREE = {
     "main.py": "print('tiny ComfyUI')\n",

@@ -24,6 +24,7 @@ from tests.aws import moto_client
 from tests.processes import is_running, wait_until
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(90),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]

@@ -22,6 +22,8 @@ from tests.runtime.test_worker import RunningWorker, StartWorker, start_worker
 from tests.worker import comfyui_pid, end_job, final_answer, send, status, status_in, wake
 from tests.workflows import node
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["start_worker"]
 
 

@@ -13,6 +13,8 @@ import pytest
 from handler.settings import Settings
 from runtime.commands.standins import add_arguments, generate, run
 
+pytestmark = pytest.mark.slow
+
 NAMES = {
     "diffusion_models/wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",
     "diffusion_models/wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors",

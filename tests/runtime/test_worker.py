@@ -44,6 +44,8 @@ from tests.worker import (
     wake,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def own_folders(folder: Path) -> dict[str, str]:
     """The variables of a worker that has nothing to do with that of the other tests."""

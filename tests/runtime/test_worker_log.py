@@ -59,6 +59,8 @@ log._files[0].stream = open("/dev/full", "w")
 log.log("one"); log.log("two")
 log._files.clear()
 import os; os._exit(0)
+
+pytestmark = pytest.mark.slow
 """
     process = log_lines(tmp_path, program)
 
