@@ -10,8 +10,8 @@ from typing import Any
 from events import aws
 
 MAX_MESSAGE = 1024
-# SQS accepts the characters of XML 1.0.
-_NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# SQS accepts the characters of XML 1.0. Compiled with the first dead letter: it takes 5 ms.
+_NOT_XML = "[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 class DeadLetterNotSent(Exception):
@@ -39,7 +39,7 @@ def send(queue_url: str, record: dict[str, Any], error: dict[str, Any]) -> None:
                 QueueUrl=queue_url,
                 MessageBody=body if isinstance(body, str) and body else json.dumps(body),
                 MessageAttributes={
-                    name: {"DataType": "String", "StringValue": _NOT_XML.sub("?", value) or "?"}
+                    name: {"DataType": "String", "StringValue": re.sub(_NOT_XML, "?", value) or "?"}
                     for name, value in attributes.items()
                 },
                 **_fifo_fields(queue_url, record),
