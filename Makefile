@@ -5,8 +5,10 @@ SAM_VENV := .venv-sam
 PY := $(VENV)/bin/python
 # The event that `make run` runs; without one it runs two samples.
 EVENT ?=
+# What `make test` and `make fast` run, as pytest takes it: TESTS="tests/events -k sqs".
+TESTS ?=
 
-.PHONY: run test lint format sam-validate clean
+.PHONY: run test fast lint format sam-validate clean
 
 # Silent: what `make run` writes to stdout are the paths of the files, and nothing else.
 run: $(VENV)/.installed
@@ -15,7 +17,11 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-tests $(SAM_VENV)/.installed
 	$(PY) -m runtime install
 	$(PY) -m runtime standins
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadfile $(TESTS)
+
+# The tests that need neither ComfyUI, nor a server, nor time.
+fast: $(VENV)/.installed-tests
+	COMFYUI_HOME=/nonexistent $(PY) -m pytest -q -n 2 -m 'not comfyui and not slow' $(TESTS)
 
 lint: $(VENV)/.installed-tests
 	$(PY) -m ruff check .

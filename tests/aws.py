@@ -1,7 +1,9 @@
 """AWS for the tests: moto's server, and clients of it and of the local S3 server."""
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import boto3
@@ -27,15 +29,23 @@ def moto_server(patch: pytest.MonkeyPatch, variable: str = "AWS_ENDPOINT_URL") -
 
 @contextmanager
 def bare_moto_server() -> Iterator[str]:
-    """The address of a server that no client finds by itself."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    # What an earlier server of this process was told is still there.
+    """The address of a server without any state, which no client finds by itself.
+
+    All servers of a process would share their state, so there is one, which stays: its end alone
+    takes half a second.
+    """
+    url = _moto_server()
     requests.post(f"{url}/moto-api/reset", timeout=10).raise_for_status()
     yield url
-    server.stop()
+
+
+@cache
+def _moto_server() -> str:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    atexit.register(server.stop)
+    host, port = server.get_host_and_port()
+    return f"http://{host}:{port}"
 
 
 def use_moto_server(patch: pytest.MonkeyPatch, url: str, variable: str) -> None:

@@ -32,14 +32,20 @@ _OURS = (
     *("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEAD", "POWERTOOLS_"),
     "JOBS_",
 )
+# Fixtures that start a server.
+_SERVICES = {"aws", "dynamodb", "s3"}
 _PLACES = ("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs ComfyUI, so that `make fast` can leave it out."""
+    """Mark the tests that `make fast` leaves out by the fixtures that they use."""
     for item in items:
-        if "comfyui" in getattr(item, "fixturenames", ()):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if "comfyui" in fixtures:
             item.add_marker(pytest.mark.comfyui)
+        if fixtures & _SERVICES:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session", autouse=True)

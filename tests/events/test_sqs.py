@@ -158,6 +158,7 @@ def test_claim_of_a_killed_handler_ends_before_its_message_comes_again() -> None
     assert sqs_visibility.back_off_after_crash_s(1) > LEASE_S
 
 
+@pytest.mark.slow
 def test_message_that_goes_back_comes_again_before_the_queue_s_own_time(
     sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,6 +171,7 @@ def test_message_that_goes_back_comes_again_before_the_queue_s_own_time(
     assert wait_until(lambda: queue.waiting() == 1, 5)
 
 
+@pytest.mark.slow
 def test_message_of_a_killed_handler_comes_again_soon(
     sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +189,7 @@ def test_message_of_a_killed_handler_comes_again_soon(
     assert wait_until(lambda: queue.waiting() == 1, 5)
 
 
+@pytest.mark.slow
 def test_messages_are_hidden_while_their_batch_runs_but_not_beyond_its_time(
     sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +216,7 @@ def test_messages_are_hidden_while_their_batch_runs_but_not_beyond_its_time(
     assert seen == [0] * 8
 
 
+@pytest.mark.slow
 def test_messages_are_not_hidden_by_the_handler_if_its_caller_hides_them(
     sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +285,7 @@ def count_prompts(action: Callable[[], Any]) -> int:
     return len(history() - before)
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_batch_in_which_everything_fails_is_still_a_partial_response(sqs: Any) -> None:
     queue = Queue(sqs, "broken")
     queue.send(event(workflows.one("TestOutOfMemory")))

@@ -46,7 +46,7 @@ def dynamodb(dynamodb_client: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     table.drop()
 
 
-@pytest.fixture(params=["sqlite", "dynamodb"])
+@pytest.fixture(params=["sqlite", pytest.param("dynamodb", marks=pytest.mark.slow)])
 def table(request: pytest.FixtureRequest) -> JobTable:
     """Either of the two, for tests that hold for both."""
     table: JobTable = request.getfixturevalue(request.param)

@@ -20,12 +20,12 @@ from tests.conftest import current_client, run, when_comfyui, worker_status
 from tests.processes import wait_until
 from tests.workflows import event
 
+pytestmark = pytest.mark.usefixtures("comfyui")
+
 # A second handler process: an event on stdin, the log and then the response on stdout.
 OTHER_HANDLER = """
 import json, sys
 from handler.app import lambda_handler
-
-pytestmark = pytest.mark.usefixtures("comfyui")
 print(json.dumps(lambda_handler(json.load(sys.stdin), None)))
 """
 

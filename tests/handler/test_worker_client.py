@@ -33,6 +33,7 @@ def listening(folder: Path) -> Iterator[socket.socket]:
         yield server
 
 
+@pytest.mark.slow
 def test_frozen_worker_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_client, "CONNECT_TIMEOUT_S", 0.2)
     client = WorkerClient(settings_in(tmp_path))

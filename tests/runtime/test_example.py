@@ -67,6 +67,7 @@ def test_without_an_event_both_samples_run_and_the_last_line_is_a_path(
     assert sorted(steps, key=shown.err.index) == steps
 
 
+@pytest.mark.usefixtures("comfyui")
 def test_second_sample_does_not_run_after_a_failure(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,6 +169,7 @@ def test_stop_during_init_is_not_a_failure(
     assert states == []
 
 
+@pytest.mark.slow
 def test_extension_that_does_not_stop_is_killed_after_the_grace(
     start_host: StartHost, diary: Diary
 ) -> None:

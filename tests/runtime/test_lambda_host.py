@@ -209,6 +209,7 @@ def consumer_of(host: LambdaHost) -> QueueConsumer:
     return slot._consumer
 
 
+@pytest.mark.slow
 def test_timeout_ends_the_client_and_all_it_started(start_host: StartHost, tmp_path: Path) -> None:
     host = start_host("sleeps")
     slow = json.dumps({"pids": str(tmp_path / "slow"), "seconds": 60}).encode()

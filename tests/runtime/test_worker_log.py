@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from handler.settings import PROJECT
+
+pytestmark = pytest.mark.slow
 
 
 def log_lines(folder: Path, program: str) -> "subprocess.CompletedProcess[str]":
@@ -59,8 +63,6 @@ log._files[0].stream = open("/dev/full", "w")
 log.log("one"); log.log("two")
 log._files.clear()
 import os; os._exit(0)
-
-pytestmark = pytest.mark.slow
 """
     process = log_lines(tmp_path, program)
 
