@@ -1,6 +1,7 @@
-"""Who may know whom: `runtime -> handler -> events`, and nobody imports `infra`."""
+"""Which room may import which: docs/architecture.md has the table, and the code follows it."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,32 +11,95 @@ import pytest
 
 from handler.settings import PROJECT
 
-MAY_IMPORT: dict[str, set[str]] = {
-    "events": set(),
-    "handler": {"events"},
-    "runtime": {"events", "handler"},
-    "infra": set(),
+FLOORS = {
+    "events": {"events"},
+    "handler": {"events", "handler"},
+    "runtime": {"events", "handler", "runtime"},
+    "infra": {"infra"},
 }
-OURS = {*MAY_IMPORT, "tests", "benchmarks"}
+ALL = "all of"
 
 
-def imported(path: Path) -> Iterator[str]:
-    for found in ast.walk(ast.parse(path.read_text())):
-        if isinstance(found, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in found.names)
-        elif isinstance(found, ast.ImportFrom):
-            yield (found.module or "").partition(".")[0]
+def documented_rooms() -> dict[str, set[str]]:
+    """What each room of the table may import; the rooms of a floor after the words "all of"."""
+    text = (PROJECT / "docs" / "architecture.md").read_text()
+    table = text.partition("## Rooms")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([\w/]+?)/?` \| .*? \| (.*) \|$", table, re.MULTILINE)
+    rooms = [room for room, _ in rows]
+    return {
+        room: {
+            other
+            for name in re.findall(r"`([\w/]+?)/?`", cell)
+            for other in rooms
+            if other == name or (ALL in cell and other.startswith(f"{name}/"))
+        }
+        for room, cell in rows
+    }
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_imports_follow_the_arrows(package: str) -> None:
-    allowed = MAY_IMPORT[package] | {package}
+def room_of(module: str) -> str | None:
+    """The folder of a module of ours, as the table names it."""
+    parts = module.split(".")
+    if parts[0] not in FLOORS:
+        return None
+    folders = [part for part in parts if "." not in part]
+    while not PROJECT.joinpath(*folders).is_dir():
+        folders.pop()
+    return "/".join(folders)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports, and each name that it imports from one, as it may be one."""
+    for statement in ast.walk(ast.parse(path.read_text())):
+        if isinstance(statement, ast.Import):
+            yield from (alias.name for alias in statement.names)
+        elif isinstance(statement, ast.ImportFrom) and statement.module:
+            yield statement.module
+            yield from (f"{statement.module}.{alias.name}" for alias in statement.names)
+
+
+def modules_in(room: str) -> list[Path]:
+    return sorted((PROJECT / room).glob("*.py"))
+
+
+def test_every_room_is_in_the_table() -> None:
+    packages = {
+        init.parent.relative_to(PROJECT).as_posix()
+        for floor in FLOORS
+        for init in (PROJECT / floor).rglob("__init__.py")
+    }
+
+    assert packages == documented_rooms().keys()
+
+
+@pytest.mark.parametrize("room", documented_rooms())
+def test_room_imports_only_what_the_table_allows(room: str) -> None:
+    allowed = documented_rooms()[room] | {room, None}
 
     strangers = {
-        f"{path.relative_to(PROJECT)} imports {name}"
-        for path in (PROJECT / package).rglob("*.py")
-        for name in imported(path)
-        if name in OURS - allowed
+        f"{path.relative_to(PROJECT)} imports {module}"
+        for path in modules_in(room)
+        for module in imports(path)
+        # `from handler import app` names the package and the module: the module counts.
+        if room_of(module) not in allowed and not is_package_of_allowed(module, path)
+    }
+
+    assert strangers == set()
+
+
+def is_package_of_allowed(module: str, importer: Path) -> bool:
+    """Whether `module` is a package that the file imports only for a module of another room."""
+    inner = {name for name in imports(importer) if name.startswith(f"{module}.")}
+    return bool(inner) and any(room_of(name) != room_of(module) for name in inner)
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_floors_import_one_way(floor: str) -> None:
+    strangers = {
+        f"{path.relative_to(PROJECT)} imports {module}"
+        for path in (PROJECT / floor).rglob("*.py")
+        for module in imports(path)
+        if module.partition(".")[0] in {*FLOORS, "tests", "benchmarks"} - FLOORS[floor]
     }
 
     assert strangers == set()
@@ -44,8 +108,8 @@ def test_imports_follow_the_arrows(package: str) -> None:
 def test_handler_process_imports_neither_torch_nor_boto3_at_start() -> None:
     code = "import sys, handler.app; print({'torch', 'boto3', 'rich'} & set(sys.modules))"
 
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
     )
 
-    assert found.stdout.strip() == "set()"
+    assert process.stdout.strip() == "set()"

@@ -43,13 +43,5 @@ def seconds(raw: str) -> float:
     return value
 
 
-def name_and_value(raw: str) -> tuple[str, str]:
-    """A pair NAME=VALUE; the value may be empty and may contain `=`."""
-    name, separator, value = raw.partition("=")
-    if not name or not separator:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {raw!r}")
-    return name, value
-
-
 def add_verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="show ComfyUI's log lines too")

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from runtime.commands.options import name_and_value
 from runtime.errors import UsageError
 from runtime.sam.env_vars_file import EnvVarsFile, Variables, read_env_vars
 
@@ -57,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--parameter-overrides",
         nargs="+",
         action="extend",
-        type=name_and_value,
+        type=_name_and_value,
         default=[],
         metavar="NAME=VALUE",
         help="values of the template's parameters",
@@ -137,3 +136,11 @@ def _merged(
         if value is not None:
             environ[name] = value
     return environ
+
+
+def _name_and_value(raw: str) -> tuple[str, str]:
+    """A pair NAME=VALUE; the value may be empty and may contain `=`."""
+    name, separator, value = raw.partition("=")
+    if not name or not separator:
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {raw!r}")
+    return name, value
