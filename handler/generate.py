@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from events.contract import caller_of, parse_request
-from events.errors import AlreadyRunning, InternalError, JobError, OutOfMemory
+from events.errors import AlreadyRunning, InternalError, JobError, OutOfMemory, class_of
 from events.job import Caller, Job
 from handler import webhook
 from handler.artifacts import Collector
@@ -174,7 +174,7 @@ def _emit_end(response: dict[str, Any]) -> None:
     error, timings = response.get("error"), response["timings"]
     if error is None:
         emit(JobCompleted(timings=timings))
-    elif error["type"] == AlreadyRunning.__name__:
+    elif class_of(error) is AlreadyRunning:
         # Not a failure: the job runs elsewhere.
         emit(JobPostponed(message=error["message"]))
     else:

@@ -11,7 +11,7 @@ this project:
   memory of the GPU.
 
 What becomes ComfyUI boots without the garbage collector, and ends when its queue can run nothing
-any more: docs/decisions/0006-prepared-python.md and 0004-unresponsive-job.md say why.
+any more: docs/decisions/0006-prewarmed-python.md and 0004-unresponsive-job.md say why.
 """
 
 import contextlib

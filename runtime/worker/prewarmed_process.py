@@ -1,6 +1,6 @@
 """The Python that waits, while ComfyUI is stopped, to become the next ComfyUI.
 
-Why there is one: docs/decisions/0006-prepared-python.md. When it is started, used and ended is
+Why there is one: docs/decisions/0006-prewarmed-python.md. When it is started, used and ended is
 decided in runtime/worker/lifecycle.py.
 """
 
