@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process still does something; a zombie that nobody reaped does not."""
+    """Whether the process still does something; a zombie does not."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -44,12 +44,14 @@ def connect_to(path: Path) -> socket.socket:
     """A connection to a Unix socket. Its file is there from bind() on, which is before listen()."""
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(60)
-    assert wait_until(lambda: connection.connect_ex(str(path)) == 0), f"nobody listens on {path}"
+    assert wait_until(lambda: connection.connect_ex(str(path)) == 0), (
+        f"no process listens on {path}"
+    )
     return connection
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on; all different."""
+    """Different ports of the loopback on which no process listens."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in sockets]
     for server in sockets:

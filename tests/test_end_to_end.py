@@ -48,7 +48,7 @@ def test_template_of_the_project_gives_variables_to_the_handler_and_to_comfyui(
     tmp_path: Path,
 ) -> None:
     text = (PROJECT / "template.yaml").read_text()
-    # Places of its own: /tmp/worker may be somebody else's.
+    # Folders of the test: another process may use /tmp/worker.
     for place in ("comfyui", "worker"):
         text = text.replace(f"_DIR: /tmp/{place}", f"_DIR: {tmp_path}/{place}")
     template = tmp_path / "template.yaml"

@@ -1,4 +1,4 @@
-"""Events that nobody should send: each is answered by the envelope, and ComfyUI serves the next.
+"""Hostile events: each gets the documented response, and ComfyUI serves the next one.
 
 A test marked as expected to fail shows a known defect; the mark goes when the defect does.
 """
@@ -295,7 +295,7 @@ def test_unknown_keys_of_a_node_do_no_harm(extra: dict[str, Any]) -> None:
     assert answer(event(workflow))["status"] == "completed"
 
 
-def test_numbers_as_strings_are_taken_as_comfyui_takes_them() -> None:
+def test_numbers_as_strings_are_accepted_as_by_comfyui() -> None:
     workflow = image()
     workflow["1"]["inputs"] |= {"width": "32", "batch_size": "2"}
 

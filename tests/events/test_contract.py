@@ -83,7 +83,7 @@ def test_node_of_a_bare_workflow_may_have_the_id_input() -> None:
     assert parse(workflow).workflow == workflow
 
 
-def test_input_with_a_workflow_is_a_request_whatever_else_it_has() -> None:
+def test_input_with_a_workflow_is_a_request_with_any_other_field() -> None:
     request = {"input": {"workflow_json": image(), "class_type": "x", "inputs": {}}}
 
     assert as_request(request) is request

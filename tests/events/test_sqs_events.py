@@ -72,7 +72,7 @@ def dead(sqs: Any, monkeypatch: pytest.MonkeyPatch) -> Queue:
 @pytest.mark.parametrize(
     "name", ["sqs_s3_notification", "sqs_s3_notification_in_sns_envelope", "sqs_eventbridge_s3"]
 )
-def test_new_object_is_run_in_whatever_envelope_its_event_comes(
+def test_new_object_is_run_in_every_envelope_of_its_event(
     bucket: Bucket, statuses: Callable[[], dict[str, str]], name: str
 ) -> None:
     state = bucket.put(workflows.image())

@@ -91,7 +91,7 @@ def test_progress_updates_count_up_in_time() -> None:
 
 
 @pytest.mark.slow
-def test_handler_without_a_worker_starts_one_and_takes_it_along(tmp_path: Path) -> None:
+def test_handler_without_a_worker_starts_one_which_ends_with_it(tmp_path: Path) -> None:
     code = (
         "import json, sys; from handler.app import lambda_handler;"
         "print(json.dumps(lambda_handler(json.load(sys.stdin), None)), flush=True)"

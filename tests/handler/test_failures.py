@@ -114,7 +114,7 @@ def test_node_that_raises_is_named_with_its_exception() -> None:
 
 
 @pytest.mark.parametrize("node", ["TestOutOfMemory", "TestAllocate"])
-def test_out_of_memory_is_an_error_of_its_own_and_the_worker_goes_on(node: str) -> None:
+def test_out_of_memory_has_an_error_class_and_the_worker_continues(node: str) -> None:
     message = failed(run(workflows.one(node)), "OutOfMemory", retryable=True)
 
     assert f"({node}) ran out of memory" in message
@@ -159,7 +159,7 @@ def other_handler(workflow: Any) -> Iterator["subprocess.Popen[str]"]:
         yield other
 
 
-def test_job_that_waits_behind_the_one_that_kills_comfyui_is_run_all_the_same() -> None:
+def test_job_queued_behind_the_one_that_kills_comfyui_is_completed() -> None:
     assert works()
     starts = worker_status().starts
     with other_handler(workflows.one("TestSleep", seconds=60.0, deaf=True)) as other:

@@ -20,7 +20,7 @@ def node_error(exception_type: str, message: str) -> tuple[str, dict[str, Any]]:
     return "execution_error", node | error
 
 
-def test_run_that_succeeded_has_no_failure_whatever_its_messages() -> None:
+def test_successful_run_has_no_failure_with_any_messages() -> None:
     assert failure_in(entry(node_error("ValueError", "x"), completed=True)) is None
 
 
@@ -68,5 +68,5 @@ def test_interruption_is_not_a_failure_of_the_node() -> None:
     assert failure.node_id == "7"
 
 
-def test_error_without_a_message_is_a_failure_all_the_same() -> None:
+def test_error_without_a_message_is_a_failure() -> None:
     assert isinstance(failure_in(entry()), ExecutionFailed)

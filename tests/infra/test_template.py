@@ -101,7 +101,7 @@ def test_settings_take_the_values_of_the_template() -> None:
     assert str(settings.worker_dir) == "/tmp/worker"
 
 
-def test_extension_lets_go_of_init_before_its_time_is_up() -> None:
+def test_extension_ends_init_before_its_time_is_up() -> None:
     assert float(variables()["INIT_BUDGET"]) <= MAX_INIT_S - COPY_S
 
 

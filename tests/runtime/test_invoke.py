@@ -88,7 +88,7 @@ def test_function_error_shows_the_last_log_lines(
     assert "function error ValueError after" in shown.err
 
 
-def test_failed_import_is_told_in_one_line(
+def test_failed_import_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(invoke, "HANDLER", "tests.runtime.nowhere.handler")

@@ -246,7 +246,7 @@ class DozingWorkerMachine(WorkerMachine):
 
 
 @pytest.mark.parametrize("machine", [WorkerMachine, DozingWorkerMachine])
-def test_states_move_along_the_table_whatever_happens(
+def test_states_move_along_the_table_in_any_sequence(
     machine: type[WorkerMachine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Deaths and failures are many here, and their pauses would be most of the test.

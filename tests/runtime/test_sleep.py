@@ -95,7 +95,7 @@ def test_killed_prepared_process_costs_time_but_no_job(start_worker: StartWorker
 
 
 @pytest.mark.slow
-def test_worker_sleeps_as_deep_as_it_is_told(start_worker: StartWorker) -> None:
+def test_worker_sleeps_as_deep_as_requested(start_worker: StartWorker) -> None:
     worker = start_worker()
     awake = comfyui_pid(worker.wake())
 
@@ -149,7 +149,7 @@ def test_worker_with_a_job_refuses_to_sleep(start_worker: StartWorker) -> None:
         assert worker.status().state is State.READY
 
 
-def test_drained_worker_takes_nothing_new_and_ends_with_its_last_job(
+def test_draining_worker_accepts_no_job_and_ends_with_its_last_one(
     start_worker: StartWorker,
 ) -> None:
     worker = start_worker()
@@ -198,12 +198,12 @@ def test_worker_is_asked_from_the_command_line(start_worker: StartWorker) -> Non
     asleep = run_ask(worker, "sleep", "--depth", "exit")
     worker.process.terminate()
     worker.process.wait(30)
-    nobody = run_ask(worker, "state")
+    unanswered = run_ask(worker, "state")
 
     assert (woken.returncode, json.loads(woken.stdout)["state"]) == (0, "ready")
     assert (asleep.returncode, json.loads(asleep.stdout)["state"]) == (0, "inactive")
-    assert (nobody.returncode, nobody.stdout) == (1, "")
-    assert "no worker answers at" in nobody.stderr
+    assert (unanswered.returncode, nobody.stdout) == (1, "")
+    assert "no worker answers at" in unanswered.stderr
 
 
 def test_every_move_is_in_the_table() -> None:
