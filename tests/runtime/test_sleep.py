@@ -202,7 +202,7 @@ def test_worker_is_asked_from_the_command_line(start_worker: StartWorker) -> Non
 
     assert (woken.returncode, json.loads(woken.stdout)["state"]) == (0, "ready")
     assert (asleep.returncode, json.loads(asleep.stdout)["state"]) == (0, "inactive")
-    assert (unanswered.returncode, nobody.stdout) == (1, "")
+    assert (unanswered.returncode, unanswered.stdout) == (1, "")
     assert "no worker answers at" in unanswered.stderr
 
 
