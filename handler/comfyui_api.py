@@ -23,6 +23,8 @@ _UPGRADE_HEADERS = {
 }
 
 HistoryEntry = dict[str, Any]
+# The objects of an entry, beside its list `prompt`: `PromptQueue.task_done` in execution.py.
+HISTORY_PARTS = ("outputs", "status", "meta")
 
 
 class ComfyUIGone(ConnectionError):
@@ -73,9 +75,13 @@ class ComfyUIApi:
         return queue
 
     def history(self, prompt_id: str, timeout_s: float) -> HistoryEntry | None:
-        """The entry of a prompt that is over; None when there is none."""
+        """The entry of a prompt that is over; None when there is none.
+
+        It has every part of HISTORY_PARTS. One that ComfyUI left out, or gave as null, is empty.
+        """
         entries: dict[str, HistoryEntry] = self._get(f"/history/{prompt_id}", timeout_s)
-        return entries.get(prompt_id)
+        entry = entries.get(prompt_id)
+        return None if entry is None else entry | _empty_parts(entry)
 
     def interrupt(self, prompt_id: str, timeout_s: float) -> bool:
         """Take the prompt out of the queue, or stop it at its next node or sampler step.
@@ -123,6 +129,10 @@ class ComfyUIApi:
             if any(isinstance(cause, TimeoutError) for cause in error.args):
                 raise ComfyUITimeout(f"ComfyUI does not read {path} in time") from error
             raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
+
+
+def _empty_parts(entry: HistoryEntry) -> HistoryEntry:
+    return {name: {} for name in HISTORY_PARTS if not isinstance(entry.get(name), dict)}
 
 
 def parse(raw: bytes | str) -> Any:

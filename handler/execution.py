@@ -62,7 +62,7 @@ class Execution:
         """Record the history entry, and pass on its outputs: their messages may have been lost."""
         self.history_entry = entry
         for node_id, output in entry["outputs"].items():
-            meta = entry.get("meta", {}).get(node_id) or {}
+            meta = entry["meta"].get(node_id) or {}
             self._on_output(str(meta.get("display_node") or node_id), output)
 
     def details(self, error: JobError | None) -> dict[str, Any]:

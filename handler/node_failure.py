@@ -10,6 +10,8 @@ from events.errors import Cancelled, ExecutionFailed, JobError, OutOfMemory
 from handler.comfyui_api import HistoryEntry
 
 MAX_EXCEPTION_MESSAGE = 2000
+# A run ends with one of these: `PromptExecutor.execute_async`.
+_LAST_MESSAGES = frozenset({"execution_success", "execution_error", "execution_interrupted"})
 # torch raises OutOfMemoryError on a GPU. On a CPU its allocator raises a RuntimeError with one of
 # these texts.
 _OUT_OF_MEMORY_TEXTS = (
@@ -23,20 +25,34 @@ _OUT_OF_MEMORY_TEXTS = (
 def failure_in(entry: HistoryEntry) -> JobError | None:
     """Cancelled, OutOfMemory or ExecutionFailed; None when the run succeeded.
 
-    Only the entry decides: an `execution_error` message can belong to a run that went on.
+    Only the entry decides, and in it the last message: ComfyUI's `completed` is true also for a run
+    that ended at a cycle in an expanded subgraph. An `execution_error` before the last message, or
+    one that came over the WebSocket alone, can belong to a run that went on.
     """
     status = entry["status"]
-    if status["completed"] and status["status_str"] == "success":
+    if not status:
+        return ExecutionFailed(
+            "ComfyUI's history entry has no status, so it does not say how the run ended;"
+            " a custom node may have replaced part of ComfyUI's queue"
+        )
+    name, data = _last_message(status)
+    if name == "execution_interrupted":
+        return Cancelled(
+            f"the run was interrupted at node {data['node_id']} ({data['node_type']})",
+            node_id=str(data["node_id"]),
+        )
+    if name == "execution_error":
+        return _node_failure(data)
+    if status.get("completed") and status.get("status_str") == "success":
         return None
-    for name, data in reversed(status["messages"]):
-        if name == "execution_interrupted":
-            return Cancelled(
-                f"the run was interrupted at node {data['node_id']} ({data['node_type']})",
-                node_id=str(data["node_id"]),
-            )
-        if name == "execution_error":
-            return _node_failure(data)
     return ExecutionFailed("ComfyUI reports an error without a message that names it")
+
+
+def _last_message(status: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    for name, data in reversed(status.get("messages") or ()):
+        if name in _LAST_MESSAGES:
+            return name, data
+    return "", {}
 
 
 def _node_failure(data: dict[str, Any]) -> JobError:

@@ -113,6 +113,24 @@ def test_node_that_raises_is_named_with_its_exception() -> None:
     assert details["error"] == message
 
 
+@pytest.mark.parametrize("beside", [{}, workflows.image("beside a cycle")])
+def test_cycle_in_an_expanded_subgraph_is_a_failure_of_its_node(beside: dict[str, Any]) -> None:
+    response = run(beside | workflows.one("TestCycle"))
+
+    message = failed(response, "ExecutionFailed", retryable=False)
+    assert "node 7 (TestCycle)" in message
+    assert "cycle" in message
+    assert response["comfyui_response"]["execution_details"]["completed"] is False
+
+
+def test_history_entry_without_a_status_is_a_failure_within_the_contract() -> None:
+    response = run(workflows.one("TestNoStatus"))
+
+    message = failed(response, "ExecutionFailed", retryable=False)
+    assert "no status" in message
+    assert [item["text"] for item in response["output"]] == ["ran"]
+
+
 @pytest.mark.parametrize("node", ["TestOutOfMemory", "TestAllocate"])
 def test_out_of_memory_has_an_error_class_and_the_worker_continues(node: str) -> None:
     message = failed(run(workflows.one(node)), "OutOfMemory", retryable=True)

@@ -20,8 +20,26 @@ def node_error(exception_type: str, message: str) -> tuple[str, dict[str, Any]]:
     return "execution_error", node | error
 
 
-def test_successful_run_has_no_failure_with_any_messages() -> None:
-    assert failure_in(entry(node_error("ValueError", "x"), completed=True)) is None
+def test_run_that_went_on_after_an_error_and_succeeded_has_no_failure() -> None:
+    went_on = entry(node_error("ValueError", "x"), ("execution_success", {}), completed=True)
+
+    assert failure_in(went_on) is None
+
+
+def test_error_as_the_last_message_is_a_failure_although_the_entry_says_success() -> None:
+    cycle = node_error("graph.DependencyCycleError", "Dependency cycle detected")
+
+    failure = failure_in(entry(("execution_start", {}), cycle, completed=True))
+
+    assert isinstance(failure, ExecutionFailed)
+    assert "Dependency cycle detected" in failure.message
+
+
+def test_entry_without_a_status_is_a_failure() -> None:
+    failure = failure_in({"status": {}})
+
+    assert isinstance(failure, ExecutionFailed)
+    assert "no status" in failure.message
 
 
 @pytest.mark.parametrize(

@@ -91,11 +91,45 @@ class TestHold(_Output):
         return {"ui": {"text": ["held"]}}
 
 
+class TestCycle(_Output):
+    """Expands into two nodes that wait for each other: validation cannot see that cycle."""
+
+    def run(self) -> dict[str, Any]:
+        from comfy_execution.graph_utils import (  # type: ignore[import-not-found]  # noqa: PLC0415
+            GraphBuilder,
+        )
+
+        graph = GraphBuilder()
+        first, second = graph.node("ImageInvert"), graph.node("ImageInvert")
+        first.set_input("image", second.out(0))
+        second.set_input("image", first.out(0))
+        # "result" makes ComfyUI run the expansion; the node itself has no output socket.
+        graph.node("PreviewImage", images=first.out(0))
+        return {"result": (), "expand": graph.finalize()}
+
+
+class TestNoStatus(_Output):
+    """Takes the status out of its own history entry, as a patched queue may."""
+
+    def run(self) -> dict[str, Any]:
+        from server import PromptServer  # type: ignore[import-not-found]  # noqa: PLC0415
+
+        queue = PromptServer.instance.prompt_queue
+        task_done = queue.task_done
+
+        def task_done_without_status(item: int, result: Any, status: Any, **more: Any) -> None:
+            queue.task_done = task_done
+            task_done(item, result, None, **more)
+
+        queue.task_done = task_done_without_status
+        return {"ui": {"text": ["ran"]}}
+
+
 class TestBroadcast(_Output):
     """Sends messages of its own to everybody, in shapes that ComfyUI itself never uses."""
 
     def run(self) -> dict[str, Any]:
-        from server import PromptServer  # type: ignore[import-not-found]  # noqa: PLC0415
+        from server import PromptServer  # noqa: PLC0415
 
         for data in ("text", ["list"], 5, None):
             PromptServer.instance.send_sync("my.event", data)
@@ -175,6 +209,8 @@ NODE_CLASS_MAPPINGS = {
         TestExit,
         TestSleep,
         TestHold,
+        TestCycle,
+        TestNoStatus,
         TestBroadcast,
         TestOddProgress,
         TestUi,
