@@ -3,7 +3,7 @@
 JobError
 ├── InvalidRequest      the event breaks the contract                     not retryable
 ├── WorkflowRejected    ComfyUI refuses the graph                         not retryable
-├── ExecutionFailed     a node raised                                     not retryable
+├── ExecutionFailed     a node raised, or gave a result without a file    not retryable
 ├── OutOfMemory         the GPU ran out of memory; models were unloaded   retryable
 ├── Cancelled           the job was interrupted from outside              not retryable
 ├── DeadlineExceeded    the invocation's time ran out                     if the job never began
@@ -81,7 +81,7 @@ class WorkflowRejected(JobError):
 
 
 class ExecutionFailed(JobError):
-    """A node raised while the graph ran."""
+    """A node raised while the graph ran, or named a result whose file it did not write."""
 
 
 class OutOfMemory(JobError):

@@ -8,8 +8,10 @@ uploaded is decided in storage.py.
 import json
 import os
 import shutil
+import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -24,12 +26,19 @@ _MAX_PATH = 1000
 _MARKER = ".lambda-comfyui-job"
 
 
+class Fault(Enum):
+    """What kept the file of an artifact out of the job's folder."""
+
+    MISSING = "the node named a file that does not exist"
+    NOT_A_RESULT = "the node named something that is never a result"
+    MACHINE = "the file exists, but could not be put into the job's folder"
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
     """One result of a job. `key` is its key in the bucket: the job's folder and the path in it.
 
-    `problem` says why the file is not there, and is empty if it is. `is_missing` says that the file
-    of ComfyUI does not exist.
+    `fault` is None if the file is in the job's folder; else `problem` says what is wrong.
     """
 
     filename: str
@@ -41,7 +50,7 @@ class Artifact:
     output_type: str
     text: str | None = None
     problem: str = ""
-    is_missing: bool = False
+    fault: Fault | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The item of `output` in the response, without what storage adds to it."""
@@ -102,12 +111,16 @@ class Collector:
         self._collected = {item for item in self._collected if item[0] not in nodes}
 
     def _link_file(self, node_id: str, kind: str, file: NamedFile) -> Artifact:
-        target, problem, is_missing = self._target_of(file), "", False
+        target = self._target_of(file)
+        problem, fault = "", None
         try:
             _link(self._source_of(file), target)
-        except (OSError, ValueError) as error:
-            is_missing = isinstance(error, FileNotFoundError)
-            problem = f"the file that the node named is not there: {_reason(error)}"
+        except FileNotFoundError as error:
+            problem, fault = _reason(error), Fault.MISSING
+        except ValueError as error:
+            problem, fault = str(error), Fault.NOT_A_RESULT
+        except OSError as error:
+            problem, fault = _reason(error), Fault.MACHINE
         return Artifact(
             filename=PurePosixPath(file.name).name or file.name,
             local_path=target,
@@ -116,8 +129,8 @@ class Collector:
             type=file.type,
             node_id=node_id,
             output_type=kind,
-            problem=problem,
-            is_missing=is_missing,
+            problem=f"{fault.value}: {problem}" if fault else "",
+            fault=fault,
         )
 
     def _write_value(self, node_id: str, kind: str, position: int, item: Any) -> Artifact:
@@ -138,12 +151,23 @@ class Collector:
         )
 
     def _source_of(self, file: NamedFile) -> Path:
+        """Raises FileNotFoundError, and ValueError for what is never a result."""
         if file.type not in self._folders:
             raise ValueError(f"unknown type {file.type!r}")
-        root = self._folders[file.type].resolve()
-        source = (root / file.subfolder / file.name).resolve()
+        # Not `resolve`, which raises RuntimeError at a loop of symbolic links.
+        root = Path(os.path.realpath(self._folders[file.type]))
+        source = Path(os.path.realpath(root / file.subfolder / file.name))
         if not source.is_relative_to(root):
             raise ValueError(f"it lies outside the {file.type} folder")
+        try:
+            mode = source.stat().st_mode
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ValueError(_reason(error)) from error
+        # A named pipe blocks its reader for ever; a device never ends.
+        if not stat.S_ISREG(mode):
+            raise ValueError("it is not a regular file")
         return source
 
     def _target_of(self, file: NamedFile) -> Path:
@@ -177,7 +201,8 @@ class Collector:
             path = (root / item).resolve()
             if not path.is_file() or not path.is_relative_to(root):
                 return None
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):
+            # RuntimeError: a loop of symbolic links.
             return None
         relative = path.relative_to(root)
         subfolder = str(relative.parent) if relative.parent.parts else ""
@@ -234,5 +259,5 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
-def _reason(error: Exception) -> str:
-    return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__

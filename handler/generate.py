@@ -102,6 +102,8 @@ class JobRun:
                 # The files of an earlier run that ComfyUI's cache still names were deleted.
                 outputs.forget(lost)
                 self._execute(force_rerun(workflow, lost), runner, outputs)
+            if failure := outputs.failure():
+                raise failure
             self._result.warnings += outputs.warnings()
 
     @contextmanager
@@ -139,6 +141,7 @@ class JobRun:
         logger.append_keys(prompt_id=execution.prompt_id)
         entry = runner.run(execution)
         with self._timings.stage("postprocess_ms"):
+            outputs.forget_missing()
             execution.end(entry)
         if (failure := failure_in(entry)) is not None:
             if isinstance(failure, OutOfMemory):

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from concurrent.futures import Future, wait
 from typing import Any
 
-from events.errors import UploadFailed
-from handler.artifacts import Artifact, Collector
+from events.errors import ExecutionFailed, JobError, UploadFailed, WorkerUnavailable
+from handler.artifacts import Artifact, Collector, Fault
 from handler.storage import Stored, Uploads
 
 _MAX_NAMES = 5
@@ -40,8 +40,31 @@ class JobOutputs:
         return [
             artifact.node_id
             for artifact in self.artifacts
-            if artifact.is_missing and artifact.node_id not in nodes_executed
+            if artifact.fault is Fault.MISSING and artifact.node_id not in nodes_executed
         ]
+
+    def forget_missing(self) -> None:
+        """Drop the outputs of nodes that named a missing file, which they may write later."""
+        self.forget({a.node_id for a in self.artifacts if a.fault is Fault.MISSING})
+
+    def failure(self) -> JobError | None:
+        """Why a run is a failure although its nodes succeeded; None if every file is there.
+
+        Another run makes a file that its node does not write no more than this one, so that is not
+        retryable; what this machine could not do another one can.
+        """
+        faulty = [artifact for artifact in self.artifacts if artifact.fault]
+        if not faulty:
+            return None
+        files = "; ".join(
+            f"{artifact.filename}: {artifact.problem}" for artifact in faulty[:_MAX_NAMES]
+        )
+        if all(artifact.fault is Fault.MACHINE for artifact in faulty):
+            return WorkerUnavailable(files)
+        node_id = next(a.node_id for a in faulty if a.fault is not Fault.MACHINE)
+        return ExecutionFailed(
+            f"node {node_id} gave a result without a file. {files}", node_id=node_id
+        )
 
     def forget(self, nodes: Collection[str]) -> None:
         """Drop the outputs of these nodes; they can be added again."""

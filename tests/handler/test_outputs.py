@@ -13,6 +13,11 @@ from tests.conftest import run
 pytestmark = pytest.mark.usefixtures("comfyui")
 
 
+def named(item: Any) -> str:
+    """What TestUi gives as its result: one item of a list of files."""
+    return json.dumps({"things": [item]})
+
+
 def test_image_lands_in_the_folder_of_its_request() -> None:
     response = run(workflows.image("sub/pic"), request_id="my-job 1")
 
@@ -81,7 +86,7 @@ def test_every_shape_of_output_is_kept() -> None:
     output = run(workflows.one("TestOutputs"))["output"]
 
     kinds = [item["output_type"] for item in output]
-    assert kinds == ["gifs", "3d", "audio", "result", "text", "text", "count", "lost", "outside"]
+    assert kinds == ["gifs", "3d", "audio", "result", "text", "text", "count"]
     by_kind = {item["output_type"]: item for item in output}
     assert Path(by_kind["gifs"]["local_path"]).read_text() == "one/same.bin"
     assert Path(by_kind["3d"]["local_path"]).read_text() == "two/same.bin"
@@ -90,19 +95,45 @@ def test_every_shape_of_output_is_kept() -> None:
     assert by_kind["count"]["text"] == "42"
 
 
-def test_file_that_a_node_named_but_never_wrote_is_reported() -> None:
-    output = run(workflows.one("TestOutputs"))["output"]
+def test_file_that_a_node_named_but_never_wrote_fails_the_job_for_good() -> None:
+    response = run(workflows.one("TestUi", ui=named({"filename": "never-written.png"})))
 
-    (lost,) = [item for item in output if item["output_type"] == "lost"]
-    assert "No such file" in lost["upload_error"]
+    assert response_problems(response) == []
+    assert response["status"] == "failed"
+    assert response["error"]["type"] == "ExecutionFailed"
+    assert response["error"]["retryable"] is False
+    assert response["error"]["node_id"] == "7"
+    assert "never-written.png: the node named a file that does not exist" in response["message"]
+    assert "No such file" in response["output"][0]["upload_error"]
 
 
 def test_file_outside_of_comfyuis_folders_is_never_taken() -> None:
-    output = run(workflows.one("TestOutputs"))["output"]
+    outside = {"filename": "passwd", "subfolder": "../../../../../../../../etc"}
 
-    (outside,) = [item for item in output if item["output_type"] == "outside"]
-    assert "outside the output folder" in outside["upload_error"]
-    assert not Path(outside["local_path"]).exists()
+    response = run(workflows.one("TestUi", ui=named(outside)))
+
+    assert response["error"]["type"] == "ExecutionFailed"
+    (item,) = response["output"]
+    assert "outside the output folder" in item["upload_error"]
+    assert not Path(item["local_path"]).exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop"])
+def test_only_a_regular_file_is_a_result(kind: str) -> None:
+    response = run(workflows.one("TestIrregular", kind=kind), return_outputs_as_base64=True)
+
+    assert response_problems(response) == []
+    assert response["error"]["type"] == "ExecutionFailed"
+    assert "never a result" in response["output"][0]["upload_error"]
+
+
+def test_file_that_is_written_after_its_node_has_ended_is_a_result() -> None:
+    workflow = workflows.one("TestLate") | {"8": workflows.node("TestLateFile", after=["7", 0])}
+
+    response = run(workflow)
+
+    assert response["status"] == "completed"
+    assert {Path(item["local_path"]).read_text() for item in response["output"]} == {"late"}
 
 
 @pytest.mark.parametrize("node", ["TestBroadcast", "TestOddProgress"])
@@ -116,9 +147,6 @@ def test_odd_messages_of_custom_nodes_do_not_disturb_the_job(node: str) -> None:
 @pytest.mark.parametrize(
     "item",
     [
-        {"filename": "x.png", "type": None},
-        {"filename": "x.png", "type": 5, "subfolder": 7},
-        {"filename": "x.png", "type": ["output"]},
         {"filename": "", "type": "output"},
         {"filename": None},
         {"a": {"b": []}},
@@ -131,6 +159,24 @@ def test_odd_items_of_custom_nodes_keep_the_documented_shape(item: Any) -> None:
     response = run(workflows.one("TestUi", ui=json.dumps({"things": [item]})))
 
     assert response["status"] == "completed"
+    assert response_problems(response) == []
+    assert len(response["output"]) == 1
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"filename": "x.png", "type": None},
+        {"filename": "x.png", "type": 5, "subfolder": 7},
+        {"filename": "x.png", "type": ["output"]},
+        {"filename": "x\0.png"},
+        {"filename": "x" * 300},
+    ],
+)
+def test_odd_names_of_missing_files_keep_the_documented_shape(item: Any) -> None:
+    response = run(workflows.one("TestUi", ui=named(item)))
+
+    assert response["error"]["type"] == "ExecutionFailed"
     assert response_problems(response) == []
     assert len(response["output"]) == 1
 

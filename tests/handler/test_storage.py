@@ -44,6 +44,17 @@ def test_every_file_is_uploaded_and_its_url_reads_it_back(s3_environment: LocalS
         assert answer.content == Path(item["local_path"]).read_bytes()
 
 
+def test_file_that_was_never_written_is_no_failed_upload(s3_environment: LocalS3) -> None:
+    result = json.dumps({"things": [{"filename": "never-written.png"}]})
+
+    response = run(workflows.image() | workflows.one("TestUi", ui=result))
+
+    assert response["status"] == "failed"
+    assert response["error"]["type"] == "ExecutionFailed"
+    assert response["error"]["retryable"] is False
+    assert sorted("url" in item for item in response["output"]) == [False, True]
+
+
 def test_content_type_is_that_of_the_file(s3_environment: LocalS3) -> None:
     video = run(workflows.video())["output"][0]
     caption = run(workflows.text())["output"][0]

@@ -1,5 +1,6 @@
 """Custom nodes for the tests, loaded by the real ComfyUI: each shows one misbehaviour or output."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -14,7 +15,7 @@ import torch
 
 
 class _Output:
-    RETURN_TYPES = ()
+    RETURN_TYPES: ClassVar[tuple[str, ...]] = ()
     FUNCTION = "run"
     OUTPUT_NODE = True
     CATEGORY = "tests"
@@ -192,11 +193,52 @@ class TestOutputs(_Output):
                 "result": ["three/path.glb", None],
                 "text": ["a caption", "zwei ☃"],
                 "count": [42],
-                "lost": [item("never-written.png", "")],
-                "outside": [item("passwd", "../../../../../../../../etc")],
                 "animated": [True],
             }
         }
+
+
+def _output_path(name: str) -> str:
+    import folder_paths  # noqa: PLC0415
+
+    return os.path.join(folder_paths.get_output_directory(), name)
+
+
+class TestIrregular(_Output):
+    """Names something as its result that exists, but is not a regular file."""
+
+    inputs: ClassVar = {"kind": (["pipe", "folder", "loop"],)}
+
+    def run(self, kind: str) -> dict[str, Any]:
+        path = _output_path(f"irregular-{kind}")
+        with contextlib.suppress(FileExistsError):
+            if kind == "pipe":
+                os.mkfifo(path)
+            elif kind == "folder":
+                os.mkdir(path)
+            else:
+                os.symlink(path, path)
+        return {"ui": {"things": [{"filename": os.path.basename(path)}]}}
+
+
+class TestLate(_Output):
+    """Names a file that a later node writes."""
+
+    RETURN_TYPES: ClassVar = ("INT",)
+
+    def run(self) -> dict[str, Any]:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(_output_path("late.bin"))
+        return {"ui": {"things": [{"filename": "late.bin"}]}, "result": (1,)}
+
+
+class TestLateFile(_Output):
+    inputs: ClassVar = {"after": ("INT", {})}
+
+    def run(self, after: int) -> dict[str, Any]:
+        with open(_output_path("late.bin"), "w") as file:
+            file.write("late")
+        return {"ui": {"things": [{"filename": "late.bin"}]}}
 
 
 NODE_CLASS_MAPPINGS = {
@@ -216,5 +258,8 @@ NODE_CLASS_MAPPINGS = {
         TestUi,
         TestConditioning,
         TestOutputs,
+        TestIrregular,
+        TestLate,
+        TestLateFile,
     )
 }
