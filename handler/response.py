@@ -46,7 +46,7 @@ def build_response(result: JobResult) -> dict[str, Any]:
         "status": _status(failure),
         "message": failure.message if failure else COMPLETED,
         "comfyui_response": _comfyui_response(result.execution, failure),
-        "output": result.outputs.as_dicts() if result.outputs else [],
+        "output": _output(result.outputs, failure),
         "timings": result.timings.as_dict(),
     }
     if result.error:
@@ -57,6 +57,11 @@ def build_response(result: JobResult) -> dict[str, Any]:
     if result.return_base64 and result.outputs:
         _add_base64(response, result.outputs.artifacts)
     return response
+
+
+def _output(outputs: JobOutputs | None, failure: JobError | None) -> list[dict[str, Any]]:
+    items = outputs.as_dicts() if outputs else []
+    return [item | {"from_failed_run": True} for item in items] if failure else items
 
 
 def _status(failure: JobError | None) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,6 +112,18 @@ def test_node_that_raises_is_named_with_its_exception() -> None:
     details = response["comfyui_response"]["execution_details"]
     assert details["completed"] is False
     assert details["error"] == message
+
+
+def test_results_of_a_failed_run_are_kept_and_marked() -> None:
+    workflow = workflows.one("TestRaise", message=["3", 0])
+    workflow["3"] = workflows.node("TestFirst")
+
+    response = run(workflow)
+
+    failed(response, "ExecutionFailed", retryable=False)
+    (item,) = response["output"]
+    assert item["from_failed_run"] is True
+    assert Path(item["local_path"]).read_text() == "first"
 
 
 @pytest.mark.parametrize("beside", [{}, workflows.image("beside a cycle")])

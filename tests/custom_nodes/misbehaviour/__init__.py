@@ -221,6 +221,17 @@ class TestIrregular(_Output):
         return {"ui": {"things": [{"filename": os.path.basename(path)}]}}
 
 
+class TestFirst(_Output):
+    """Writes a result before the node that it is linked to runs."""
+
+    RETURN_TYPES: ClassVar = ("STRING",)
+
+    def run(self) -> dict[str, Any]:
+        with open(_output_path("first.txt"), "w") as file:
+            file.write("first")
+        return {"ui": {"things": [{"filename": "first.txt"}]}, "result": ("reason",)}
+
+
 class TestLate(_Output):
     """Names a file that a later node writes."""
 
@@ -259,6 +270,7 @@ NODE_CLASS_MAPPINGS = {
         TestConditioning,
         TestOutputs,
         TestIrregular,
+        TestFirst,
         TestLate,
         TestLateFile,
     )
