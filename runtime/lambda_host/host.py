@@ -49,7 +49,7 @@ class LambdaHost:
     ) -> None:
         self.function = function
         self._on_line, self._on_state, self._on_give_up = on_line, on_state, on_give_up
-        self._queue = InvocationQueue()
+        self._queue = InvocationQueue(function.concurrency)
         self._lock = threading.Lock()
         self._environment: ExecutionEnvironment | None = None
         self._is_closed = False

@@ -72,7 +72,13 @@ class QueueConsumer:
     is_retired: bool = False
 
     @property
+    def is_running(self) -> bool:
+        invocation = self.invocation
+        return invocation is not None and not invocation.finished.is_set() and not self.is_retired
+
+    @property
     def is_busy(self) -> bool:
+        """Whether it runs an invocation, or has not asked for another one since."""
         invocation = self.invocation
         return invocation is not None and not invocation.released.is_set() and not self.is_retired
 
@@ -83,12 +89,13 @@ class QueueConsumer:
 
 
 class InvocationQueue:
-    """First come, first served, for any number of consumers, while its gate is open.
+    """First come, first served, for `clients` consumers, while its gate is open.
 
     `changed` is the one lock of a host: the extensions and the environment use it, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clients: int) -> None:
+        self._clients = clients
         self.changed = threading.Condition()
         self._waiting: deque[Invocation] = deque()
         self._consumers: set[QueueConsumer] = set()
@@ -101,14 +108,15 @@ class InvocationQueue:
         return self._is_closed
 
     def put(self, invocation: Invocation, limit: int | None = None) -> bool:
-        """False when `limit` invocations wait already, beside those that a client takes at once.
+        """False when `limit` invocations wait already, beside one for each client that is free.
 
-        In a closed queue the invocation fails as unavailable.
+        A client that still starts is free: it takes its invocation when the init phase is over. In
+        a closed queue the invocation fails as unavailable.
         """
         with self.changed:
             if self._is_closed:
                 return invocation.fail(UNAVAILABLE)
-            if limit is not None and len(self._waiting) - self._asking >= limit:
+            if limit is not None and len(self._waiting) - self._free_clients() >= limit:
                 return False
             self._waiting.append(invocation)
             self.changed.notify_all()
@@ -194,6 +202,12 @@ class InvocationQueue:
             self._is_closed = True
             self.changed.notify_all()
         self.fail_waiting(UNAVAILABLE)
+
+    def _free_clients(self) -> int:
+        return max(self._clients - self._running(), 0)
+
+    def _running(self) -> int:
+        return sum(consumer.is_running for consumer in self._consumers)
 
     def _has_free_consumer(self) -> bool:
         return self._is_gate_open and self._asking > len(self._waiting)

@@ -213,6 +213,29 @@ def test_body_of_unknown_length_is_refused(start: Start) -> None:
     assert answer.status == 400
 
 
+def test_call_for_a_client_that_still_starts_does_not_count_as_waiting(
+    start: Start, hosts: list[LambdaHost], tmp_path: Path
+) -> None:
+    client = start(limit=1, timeout_s=60)
+    release = tmp_path / "release"
+    answers: list[Any] = []
+
+    def call(name: str) -> None:
+        action = {"marks": str(tmp_path), "name": name, "until": str(release), "do": name}
+        answers.append(json.load(invoke(client, Payload=action)["Payload"]))
+
+    # The client starts meanwhile: it is free until the first call is running.
+    first, second = in_background(lambda: call("first")), in_background(lambda: call("second"))
+    assert wait_until(lambda: len(hosts[0]._queue._waiting) + hosts[0]._queue._running() == 2)
+    refused = refusal(client, Payload={})
+    release.touch()
+    first.join()
+    second.join()
+
+    assert refused == ("TooManyRequestsException", 429)
+    assert sorted(answers) == ["first", "second"]
+
+
 def test_calls_wait_up_to_the_limit_and_the_next_one_is_refused(
     start: Start, hosts: list[LambdaHost], tmp_path: Path
 ) -> None:
