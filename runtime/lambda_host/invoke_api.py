@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from runtime.errors import LambdaComfyUIError
@@ -131,7 +132,7 @@ class _InvokeCall(ApiCall):
             status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
             raise InvokeRefusedError(status, "RequestTooLargeException", message)
         try:
-            json.loads(body or b"{}")
+            parse_json(body or b"{}")
         except (ValueError, RecursionError) as error:
             message = f"Could not parse request body into json: {error}"
             status = HTTPStatus.BAD_REQUEST
@@ -171,7 +172,7 @@ class _InvokeCall(ApiCall):
     def _client_context(self) -> str:
         header = self.headers.get("X-Amz-Client-Context") or ""
         try:
-            context = json.loads(base64.b64decode(header, validate=True)) if header else None
+            context = parse_json(base64.b64decode(header, validate=True)) if header else None
         except (ValueError, binascii.Error) as error:
             message = "ClientContext: expected base64 of a JSON object"
             status = HTTPStatus.BAD_REQUEST
@@ -193,6 +194,19 @@ class _InvokeCall(ApiCall):
     ) -> None:
         self.reply(status, body, {"x-amzn-RequestId": self.request_id, **(headers or {})})
         self.wfile.flush()
+
+
+def parse_json(payload: bytes) -> Any:
+    """The value of a JSON text in UTF-8: https://www.rfc-editor.org/rfc/rfc8259#section-8.1.
+
+    Python's parser also takes UTF-16, UTF-32, NaN and Infinity. Raises ValueError for them, and
+    RecursionError.
+    """
+    return json.loads(payload.decode("utf-8-sig"), parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _too_many(message: str) -> InvokeRefusedError:

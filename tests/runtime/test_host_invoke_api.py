@@ -200,6 +200,27 @@ def test_refusal_has_the_error_name_of_aws(start: Start) -> None:
     assert invoke(client, Payload=largest)["FunctionError"] == "Unhandled"
 
 
+@pytest.mark.parametrize("kind", ["RequestResponse", "Event"])
+@pytest.mark.parametrize(
+    "payload",
+    [b'{"a": NaN}', b"[Infinity]", b"-Infinity", '{"a": "é"}'.encode("utf-16"),
+     '{"a": 1}'.encode("utf-16-le"), "{}".encode("utf-32"), '{"a": "é"}'.encode("latin-1")],
+)  # fmt: skip
+def test_payload_that_is_no_json_in_utf_8_is_refused(
+    start: Start, payload: bytes, kind: str
+) -> None:
+    assert refusal(start(), Payload=payload, InvocationType=kind) == (
+        "InvalidRequestContentException",
+        400,
+    )
+
+
+def test_client_context_that_is_no_json_is_refused(start: Start) -> None:
+    context = base64.b64encode(b'{"custom": NaN}').decode()
+
+    assert refusal(start(), ClientContext=context)[1] == 400
+
+
 def test_body_of_unknown_length_is_refused(start: Start) -> None:
     address = urlsplit(start().meta.endpoint_url).netloc
     connection = http.client.HTTPConnection(address, timeout=30)
