@@ -60,7 +60,7 @@ def owned_worker(
         worker = Worker(settings, [*hooks, *_hooks(settings)])
         with (
             _sole_writer(settings),
-            ControlServer(path, worker, is_leased=is_leased, on_gone=on_gone) as server,
+            _listening(path, worker, is_leased=is_leased, on_gone=on_gone) as server,
         ):
             serve = threading.Thread(
                 target=server.serve_forever, args=(_SERVER_ENDS_WITHIN_S,), daemon=True
@@ -121,6 +121,17 @@ def _sole_writer(settings: Settings) -> Iterator[None]:
         )
     with lock:
         yield
+
+
+def _listening(path: Path, worker: Worker, *, is_leased: bool, on_gone: OnGone) -> ControlServer:
+    """Raises OwnershipError when the socket cannot be made: not every file system has them."""
+    try:
+        return ControlServer(path, worker, is_leased=is_leased, on_gone=on_gone)
+    except OSError as error:
+        raise OwnershipError(
+            f"the worker's socket {path} cannot be made: {error.strerror};"
+            " set WORKER_DIR to a folder of a local disk that this user can write"
+        ) from error
 
 
 def _hooks(settings: Settings) -> list[Hooks]:

@@ -372,3 +372,22 @@ def test_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
 
     assert done.returncode == 2
     assert "WORKER_DIR is too long" in done.stderr
+
+
+def test_socket_that_cannot_be_made_is_refused_with_its_reason(tmp_path: Path) -> None:
+    # What a worker would remove if it were an old socket.
+    (tmp_path / SOCKET_NAME).mkdir()
+
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime", "worker"],
+        cwd=PROJECT,
+        env=os.environ | own_folders(tmp_path),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 2
+    assert f"the worker's socket {tmp_path / SOCKET_NAME} cannot be made: " in done.stderr
+    assert "Is a directory; set WORKER_DIR" in done.stderr
+    assert "Traceback" not in done.stderr
