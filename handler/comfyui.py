@@ -85,7 +85,7 @@ class ComfyUI:
         if accepted:
             # ComfyUI would run the valid outputs and leave out the others without a message.
             self.interrupt(prompt_id, QUESTION_TIMEOUT_S)
-        raise explain_rejection(details, workflow, status)
+        raise explain_rejection(details, workflow, status, self._inputs_of)
 
     def follow(
         self, prompt_id: str, on_message: Callable[[Message], None], *, deadline: float | None
@@ -155,6 +155,14 @@ class ComfyUI:
             if since is not None and time.monotonic() - since >= LISTEN_IDLE_S:
                 self._disconnect()
         return True
+
+    def _inputs_of(self, class_type: str) -> dict[str, Any]:
+        """The declarations of a class's inputs; empty if ComfyUI does not give them in time."""
+        try:
+            return self._api.inputs_of(class_type)
+        except (ComfyUIGone, ComfyUITimeout, ValueError):
+            # ValueError: an error page, where a node pack's declaration raises.
+            return {}
 
     def _look_up(
         self, prompt_id: str, on_message: Callable[[Message], None], until: float

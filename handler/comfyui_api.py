@@ -7,6 +7,7 @@ The routes are in ComfyUI's server.py: https://docs.comfy.org/development/comfyu
 
 import json
 from typing import Any
+from urllib.parse import quote
 
 import urllib3
 
@@ -82,6 +83,12 @@ class ComfyUIApi:
         entries: dict[str, HistoryEntry] = self._get(f"/history/{prompt_id}", timeout_s)
         entry = entries.get(prompt_id)
         return None if entry is None else entry | _empty_parts(entry)
+
+    def inputs_of(self, class_type: str, timeout_s: float = QUESTION_TIMEOUT_S) -> dict[str, Any]:
+        """The declarations of a node class's inputs, by name: `[type, options?]` each."""
+        info = self._get(f"/object_info/{quote(class_type, safe='')}", timeout_s)
+        inputs = info.get(class_type, {}).get("input", {})
+        return {**inputs.get("required", {}), **inputs.get("optional", {})}
 
     def interrupt(self, prompt_id: str, timeout_s: float) -> bool:
         """Take the prompt out of the queue, or stop it at its next node or sampler step.

@@ -4,22 +4,26 @@ What a node's exception during the run means is decided in node_failure.py. The 
 `POST /prompt`: execution.py of ComfyUI, `validate_prompt` and `validate_inputs`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from events.errors import WorkflowRejected
-from handler.workflow import explain_links, shown
+from handler.choices import explain_unavailable
+from handler.workflow import explain_links
 
-MAX_CHOICES = 20
 MAX_PROBLEMS = 5
+
+# The declarations of a node class's inputs, by name; empty if ComfyUI does not answer.
+InputsOf = Callable[[str], dict[str, Any]]
 
 
 def explain_rejection(
-    answer: dict[str, Any], workflow: dict[str, Any], http_status: int
+    answer: dict[str, Any], workflow: dict[str, Any], http_status: int, inputs_of: InputsOf
 ) -> WorkflowRejected:
     """The error for a refused workflow, with ComfyUI's `node_errors` but without option lists."""
     node_errors = answer.get("node_errors") or {}
     problems = [
-        (node_id, _node_problem(node_id, node.get("class_type", "?"), problem))
+        (node_id, node.get("class_type", "?"), problem)
         for node_id, node in node_errors.items()
         for problem in node.get("errors", [])
     ]
@@ -29,7 +33,7 @@ def explain_rejection(
         except WorkflowRejected as rejection:
             return rejection
     if problems:
-        sentences = [sentence for _, sentence in problems[:MAX_PROBLEMS]]
+        sentences = [_node_problem(*problem, inputs_of) for problem in problems[:MAX_PROBLEMS]]
         others = len(problems) - len(sentences)
         text = "; ".join(sentences) + (f"; and {others} more" if others else "")
         return WorkflowRejected(text, node_id=problems[0][0], node_errors=_compact(node_errors))
@@ -47,14 +51,18 @@ def _is_aborted(answer: dict[str, Any], problems: list[Any], http_status: int) -
     )
 
 
-def _node_problem(node_id: str, class_type: str, problem: dict[str, Any]) -> str:
+def _node_problem(
+    node_id: str, class_type: str, problem: dict[str, Any], inputs_of: InputsOf
+) -> str:
     extra = problem.get("extra_info") or {}
     name = extra.get("input_name", "")
     location = f"node {node_id} ({class_type})" + (f", input '{name}'" if name else "")
     match problem.get("type"):
         case "value_not_in_list":
-            value = shown(extra.get("received_value"))
-            return f"{location}: {value} is not available; {_choices(extra.get('input_config'))}"
+            # ComfyUI leaves out lists of more than 20 choices.
+            declaration = extra.get("input_config") or inputs_of(class_type).get(name)
+            value = extra.get("received_value")
+            return f"{location}: {explain_unavailable(value, class_type, name, declaration)}"
         case "required_input_missing":
             return f"{location}: the input is required, but the workflow does not give it"
         case _:
@@ -63,30 +71,21 @@ def _node_problem(node_id: str, class_type: str, problem: dict[str, Any]) -> str
             return f"{location}: {message}" + (f" ({str(details)[:300]})" if details else "")
 
 
-def _choices(input_config: Any) -> str:
-    """The list of a combo input; ComfyUI gives it as the type, or as `options` beside it."""
-    options: list[Any] = []
-    if isinstance(input_config, list) and input_config:
-        if isinstance(input_config[0], list):
-            options = input_config[0]
-        elif len(input_config) > 1 and isinstance(input_config[1], dict):
-            options = input_config[1].get("options") or []
-    if not options:
-        return "nothing is installed for this input"
-    listed = ", ".join(str(option) for option in options[:MAX_CHOICES])
-    others = len(options) - MAX_CHOICES
-    return f"available: {listed}" + (f", and {others} more" if others > 0 else "")
-
-
 def _graph_problem(error: Any, workflow: dict[str, Any], http_status: int) -> WorkflowRejected:
     if not isinstance(error, dict):
         return WorkflowRejected(f"ComfyUI could not read the workflow (HTTP {http_status})")
     node_id = _node_named_in(error, workflow)
     if node_id is not None and error.get("type") in ("invalid_prompt", "missing_node_type"):
         class_type = workflow[node_id]["class_type"][:200]
+        remedy = (
+            "ComfyUI's own audio nodes need the package torchaudio in ComfyUI's environment;"
+            " else install the custom node that has it"
+            if "Audio" in class_type
+            else "install the custom node that has it"
+        )
         return WorkflowRejected(
             f"node {node_id}: its class '{class_type}' is not installed in this ComfyUI;"
-            " install the custom node that has it, or correct class_type",
+            f" {remedy}, or correct class_type",
             node_id=node_id,
         )
     if error.get("type") == "prompt_no_outputs":

@@ -72,6 +72,20 @@ def test_missing_model_lists_what_is_there() -> None:
     assert response["error"]["node_errors"]["92"]["class_type"] == "VAELoader"
 
 
+def test_choice_that_a_long_list_lacks_is_explained_with_similar_ones() -> None:
+    workflow = workflows.one("TestManyChoices", vae_name="Model_7.safetensors", model="m.pt")
+
+    message = failed(run(workflow), "WorkflowRejected", retryable=False)
+
+    # ComfyUI names the inputs of a node in no order.
+    assert '"Model_7.safetensors" is not available; similar: wan/model_' in message
+    assert "wan/model_07.safetensors" in message
+    assert "put the file into models/vae of ComfyUI, or vae of MODELS_DIR" in message
+    assert "available: wan/model_00.safetensors, " in message
+    assert ", and 10 more" in message
+    assert '"m.pt" is not available; nothing is installed for this input' in message
+
+
 def test_one_bad_output_rejects_the_whole_workflow() -> None:
     workflow = workflows.image()
     workflow["9"] = workflows.node("SaveImage", images=["1", 5], filename_prefix="bad")

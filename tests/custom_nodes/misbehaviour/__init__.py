@@ -154,6 +154,18 @@ class TestUi(_Output):
         return {"ui": json.loads(ui)}
 
 
+class TestManyChoices(_Output):
+    """A loader with more choices than ComfyUI lists when it refuses one."""
+
+    inputs: ClassVar = {
+        "vae_name": ([f"wan/model_{n:02}.safetensors" for n in range(30)],),
+        "model": ([],),
+    }
+
+    def run(self, vae_name: str, model: str) -> dict[str, Any]:
+        return {"ui": {"text": [vae_name, model]}}
+
+
 class TestConditioning:
     """What a text encoder of Wan gives, without its 50 seconds on a CPU."""
 
@@ -267,6 +279,7 @@ NODE_CLASS_MAPPINGS = {
         TestBroadcast,
         TestOddProgress,
         TestUi,
+        TestManyChoices,
         TestConditioning,
         TestOutputs,
         TestIrregular,
