@@ -1,10 +1,9 @@
 """What ComfyUI's messages say about one run: the order of nodes, progress, outputs.
 
-What a run's failure means is decided in node_failure.py. The messages and their order: execution.py
-and server.py of ComfyUI.
+What a run's failure means is decided in node_failure.py, which percentage the progress is in
+run_progress.py. The messages and their order: execution.py and server.py of ComfyUI.
 """
 
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from handler.comfyui import Message
 from handler.comfyui_api import HistoryEntry
 from handler.emit import emit
 from handler.job_events import NodeProgress, NodeStarted
+from handler.run_progress import RunProgress
 
 PROGRESS_LOG_EVERY_S = 0.5
 
@@ -25,6 +25,8 @@ OnOutput = Callable[[str, dict[str, Any]], None]
 class Execution:
     """The record of one prompt. Give every message to `observe`, the history entry to `end`.
 
+    Call `finish` if the run has succeeded.
+
     `began` says whether the run has left ComfyUI's queue, `history_entry` is None until it is over.
     """
 
@@ -34,12 +36,12 @@ class Execution:
         self.began = False
         self.queue_ms = 0.0
         self.nodes_executed: list[str] = []
-        self.progress_updates: list[dict[str, float]] = []
         self.history_entry: HistoryEntry | None = None
         self._on_output = on_output
         self._created_at = time.monotonic()
         self._began_at = self._created_at
         self._cached = 0
+        self._progress = RunProgress(workflow)
         self._progress_emitted_at = 0.0
 
     def observe(self, message: Message) -> None:
@@ -51,6 +53,7 @@ class Execution:
         match kind:
             case "execution_cached":
                 self._cached = len(data["nodes"])
+                self._progress.leave_out(data["nodes"])
             case "executing" if data["node"] is not None:
                 self._note_node(str(data.get("display_node") or data["node"]))
             case "progress":
@@ -65,12 +68,17 @@ class Execution:
             meta = entry["meta"].get(node_id) or {}
             self._on_output(str(meta.get("display_node") or node_id), output)
 
+    def finish(self) -> None:
+        """The run has succeeded: its progress is 100 %."""
+        if update := self._progress.finish(time.monotonic() - self._began_at):
+            emit(NodeProgress(node_id=None, **update))
+
     def details(self, error: JobError | None) -> dict[str, Any]:
         """`execution_details` of the response."""
         return {
             "prompt_id": self.prompt_id,
             "nodes_executed": self.nodes_executed,
-            "progress_updates": self.progress_updates,
+            "progress_updates": self._progress.updates(),
             "completed": error is None,
             "error": error.message if error else None,
         }
@@ -96,28 +104,11 @@ class Execution:
         )
 
     def _note_progress(self, data: dict[str, Any]) -> None:
-        now = time.monotonic()
         value, maximum = data["value"], data["max"]
-        if not (_is_finite(value) and _is_finite(maximum)):
-            # An error of a custom node.
-            return
-        share = 100 * value / maximum if maximum else 100.0
-        update = {
-            "time": round(now - self._began_at, 3),
-            "value": value,
-            "max": maximum,
-            "percentage": _plain(min(max(share, 0.0), 100.0)),
-        }
-        self.progress_updates.append(update)
-        if now - self._progress_emitted_at >= PROGRESS_LOG_EVERY_S or value == maximum:
+        node_id = str(data.get("display_node") or data.get("node"))
+        now = time.monotonic()
+        update = self._progress.report(node_id, value, maximum, now - self._began_at)
+        is_due = now - self._progress_emitted_at >= PROGRESS_LOG_EVERY_S or value == maximum
+        if update and is_due:
             self._progress_emitted_at = now
             emit(NodeProgress(node_id=data.get("node"), **update))
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _plain(value: float) -> float:
-    """10 instead of 10.0, 33.33 instead of 33.333333."""
-    return int(value) if value == int(value) else round(value, 2)

@@ -101,9 +101,10 @@ class JobRun:
             if lost := outputs.nodes_with_lost_files(execution.nodes_executed):
                 # The files of an earlier run that ComfyUI's cache still names were deleted.
                 outputs.forget(lost)
-                self._execute(force_rerun(workflow, lost), runner, outputs)
+                execution = self._execute(force_rerun(workflow, lost), runner, outputs)
             if failure := outputs.failure():
                 raise failure
+            execution.finish()
             self._result.warnings += outputs.warnings()
 
     @contextmanager

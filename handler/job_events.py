@@ -131,7 +131,10 @@ class NodeStarted(JobEvent):
 
 
 class NodeProgress(JobEvent):
-    """A step of the running node, at most two a second; `time`: seconds since the run began."""
+    """A step of the running node, at most two a second; `time`: seconds since the run began.
+
+    `percentage` is that of the run, 0 to 100. `node_id` is None for the update that completes it.
+    """
 
     name = "node.progress"
     node_id: str | None

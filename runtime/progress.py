@@ -65,8 +65,11 @@ class Renderer(Protocol):
     def begin(self, text: str) -> None:
         """Begin an activity; the one before it ends."""
 
-    def step(self, value: float, maximum: float) -> None:
-        """Show that the current activity has done `value` of `maximum` steps."""
+    def step(self, value: float, maximum: float, percentage: float) -> None:
+        """Show that the current activity has done `value` of `maximum` steps.
+
+        `percentage` is that of the whole run, 0 to 100.
+        """
 
     def end(self, text: str = "") -> None:
         """End the activity; `text` is for renderers that do not show durations themselves."""
@@ -91,11 +94,11 @@ class PlainRenderer:
         self._stepped_at = float("-inf")
         self.note(text)
 
-    def step(self, value: float, maximum: float) -> None:
+    def step(self, value: float, maximum: float, percentage: float) -> None:
         now = self._elapsed_s()
         if now - self._stepped_at >= _STEP_EVERY_S or value >= maximum:
             self._stepped_at = now
-            self.note(f"  step {value:g}/{maximum:g} {100 * value / maximum:.0f} %")
+            self.note(f"  step {value:g}/{maximum:g} {percentage:.0f} %")
 
     def end(self, text: str = "") -> None:
         if text:
@@ -207,7 +210,7 @@ class Progress:
     @_show.register
     def _(self, event: job_events.NodeProgress) -> None:
         if event.max > 0:
-            self._renderer.step(event.value, event.max)
+            self._renderer.step(event.value, event.max, event.percentage)
 
     @_show.register
     def _(self, event: job_events.ArtifactStored) -> None:

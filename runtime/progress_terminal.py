@@ -29,7 +29,10 @@ class _SecondsColumn(ProgressColumn):
 
 
 class TerminalRenderer:
-    """One moving line for the current activity, and a second one while it counts steps."""
+    """One moving line for the current activity, and a second one while it counts steps.
+
+    The bar of the second line is that of the whole run.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -38,7 +41,7 @@ class TerminalRenderer:
         self._activity = _progress(console, SpinnerColumn(), _description(), _SecondsColumn())
         self._steps = _progress(
             console,
-            TextColumn("   step {task.completed:g}/{task.total:g}"),
+            TextColumn("   {task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:.0f} %"),
             _SecondsColumn(),
@@ -64,13 +67,13 @@ class TerminalRenderer:
         self._activity_text, self._began = text, time.monotonic()
         self._activity.add_task(text, total=None)
 
-    def step(self, value: float, maximum: float) -> None:
+    def step(self, value: float, maximum: float, percentage: float) -> None:
         if self._bar is None:
-            self._bar = self._steps.add_task("", total=maximum)
-        elif value < self._steps.tasks[0].completed:
-            # The node samples a second time. With the old bar the time left would be wrong.
-            self._steps.reset(self._bar, total=maximum)
-        self._steps.update(self._bar, completed=value, total=maximum)
+            # Begun where the run is: the time left is counted from here.
+            self._bar = self._steps.add_task("", total=100, completed=int(percentage))
+        self._steps.update(
+            self._bar, completed=percentage, description=f"step {value:g}/{maximum:g}"
+        )
 
     def end(self, text: str = "") -> None:
         for progress in (self._activity, self._steps):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from handler import comfyui
+from handler.run_progress import MAX_UPDATES
 from handler.settings import PROJECT
 from handler.worker_protocol import SOCKET_NAME, State
 from tests import workflows
@@ -75,6 +76,16 @@ def test_handler_without_a_job_does_not_listen(monkeypatch: pytest.MonkeyPatch) 
     assert details["nodes_executed"] == ["1", "2"]
 
 
+def test_many_progress_updates_push_nothing_out_of_the_response() -> None:
+    response = run(workflows.one("TestManyProgress", reports=5000))
+
+    details = response["comfyui_response"]["execution_details"]
+    assert len(details["progress_updates"]) <= MAX_UPDATES
+    assert details["progress_updates"][-1]["percentage"] == 100
+    assert response["output"][0]["text"] == "done"
+    assert "warnings" not in response
+
+
 def test_progress_updates_count_up_in_time() -> None:
     workflow = workflows.wan(steps=2)
     for name in ("91", "99"):
@@ -85,7 +96,7 @@ def test_progress_updates_count_up_in_time() -> None:
 
     updates = run(workflow)["comfyui_response"]["execution_details"]["progress_updates"]
 
-    assert [update["percentage"] for update in updates] == [100, 100]
+    assert [update["percentage"] for update in updates] == [50, 100]
     assert all(update["value"] == update["max"] == 1 for update in updates)
     assert 0 < updates[0]["time"] < updates[1]["time"]
 

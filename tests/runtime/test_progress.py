@@ -61,9 +61,9 @@ def line(event: JobEvent) -> str:
     return json.dumps(entry(event))
 
 
-def step(value: float, maximum: float) -> NodeProgress:
-    share = 100 * value / maximum
-    return NodeProgress(node_id="96", time=0.1, value=value, max=maximum, percentage=share)
+def step(value: float, maximum: float, percentage: float) -> NodeProgress:
+    """A step of one node; the percentage is that of the run."""
+    return NodeProgress(node_id="96", time=0.1, value=value, max=maximum, percentage=percentage)
 
 
 def feed_a_run(feed: Callable[[JobEvent, float], None]) -> None:
@@ -82,7 +82,7 @@ def feed_a_run(feed: Callable[[JobEvent, float], None]) -> None:
         12.3,
     )
     for value, at in [(1, 12.5), (2, 13.0), (3, 13.6), (9, 13.7), (10, 13.8)]:
-        feed(step(value, 10), at)
+        feed(step(value, 10, 5 * value), at)
     feed(NodeStarted(node_id="7", class_type="SaveVideo", title="", done=14, total=14), 14.0)
     feed(ArtifactStored(file="a.mp4", size_bytes=1_234_567, ms=210.4), 15.0)
     feed(WebhookDelivered(host="h", status=204), 15.1)
@@ -101,9 +101,9 @@ def test_run_is_shown_in_plain_lines() -> None:
         "[   5.2 s] worker ready, cold start 5.1 s",
         "[   5.3 s] queued, 14 nodes",
         "[  12.3 s] node 4/14  96 KSamplerAdvanced  Sampler, high noise",
-        "[  12.5 s]   step 1/10 10 %",
-        "[  13.6 s]   step 3/10 30 %",
-        "[  13.8 s]   step 10/10 100 %",
+        "[  12.5 s]   step 1/10 5 %",
+        "[  13.6 s]   step 3/10 15 %",
+        "[  13.8 s]   step 10/10 50 %",
         "[  14.0 s] node 14/14  7 SaveVideo",
         "[  15.0 s] stored a.mp4, 1.2 MB, in 0.2 s",
         "[  15.1 s] webhook delivered, status 204",
@@ -131,7 +131,7 @@ def test_run_is_shown_on_a_terminal() -> None:
     assert text.rstrip().endswith("completed after 15.2 s, cold start 5.1 s, files: a.mp4")
 
 
-def test_second_sampling_in_one_node_starts_a_new_bar() -> None:
+def test_second_sampling_in_one_node_does_not_put_the_bar_back() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
 
     with Progress(lambda: TerminalRenderer(console), elapsed_s=lambda: 0.0) as progress:
@@ -139,9 +139,10 @@ def test_second_sampling_in_one_node_starts_a_new_bar() -> None:
             line(NodeStarted(node_id="1", class_type="[red]X", title="", done=1, total=1))
         )
         for value, maximum in [(4, 4), (1, 20)]:
-            progress.feed(line(step(value, maximum)))
+            progress.feed(line(step(value, maximum, 60)))
 
         assert is_shown(console, "step 1/20")
+        assert is_shown(console, "60 %")
         assert is_shown(console, "node 1/1  1 [red]X")
 
 

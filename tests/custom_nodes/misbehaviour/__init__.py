@@ -145,6 +145,16 @@ class TestOddProgress(_Output):
         return {"ui": {"text": ["done"]}}
 
 
+class TestManyProgress(_Output):
+    inputs: ClassVar = {"reports": ("INT", {"default": 1, "max": 1_000_000})}
+
+    def run(self, reports: int) -> dict[str, Any]:
+        bar = comfy.utils.ProgressBar(reports)
+        for value in range(reports):
+            bar.update_absolute(value)
+        return {"ui": {"text": ["done"]}}
+
+
 class TestUi(_Output):
     """Gives whatever JSON it is told to as its result."""
 
@@ -278,6 +288,7 @@ NODE_CLASS_MAPPINGS = {
         TestNoStatus,
         TestBroadcast,
         TestOddProgress,
+        TestManyProgress,
         TestUi,
         TestManyChoices,
         TestConditioning,
