@@ -21,7 +21,7 @@ _FLAGS = frozenset({"animated", "has_preview"})
 _MAX_NAME_BYTES = 255
 _MAX_STEM_BYTES = 200
 _MAX_PATH = 1000
-_MARKER = ".lambda-comfyui-job"
+MARKER = ".lambda-comfyui-job"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +212,10 @@ def _claim_folder(output: Path, request_id: str) -> Path:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            if (folder / _MARKER).exists():
+            if (folder / MARKER).exists():
                 return folder
         else:
-            (folder / _MARKER).touch()
+            (folder / MARKER).touch()
             return folder
     raise FileExistsError(f"both folders for the job {request_id!r} were made by workflows")
 
