@@ -28,6 +28,7 @@ LOCK_NAME = ".worker.lock"
 # SaveImage lists the folder into which it writes: each entry there costs each job a microsecond.
 NEWEST_JOBS = 500
 _FOLDERS = ("output", "input", "temp")
+_MADE_BY_COMFYUI = ("output", "temp")
 _MB = 1_000_000
 # What st_blocks counts, see stat(3type).
 _BLOCK_BYTES = 512
@@ -128,7 +129,7 @@ def _left_by(data: Path, delivery: deliveries.Delivery, reason: str) -> Iterator
     for name in sorted(delivery.files):
         kind, _, path = name.partition("/")
         with contextlib.suppress(OSError):
-            file = _file(data / kind / path, reason) if kind in _FOLDERS else None
+            file = _file(data / kind / path, reason) if kind in _MADE_BY_COMFYUI else None
             if file and file.used_at <= delivery.at:
                 yield file
 
