@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from handler.settings import Settings
 from runtime.log import log
-from runtime.worker.housekeeping import clean
+from runtime.worker.housekeeping import clean, is_low
 
 CLEAN_EVERY_S = 10.0
 # ComfyUI keeps a copy of each workflow in its history: 5 MB for a large one.
@@ -37,7 +37,7 @@ class Housekeeper:
         self._settings, self._forget_prompts = settings, forget_prompts
         self._running: list[RunningJob] = []
         self._ended_prompts: list[str] = []
-        self._is_stopped = False
+        self._is_stopped = self._is_low = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="housekeeper", daemon=True)
 
@@ -78,6 +78,12 @@ class Housekeeper:
         for reason in dict.fromkeys(removal.reason for removal in removed):
             sizes = [removal.size_bytes for removal in removed if removal.reason == reason]
             log(f"removed {len(sizes)} files or folders ({sum(sizes) / 1e6:.1f} MB): {reason}")
+        was_low, self._is_low = self._is_low, is_low(self._settings)
+        if self._is_low and not was_low:
+            log(
+                f"less than {self._settings.clean_below_mb} MB (CLEAN_BELOW) is free, and no more"
+                " files may be removed: lower CLEAN_OLDER_THAN, or make the disk larger"
+            )
 
     def _run(self) -> None:
         clean_at = time.monotonic()

@@ -68,6 +68,12 @@ def find_due(settings: Settings, running_since: float | None = None) -> list[Rem
     return list(_due(settings, running_since, is_dry_run=True))
 
 
+def is_low(settings: Settings) -> bool:
+    """Whether less than CLEAN_BELOW is free on a disk of ComfyUI's folders."""
+    disk = _Disk(settings.clean_below_mb * _MB, is_dry_run=False)
+    return any(disk.is_low(settings.comfyui_data / name) for name in _FOLDERS)
+
+
 def _due(
     settings: Settings, running_since: float | None, *, is_dry_run: bool = False
 ) -> Iterator[Removal]:
