@@ -1,18 +1,21 @@
-"""Measures whether the ten-thousandth job takes as long as the first, on one ComfyUI.
+"""Measures whether the last of many jobs takes as long as the first, on one ComfyUI.
 
 Runs the same small workflow (EmptyImage -> SaveImage, 64x64, a new colour each time) many times
-through the whole handler, without S3 and webhook. Prints one line for each tenth of the jobs: the
-time per job, the entries of the output folder, and the memory of ComfyUI's process.
+through the whole handler, with a local S3 server or, with `--no-bucket`, without S3. Prints one
+line for each tenth of the jobs: the time per job, the entries of the output folder, and the memory
+of ComfyUI's process.
 
-How to read it: the time per job must not grow. SaveImage lists the folder into which it writes, so
-every entry of the output folder costs time; ComfyUI keeps the workflow of every job in its history,
-so every entry there costs memory.
+How to read it: no column may grow. SaveImage lists the folder into which it writes, so each entry
+of the output folder costs time; ComfyUI keeps the workflow of each job in its history, so each
+entry there costs memory. Without a bucket the results stay, so the entries grow.
 """
 
 import argparse
 import os
+import tempfile
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -21,13 +24,15 @@ from benchmarks.report import p90
 from handler.app import lambda_handler
 from handler.worker_connection import WorkerConnection
 from handler.worker_protocol import SOCKET_NAME, GetState, Status
+from runtime.local_s3 import local_s3
 
 _BLOCKS = 10
 _ANSWER_WITHIN_S = 10.0
 
 
-def run_job() -> float:
+def run_job(ballast: str) -> float:
     request = event(small_image())
+    request["input"]["workflow_json"]["1"]["_meta"] = {"title": ballast}
     began = time.perf_counter()
     response = lambda_handler(request, None)
     ms = (time.perf_counter() - began) * 1000
@@ -51,22 +56,42 @@ def memory_mb(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
 
 
+@contextmanager
+def bucket_of_its_own(*, is_wanted: bool) -> Iterator[None]:
+    """The settings of a bucket on a local server in the environment."""
+    if not is_wanted:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="lc-s3-") as folder, local_s3(Path(folder)) as server:
+        os.environ |= server.environ
+        yield
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth")
     parser.add_argument("--jobs", type=int, default=2000, help="default: %(default)s")
-    jobs = parser.parse_args().jobs
+    parser.add_argument("--no-bucket", action="store_true", help="keep the results on this disk")
+    parser.add_argument(
+        "--graph-kb", type=int, default=0, help="text added to each workflow (default: none)"
+    )
+    args = parser.parse_args()
     # The logger keeps sys.stdout, so the file descriptor is redirected instead.
     terminal = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    with own_environment() as settings, running_comfyui(settings) as comfyui:
+    per_block = args.jobs // _BLOCKS
+    with (
+        own_environment() as settings,
+        bucket_of_its_own(is_wanted=not args.no_bucket),
+        running_comfyui(settings) as comfyui,
+    ):
         pid = comfyui_pid(settings.worker_dir / SOCKET_NAME)
         print(
             f"{'jobs':>7}  {'p50 ms':>8}  {'p90 ms':>8}  {'names':>7}  {'RSS MB':>7}", file=terminal
         )
         for block in range(_BLOCKS):
-            times = [run_job() for _ in range(jobs // _BLOCKS)]
+            times = [run_job("x" * 1000 * args.graph_kb) for _ in range(per_block)]
             names = len(os.listdir(comfyui.folders["output"]))
-            line = f"{(block + 1) * (jobs // _BLOCKS):7}  {median(times):8.1f}  {p90(times):8.1f}"
+            line = f"{(block + 1) * per_block:7}  {median(times):8.1f}  {p90(times):8.1f}"
             print(f"{line}  {names:7}  {memory_mb(pid):7.0f}", file=terminal, flush=True)
 
 
