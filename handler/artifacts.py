@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -23,7 +24,7 @@ _FLAGS = frozenset({"animated", "has_preview"})
 _MAX_NAME_BYTES = 255
 _MAX_STEM_BYTES = 200
 _MAX_PATH = 1000
-_MARKER = ".lambda-comfyui-job"
+MARKER = ".lambda-comfyui-job"
 
 
 class Fault(Enum):
@@ -80,6 +81,8 @@ class Collector:
 
     def __init__(self, request_id: str, folders: dict[str, Path], *, include_temp: bool) -> None:
         self.left_out_temp = False
+        # What ComfyUI itself made for the job: `<type>/<path in that folder>`, see deliveries.py.
+        self.comfyui_files: set[str] = set()
         self._request_id, self._folders = request_id, folders
         self._include_temp = include_temp
         self._collected: set[tuple[str, ...]] = set()
@@ -90,10 +93,16 @@ class Collector:
         """The job's folder, made when its first artifact needs it."""
         return _claim_folder(self._folders["output"], self._request_id)
 
+    def folder_name(self) -> str:
+        """The name of that folder, also if it was not made."""
+        return self.folder.name if "folder" in vars(self) else folder_name(self._request_id)
+
     def collect(self, node_id: str, output: dict[str, Any]) -> Iterator[Artifact]:
         """The artifacts of one node's output (`{kind: [items]}`) that were not collected yet."""
         for kind, position, item in _items(output):
             file = self._file_named_by(kind, item)
+            if file and file.type in ("output", "temp"):
+                self.comfyui_files.add(f"{file.type}/{PurePosixPath(file.subfolder, file.name)}")
             if file and file.type == "temp" and not self._include_temp:
                 self.left_out_temp = True
                 continue
@@ -237,10 +246,12 @@ def _claim_folder(output: Path, request_id: str) -> Path:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            if (folder / _MARKER).exists():
+            with suppress(FileNotFoundError):
+                # As new: what an earlier job of this id has left is in use again.
+                os.utime(folder / MARKER)
                 return folder
         else:
-            (folder / _MARKER).touch()
+            (folder / MARKER).touch()
             return folder
     raise FileExistsError(f"both folders for the job {request_id!r} were made by workflows")
 

@@ -6,6 +6,7 @@ The routes are in ComfyUI's server.py: https://docs.comfy.org/development/comfyu
 """
 
 import json
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -110,6 +111,10 @@ class ComfyUIApi:
     def free(self, timeout_s: float = QUESTION_TIMEOUT_S) -> None:
         """Unload all models and drop the node cache, before the next prompt runs."""
         self._post("/free", {"unload_models": True, "free_memory": True}, timeout_s)
+
+    def forget(self, prompt_ids: Sequence[str], timeout_s: float = QUESTION_TIMEOUT_S) -> None:
+        """Remove these prompts from the history; those that are not there change nothing."""
+        self._post("/history", {"delete": list(prompt_ids)}, timeout_s)
 
     def close(self) -> None:
         self._http.close()

@@ -160,6 +160,8 @@ class JobRun:
             webhook.deliver(response, self._result.caller, self._settings, budget_s=budget_s)
         # After the webhook: a handler that is killed before the call leaves the job to a repeat.
         claim.end(response)
+        if self._result.outputs:
+            self._result.outputs.record_delivery(self._settings.worker_dir)
         # After the claim: a job whose end was logged does not run again.
         _emit_end(response)
         return response

@@ -5,9 +5,12 @@ What counts as an artifact is decided in artifacts.py, how it is uploaded in sto
 
 from collections.abc import Collection
 from concurrent.futures import Future, wait
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from events.errors import ExecutionFailed, JobError, UploadFailed, WorkerUnavailable
+from handler import deliveries
 from handler.artifacts import Artifact, Collector, Fault
 from handler.storage import Stored, Uploads
 
@@ -83,6 +86,16 @@ class JobOutputs:
             return None
         names = ", ".join(item["filename"] for item in failed[:_MAX_NAMES])
         return UploadFailed(f"{names}: {failed[0]['upload_error']}")
+
+    def record_delivery(self, worker_dir: Path) -> None:
+        """Once the job is answered: record that no local file is needed, if all are in the bucket.
+
+        A full disk may prevent it: then the files stay until they are old.
+        """
+        if self._uploads and not any("upload_error" in item for item in self.as_dicts()):
+            collector = self._collector
+            with suppress(OSError):
+                deliveries.record(worker_dir, collector.folder_name(), collector.comfyui_files)
 
     def warnings(self) -> list[str]:
         """Why a run that succeeded has no output; empty if it has one."""

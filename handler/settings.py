@@ -89,6 +89,10 @@ class Settings:
     models_dir: Path | None = _var("MODELS_DIR", _path, None)
     standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)
 
+    keep_outputs_s: float = _var("KEEP_OUTPUTS", _seconds, 3600.0)
+    clean_below_mb: int = _var("CLEAN_BELOW", _count, 512)
+    clean_older_than_s: float = _var("CLEAN_OLDER_THAN", _seconds, 86_400.0)
+
     queue_url: str = _var("QUEUE_URL")
     queue_batch_size: int = _var("QUEUE_BATCH_SIZE", _batch_size, 1)
     on_failure_url: str = _var("ON_FAILURE_URL", secret=True)

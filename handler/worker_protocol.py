@@ -75,6 +75,8 @@ class WorkerStatus:
     comfyui_pid: int | None
     prewarmed_pid: int | None
     prefetched_bytes: int
+    # When the oldest running job began, in seconds since the epoch; None when no job runs.
+    running_since: float | None
     # By ComfyUI's output types: output, input, temp.
     folders: dict[str, Path]
 
@@ -257,6 +259,7 @@ _PLAIN: dict[Any, tuple[type[Any], ...]] = {
     int: (int,),
     float: (float, int),
     int | None: (int, NoneType),
+    float | None: (float, int, NoneType),
 }
 _WORDS: dict[Any, Mapping[str, Any]] = {
     State: {state.value: state for state in State},

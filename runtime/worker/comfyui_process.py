@@ -12,7 +12,7 @@ import re
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +132,11 @@ class ComfyUIProcess:
         with contextlib.closing(self._api()) as api, contextlib.suppress(OSError):
             return api.interrupt(prompt_id, _DROP_TIMEOUT_S)
         return False
+
+    def forget(self, prompt_ids: Sequence[str]) -> None:
+        """Remove prompts from ComfyUI's history. One that does not answer keeps them."""
+        with contextlib.closing(self._api()) as api, contextlib.suppress(OSError):
+            api.forget(prompt_ids)
 
     def last_lines(self) -> list[str]:
         """The last log lines, the newest at the end."""

@@ -10,6 +10,7 @@ import socket
 import socketserver
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, assert_never
@@ -33,6 +34,7 @@ from handler.worker_protocol import (
     decode_request,
     encode,
 )
+from runtime.worker.housekeeper import RunningJob
 from runtime.worker.lifecycle import Worker
 
 _FIRST_LEASE_WITHIN_S = 30.0
@@ -89,6 +91,7 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         self._write_lock = threading.Lock()
+        self._running_job = RunningJob(time.time())
         self.server.lease()
         pid = _peer_pid(self.request)
         try:
@@ -111,6 +114,7 @@ class _Connection(socketserver.StreamRequestHandler):
                 self._wake(request)
             case AnnouncePrompt():
                 self._prompt_id = request.prompt_id
+                self._running_job.prompt_ids.append(request.prompt_id)
             case EndJob():
                 self._end_job()
             case GetState():
@@ -132,6 +136,7 @@ class _Connection(socketserver.StreamRequestHandler):
         self._end_job()
         self._has_job = True
         worker.begin_job()
+        self._running_job = worker.housekeeper.begin_job()
         status = worker.describe()
         is_ready = status.state is State.READY
         self._write(Status(id=request.id, is_final=is_ready, worker=status))
@@ -157,6 +162,7 @@ class _Connection(socketserver.StreamRequestHandler):
     def _end_job(self) -> None:
         if self._has_job:
             self._has_job, self._prompt_id = False, ""
+            self.server.worker.housekeeper.end_job(self._running_job)
             self.server.worker.end_job()
 
     def _in_thread(self, action: Callable[[SlowRequest], None], request: SlowRequest) -> None:

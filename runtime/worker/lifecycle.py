@@ -17,6 +17,7 @@ from runtime.log import log
 from runtime.models.prefetch import Prefetcher
 from runtime.process.child import describe_exit
 from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError
+from runtime.worker.housekeeper import Housekeeper
 from runtime.worker.idle import Idle
 from runtime.worker.prewarmed_process import Prewarmed
 from runtime.worker.start_failures import StartFailures
@@ -48,16 +49,19 @@ class Worker:
         self._failures = StartFailures()
         self._drain_until = math.inf
         self._dispatcher = HookDispatcher(hooks, log)
+        self.housekeeper = Housekeeper(settings, self._forget_prompts)
 
     def supervise(self) -> None:
         """Start ComfyUI whenever the state is `starting`, and watch it; returns after `stop`."""
         self._dispatcher.start()
+        self.housekeeper.start()
         try:
             while self._wait_for_start():
                 if process := self._start():
                     self._serve(process)
         finally:
             self.stop()
+            self.housekeeper.stop()
             self._end_processes()
             self._move(State.STOPPED)
             self._dispatcher.stop(_HOOKS_WITHIN_S)
@@ -172,8 +176,14 @@ class Worker:
                 comfyui_pid=process.pid if process else None,
                 prewarmed_pid=self._prewarmed.pid,
                 prefetched_bytes=self._prefetcher.read_bytes,
+                running_since=self.housekeeper.running_since(),
                 folders={name: data / name for name in ("output", "input", "temp")},
             )
+
+    def _forget_prompts(self, prompt_ids: Sequence[str]) -> None:
+        # A ComfyUI that was started since does not know them.
+        if process := self._process:
+            process.forget(prompt_ids)
 
     def _wait_for_start(self) -> bool:
         """Wait until ComfyUI is to be started; False when the worker ends instead."""

@@ -19,6 +19,7 @@ from runtime.errors import UsageError
 from runtime.hooks import Hooks, PyWorkerLines, StateMetrics, load_hooks
 from runtime.log import log_to
 from runtime.worker.control import ControlServer, OnGone
+from runtime.worker.housekeeping import LOCK_NAME
 from runtime.worker.lifecycle import Worker
 
 _LOCK_EVERY_S = 0.05
@@ -108,7 +109,7 @@ def _sole_writer(settings: Settings) -> Iterator[None]:
         return
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock = _lock(output / ".worker.lock")
+        lock = _lock(output / LOCK_NAME)
     except OSError as error:
         raise OwnershipError(
             f"ComfyUI's output folder {output} cannot be used: {error.strerror};"

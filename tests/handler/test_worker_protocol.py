@@ -48,6 +48,7 @@ READY = WorkerStatus(
     comfyui_pid=4711,
     prewarmed_pid=None,
     prefetched_bytes=10**12,
+    running_since=1.7e9,
     folders={"output": Path("/data/output"), "temp": Path("/data/temp")},
 )
 REQUESTS: list[Request] = [
