@@ -17,6 +17,7 @@ from events.errors import AlreadyRunning, InternalError, JobError, OutOfMemory, 
 from events.job import Caller, Job
 from handler import webhook
 from handler.artifacts import Collector
+from handler.callers_urls import refuse_forbidden
 from handler.clock import Deadline
 from handler.connections import Connections
 from handler.emit import emit
@@ -85,6 +86,7 @@ class JobRun:
     def _run(self, job: Job, attempt: Attempt | None) -> None:
         with self._timings.stage("preprocess_ms"):
             self._result.return_base64 = job.return_base64
+            refuse_forbidden(job, self._settings)
             workflow = fill_random_ints(job.workflow)
             self._warn_of_standins(workflow)
             wake = Wake(

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from handler.outbound import Allowed
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 
@@ -76,6 +78,8 @@ class Settings:
     webhook_url: str = _var("WEBHOOK_URL", secret=True)
     webhook_secret: str = _var("WEBHOOK_SECRET", secret=True)
     webhook_timeout_s: float = _var("WEBHOOK_TIMEOUT", _positive_seconds, 10.0)
+
+    outbound_allow: Allowed = _var("OUTBOUND_ALLOW", Allowed.parse, Allowed())
 
     comfyui_home: Path = _var("COMFYUI_HOME", _path, PROJECT / ".comfyui")
     comfyui_dir: Path | None = _var("COMFYUI_DIR", _path, None)

@@ -17,9 +17,11 @@ from events import aws
 from events.errors import InvalidRequest, Misconfigured
 from events.job import S3Override
 from handler.artifacts import Artifact
+from handler.callers_urls import is_callers_endpoint
 from handler.emit import emit
 from handler.job_events import ArtifactFailed, ArtifactKept, ArtifactStored
 from handler.leftovers import METADATA, Attempt, remove_leftovers
+from handler.outbound import Allowed
 from handler.settings import Settings
 
 PARALLEL_UPLOADS = 4
@@ -33,19 +35,24 @@ _HINTS = {
     "InvalidRegionError": "; check s3.region (or S3_REGION)",
     "EndpointResolutionError": "; check s3.endpoint_url (or S3_ENDPOINT_URL)",
     "EndpointConnectionError": "; no server answers at s3.endpoint_url (or S3_ENDPOINT_URL)",
+    "HTTPClientError": "; check s3.endpoint_url (or S3_ENDPOINT_URL)",
     "ParamValidationError": "; check s3.bucket_name (or S3_BUCKET_NAME)",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class S3Target:
-    """The bucket of a job. Without keys, boto3's credential chain is used."""
+    """The bucket of a job. Without keys, boto3's credential chain is used.
+
+    `allowed` restricts the addresses of a caller's store; None for a store of the environment.
+    """
 
     bucket_name: str
     access_key_id: str = field(default="", repr=False)
     secret_access_key: str = field(default="", repr=False)
     endpoint_url: str = ""
     region: str = ""
+    allowed: Allowed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,7 @@ def target_of(override: S3Override, settings: Settings) -> S3Target | None:
         secret_access_key=override.secret_access_key or settings.s3_secret_access_key,
         endpoint_url=override.endpoint_url or settings.s3_endpoint_url,
         region=override.region or settings.s3_region,
+        allowed=settings.outbound_allow if is_callers_endpoint(override, settings) else None,
     )
 
 
@@ -207,7 +215,7 @@ def _make_client(target: S3Target) -> Any:
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if target.endpoint_url else "auto"},
     )
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "s3",
         endpoint_url=target.endpoint_url or None,
         region_name=target.region or ("us-east-1" if target.endpoint_url else None),
@@ -215,6 +223,11 @@ def _make_client(target: S3Target) -> Any:
         aws_secret_access_key=target.secret_access_key or None,
         config=config,
     )
+    if target.allowed is not None:
+        from handler import outbound_connections  # noqa: PLC0415 - it imports requests
+
+        outbound_connections.restrict(client, target.allowed)
+    return client
 
 
 def _reason(error: Exception, what: str = "the upload") -> str:

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from events.job import Caller
+from handler.callers_urls import is_callers_webhook
 from handler.daemon_future import in_background
 from handler.emit import emit
 from handler.job_events import WebhookDelivered, WebhookFailed
 from handler.log import logger
+from handler.outbound import Allowed, ForbiddenAddress
 from handler.settings import Settings
 
 if TYPE_CHECKING:
+    from requests import Session
     from tenacity import RetryCallState
 
 SIGNATURE_HEADER = "X-Webhook-Signature"
@@ -48,16 +51,17 @@ def deliver(
     try:
         body = json.dumps(body_of(response, caller)).encode()
         headers = {"Content-Type": "application/json", "User-Agent": "lambda-comfyui"}
-        if secret := caller.webhook_secret or settings.webhook_secret:
+        if secret := _secret_of(caller, settings):
             headers[SIGNATURE_HEADER] = sign(body, secret)
         timeout_s = caller.webhook_timeout_s or settings.webhook_timeout_s
         # The timeout of requests is one between two bytes: a server that sends a byte now and then
         # is never late. So the attempts run in a thread that is not waited for beyond the budget.
-        call = in_background(lambda: _post(url, body, headers, timeout_s, budget_s))
+        allowed = settings.outbound_allow if is_callers_webhook(caller, settings) else None
+        call = in_background(lambda: _post(url, body, headers, timeout_s, budget_s, allowed))
         status = call.result(budget_s)
     except TimeoutError:
         emit(WebhookFailed(host=host, reason=f"no answer within {budget_s:.0f} s"))
-    except _TryAgain as error:
+    except (_TryAgain, ForbiddenAddress) as error:
         emit(WebhookFailed(host=host, reason=str(error)))
     except Exception as error:
         # Its text can hold the whole URL, and with it a token.
@@ -80,6 +84,13 @@ def sign(body: bytes, secret: str) -> str:
     return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
 
 
+def _secret_of(caller: Caller, settings: Settings) -> str:
+    """The operator's secret signs only the operator's webhook: a signature by it is a proof."""
+    if is_callers_webhook(caller, settings):
+        return caller.webhook_secret
+    return caller.webhook_secret or settings.webhook_secret
+
+
 def _host_of(url: str) -> str:
     try:
         return urlsplit(url).hostname or "?"
@@ -87,11 +98,19 @@ def _host_of(url: str) -> str:
         return "?"
 
 
-def _post(url: str, body: bytes, headers: dict[str, str], timeout_s: float, budget_s: float) -> int:
+def _post(
+    url: str,
+    body: bytes,
+    headers: dict[str, str],
+    timeout_s: float,
+    budget_s: float,
+    allowed: Allowed | None,
+) -> int:
     """The HTTP status of the last attempt.
 
-    Raises _TryAgain when all attempts failed, requests.RequestException or ValueError when the URL
-    cannot be called at all.
+    `allowed` restricts the addresses of a caller's URL. Raises _TryAgain if all attempts failed,
+    ForbiddenAddress for an address that callers may not reach, requests.RequestException or
+    ValueError if the URL cannot be called at all.
     """
     from tenacity import (  # noqa: PLC0415 - see the module's first lines
         Retrying,
@@ -109,19 +128,36 @@ def _post(url: str, body: bytes, headers: dict[str, str], timeout_s: float, budg
         before_sleep=_log_retry,
         reraise=True,
     )
-    return attempts(
-        lambda: _post_once(
-            url, body, headers, min(timeout_s, max(until - time.monotonic(), _LEAST_TIMEOUT_S))
+    with _session(allowed) as session:
+        return attempts(
+            lambda: _post_once(
+                session,
+                url,
+                body,
+                headers,
+                min(timeout_s, max(until - time.monotonic(), _LEAST_TIMEOUT_S)),
+            )
         )
-    )
 
 
-def _post_once(url: str, body: bytes, headers: dict[str, str], timeout_s: float) -> int:
+def _session(allowed: Allowed | None) -> "Session":
+    if allowed is None:
+        import requests  # noqa: PLC0415 - see the module's first lines
+
+        return requests.Session()
+    from handler.outbound_connections import callers_session  # noqa: PLC0415
+
+    return callers_session(allowed)
+
+
+def _post_once(
+    session: "Session", url: str, body: bytes, headers: dict[str, str], timeout_s: float
+) -> int:
     import requests  # noqa: PLC0415 - see the module's first lines
 
     try:
         # The status is enough: the body of the answer is not waited for.
-        with requests.post(
+        with session.post(
             url, data=body, headers=headers, timeout=timeout_s, allow_redirects=False, stream=True
         ) as answer:
             status = answer.status_code

@@ -30,7 +30,7 @@ from tests.workflows import event
 CUSTOM_NODES = PROJECT / "tests" / "custom_nodes"
 _OURS = (
     *("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEAD", "POWERTOOLS_"),
-    "JOBS_",
+    *("JOBS_", "OUTBOUND_"),
 )
 # Fixtures that start a server.
 _SERVICES = {"aws", "dynamodb", "s3"}
@@ -64,6 +64,8 @@ def environment() -> Iterator[Path]:
         "WORKER_DIR": str(folder / "worker"),
         "COMFYUI_DATA_DIR": str(folder / "data"),
         "COMFYUI_PORT": "0",
+        # The webhook receivers and the S3 servers of the tests that a request names.
+        "OUTBOUND_ALLOW": "127.0.0.1",
         "COMFYUI_ARGS": f"--disable-api-nodes --extra-model-paths-config {nodes}",
     }
     yield folder
@@ -139,19 +141,23 @@ def s3() -> Iterator[LocalS3]:
 
 @dataclass
 class WebhookReceiver:
-    """A real HTTP server that keeps what it gets; `answers` are used up first, then 200."""
+    """A real HTTP server that keeps what it gets; `answers` are used up first, then 200.
+
+    `location` is the Location header of every answer.
+    """
 
     url: str = ""
     calls: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
     answers: list[int] = field(default_factory=list)
     delay_s: float = 0.0
+    location: str = ""
 
     def bodies(self) -> list[Any]:
         return [json.loads(body) for _, body in self.calls]
 
 
 @contextmanager
-def serve_webhook() -> Iterator[WebhookReceiver]:
+def serve_webhook(address: str = "127.0.0.1", port: int = 0) -> Iterator[WebhookReceiver]:
     receiver = WebhookReceiver()
 
     class Handler(BaseHTTPRequestHandler):
@@ -160,12 +166,14 @@ def serve_webhook() -> Iterator[WebhookReceiver]:
             receiver.calls.append((dict(self.headers.items()), body))
             time.sleep(receiver.delay_s)
             self.send_response(receiver.answers.pop(0) if receiver.answers else 200)
+            if receiver.location:
+                self.send_header("Location", receiver.location)
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        receiver.url = f"http://127.0.0.1:{server.server_port}/hook"
+    with ThreadingHTTPServer((address, port), Handler) as server:
+        receiver.url = f"http://{address}:{server.server_port}/hook"
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield receiver

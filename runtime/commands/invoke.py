@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from handler.settings import PROJECT, Settings
+from runtime.commands.local_development import allow_loopback
 from runtime.commands.options import add_verbose, seconds
 from runtime.errors import LambdaComfyUIError
 from runtime.extras import require
@@ -89,11 +90,12 @@ def invoked(
 ) -> Iterator[InvocationResult]:
     """Run one event and show its progress on stderr; leaving the context stops every process.
 
-    `environ` is the environment of the handler and of the worker.
+    `environ` is the environment of the handler and of the worker. The event may name loopback.
     """
     require("awslambdaric")
     if sys.stderr.isatty():
         require("rich")
+    environ = allow_loopback(environ)
     with progress_on(sys.stderr, is_verbose=is_verbose) as progress:
         # First of all: ComfyUI needs the longest. SIGTERM if we are killed: it stops ComfyUI.
         worker = Child(

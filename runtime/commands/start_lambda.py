@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from handler.settings import Settings
 from runtime.commands import serve
+from runtime.commands.local_development import allow_loopback, is_loopback
 from runtime.sam import environment
 
 # The port of `sam local start-lambda`.
@@ -21,5 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """As `serve`, but without a queue, also where QUEUE_URL is set."""
+    """As `serve`, but without a queue, also where QUEUE_URL is set.
+
+    Requests may name loopback if the endpoint listens on loopback.
+    """
+    if is_loopback(args.host or settings.serve_address):
+        args.environ = allow_loopback(args.environ)
     return serve.run(args, replace(settings, queue_url=""))

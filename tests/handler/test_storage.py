@@ -82,7 +82,8 @@ def test_fields_of_the_request_override_the_environment_one_by_one(
 ) -> None:
     monkeypatch.setenv("S3_BUCKET_NAME", "somewhere-else")
     monkeypatch.setenv("S3_SECRET_ACCESS_KEY", s3.secret_access_key)
-    fields = s3_fields(s3) | {"secret_access_key": ""}
+    monkeypatch.setenv("S3_ENDPOINT_URL", s3.endpoint_url)
+    fields = s3_fields(s3) | {"secret_access_key": "", "endpoint_url": ""}
 
     (item,) = run(workflows.image(), s3=fields)["output"]
 
