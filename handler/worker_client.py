@@ -26,6 +26,7 @@ from handler.worker_protocol import (
     LogLines,
     ProtocolError,
     Refused,
+    ReportFault,
     Request,
     Restart,
     State,
@@ -122,10 +123,19 @@ class WorkerClient:
         with contextlib.suppress(*_NO_ANSWER):
             self._send(AnnouncePrompt(id=self._id(), prompt_id=prompt_id))
 
-    def end_job(self) -> None:
-        """End the job; the worker may stop ComfyUI when there is no other."""
+    def end_job(self, *, has_completed: bool = False) -> None:
+        """End the job; the worker may stop ComfyUI when there is no other.
+
+        `has_completed`: ComfyUI has run it without an error.
+        """
         with contextlib.suppress(*_NO_ANSWER):
-            self._send(EndJob(id=self._id()))
+            self._send(EndJob(id=self._id(), has_completed=has_completed))
+
+    def report_fault(self, job_id: str, reason: str) -> None:
+        """Report that the machine, not the job, has failed: the worker tests itself, or ends."""
+        starts = self._wake.worker.starts if self._wake else 0
+        with contextlib.suppress(*_NO_ANSWER):
+            self._send(ReportFault(id=self._id(), job=job_id, starts=starts, reason=reason))
 
     def restart(self) -> None:
         """Have a ComfyUI that hangs replaced; waits a moment for its end."""

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,10 @@ def queues(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queues]:
 
 
 @contextmanager
-def machine(folder: Path, name: str, queues: Queues, s3: LocalS3) -> Iterator["Machine"]:
+def machine(
+    folder: Path, name: str, queues: Queues, s3: LocalS3, prefix: Sequence[str] = ()
+) -> Iterator["Machine"]:
+    """A running `serve`; `prefix` is a command that runs it."""
     environ = os.environ | s3.environ | {
         "WORKER_DIR": str(folder / "worker"),
         "COMFYUI_DATA_DIR": str(folder / "data"),
@@ -88,7 +91,7 @@ def machine(folder: Path, name: str, queues: Queues, s3: LocalS3) -> Iterator["M
     }  # fmt: skip
     with (folder / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "runtime", "serve", "--queue", queues.url],
+            [*prefix, sys.executable, "-m", "runtime", "serve", "--queue", queues.url],
             cwd=PROJECT,
             env=environ,
             stdout=log,
@@ -107,9 +110,13 @@ class Machine:
     def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
         self.process, self._log = process, log
 
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
     def events(self) -> list[dict[str, Any]]:
         """The handlers' log lines that have an `event`."""
-        lines = self._log.read_text(errors="replace").splitlines()
+        lines = self.log.splitlines()
         return [json.loads(line) for line in lines if line.startswith("{") and '"event"' in line]
 
     def count(self, name: str) -> int:

@@ -47,7 +47,9 @@ class ComfyUIProcess:
     """A ComfyUI, started at once; or a prewarmed Python that becomes ComfyUI with `begin`.
 
     `on_end` is called when it has ended by itself or was stopped. Make it in a thread that lives
-    as long as it may: see Child. Raises ComfyUIStartError if no ComfyUI is installed, and OSError.
+    as long as it may: see Child. With `has_self_test`, it becomes ready only if it passes the
+    self-test of runtime/worker/inside_executor.py. Raises ComfyUIStartError if no ComfyUI is
+    installed, and OSError.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class ComfyUIProcess:
         on_end: Callable[[], None],
         *,
         is_prewarmed: bool = False,
+        has_self_test: bool = False,
     ) -> None:
         check_installed(settings)
         self.port = 0
@@ -65,6 +68,8 @@ class ComfyUIProcess:
         self._on_line = on_line
         self._waits_for_begin = is_prewarmed
         program = ["--prewarm"] if is_prewarmed else self._command()
+        if has_self_test:
+            program.insert(0, "--self-test")
         self._child = Child(
             [str(settings.comfyui_interpreter), "-u", str(_INSIDE_COMFYUI), *program],
             cwd=settings.comfyui_code,

@@ -2,7 +2,7 @@
 
 The states are in runtime/worker/states.py. How handlers ask for ComfyUI is decided in
 runtime/worker/control.py; when the worker is idle, in idle.py; when another start is hopeless, in
-start_failures.py.
+start_failures.py; when its machine is unfit for jobs, in soundness.py.
 """
 
 import math
@@ -20,6 +20,7 @@ from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError
 from runtime.worker.housekeeper import Housekeeper
 from runtime.worker.idle import Idle
 from runtime.worker.prewarmed_process import Prewarmed
+from runtime.worker.soundness import Soundness
 from runtime.worker.start_failures import StartFailures
 from runtime.worker.states import check_move
 
@@ -47,6 +48,7 @@ class Worker:
         self._prefetcher = Prefetcher(settings)
         self._idle = Idle(settings)
         self._failures = StartFailures()
+        self._soundness = Soundness()
         self._drain_until = math.inf
         self._dispatcher = HookDispatcher(hooks, log)
         self.housekeeper = Housekeeper(settings, self._forget_prompts)
@@ -91,13 +93,29 @@ class Worker:
             self._idle.begin_job()
             self._changed.notify_all()
 
-    def end_job(self) -> None:
-        """End a job; after the last one the idle time begins."""
+    def end_job(self, *, has_completed: bool = False) -> None:
+        """End a job; after the last one the idle time begins.
+
+        `has_completed`: ComfyUI has run it without an error.
+        """
         with self._changed:
             self._idle.end_job()
+            if has_completed:
+                self._soundness.note_completed_job()
             if self.state is State.READY:
                 self._failures.note_end_of_job()
             self._changed.notify_all()
+
+    def report_fault(self, job: str, starts: int, reason: str) -> None:
+        """Replace a ComfyUI whose machine has made this job fail, or fail if it is unfit.
+
+        `starts` is that of the ComfyUI. The faults of one that was replaced already are ignored.
+        """
+        with self._changed:
+            if self.state is State.READY and self.starts == starts:
+                self._failures.last_reason = reason
+                self._soundness.note_fault(job, reason)
+                self._move_to_recovery(reason)
 
     def drop(self, prompt_id: str) -> None:
         """Remove a prompt from ComfyUI whose handler is gone; call it before `end_job`.
@@ -161,6 +179,11 @@ class Worker:
         process = self._process
         return process.last_lines() if process else []
 
+    @property
+    def unfit_reason(self) -> str:
+        """Why this machine can run no job, in words; '' while it may."""
+        return self._soundness.unfit_reason
+
     def describe(self) -> WorkerStatus:
         """What a handler needs to know: the state, and where ComfyUI and its files are."""
         data = self.settings.comfyui_data
@@ -193,7 +216,8 @@ class Worker:
                     self._prewarmed.end(self._idle.reason())
                     self._changed.notify_all()
                 self._wait(self._idle.until_next_limit_s())
-            self._changed.wait_for(lambda: self.state in _ENDING, self._failures.pause_s())
+            pause_s = max(self._failures.pause_s(), self._soundness.pause_s())
+            self._changed.wait_for(lambda: self.state in _ENDING, pause_s)
             return self.state is State.STARTING
 
     def _start(self) -> ComfyUIProcess | None:
@@ -201,7 +225,12 @@ class Worker:
         began = time.monotonic()
         prewarmed = self._prewarmed.take()
         try:
-            process = prewarmed or ComfyUIProcess(self.settings, _log_comfyui, self._notify)
+            process = prewarmed or ComfyUIProcess(
+                self.settings,
+                _log_comfyui,
+                self._notify,
+                has_self_test=self._soundness.is_recovering,
+            )
             with self._changed:
                 self._process = process
             process.begin()
@@ -222,6 +251,7 @@ class Worker:
             self.starts += 1
             self._cold_start_ms = round((time.monotonic() - began) * 1000, 1)
             self._failures.note_start()
+            self._soundness.note_start()
             self._idle.restart()
             self._move(State.READY, process.base_url)
             return process
@@ -246,6 +276,9 @@ class Worker:
             while True:
                 left_s = self._drain_until - time.monotonic()
                 if self.state in _ENDING and (self._idle.jobs == 0 or left_s <= 0):
+                    return False
+                if self.state in (State.STARTING, State.FAILED):
+                    # Its machine has made a job fail.
                     return False
                 if (status := process.wait(0)) is not None:
                     self._note_death(process, status)
@@ -272,6 +305,12 @@ class Worker:
 
     def _note_failed_start(self, reason: str) -> None:
         with self._changed:
+            if self._soundness.is_recovering and self.state is State.STARTING:
+                self._failures.last_reason = reason
+                self._soundness.note_failed_start(reason)
+                if self._soundness.unfit_reason:
+                    self._move(State.FAILED, self._soundness.unfit_reason)
+                return
             self._failures.note_failed_start(reason)
             if self.state not in _ENDING:
                 # `inactive`: only the next event begins another start.
@@ -286,6 +325,10 @@ class Worker:
             # With a job the death may be of its making: where jobs end, deaths are forgotten.
             is_hopeless = self._failures.has_died_too_often() and not self._idle.jobs
             self._move(State.FAILED if is_hopeless else State.STARTING, reason)
+
+    def _move_to_recovery(self, reason: str) -> None:
+        unfit_reason = self._soundness.unfit_reason
+        self._move(State.FAILED if unfit_reason else State.STARTING, unfit_reason or reason)
 
     def _end_processes(self) -> None:
         self._stop_process()
