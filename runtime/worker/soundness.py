@@ -37,7 +37,9 @@ class Soundness:
     def note_fault(self, job: str, reason: str) -> None:
         """A job has met a fault of the machine: recover, or be unfit."""
         if self._job not in ("", job):
-            self.unfit_reason = f"{reason}. Before the last start of ComfyUI: {self._reason}"
+            self.unfit_reason = (
+                f"{_first_line(reason)}. A job before it: {_first_line(self._reason)}"
+            )
         self._job = job
         self.begin_recovery(reason)
 
@@ -51,7 +53,9 @@ class Soundness:
         """A start during the recovery has failed, mostly through the self-test."""
         self._has_failed_to_start = True
         if time.monotonic() >= self._recover_until:
-            self.unfit_reason = f"{self._reason}. ComfyUI was started again: {reason}"
+            # The last line is the self-test's, or the last that ComfyUI has logged.
+            last_line = reason.splitlines()[-1]
+            self.unfit_reason = f"{_first_line(self._reason)}. After a restart: {last_line}"
 
     def note_start(self) -> None:
         """ComfyUI has started, and passed the self-test if the worker was recovering."""
@@ -65,3 +69,7 @@ class Soundness:
     def pause_s(self) -> float:
         """Seconds to wait before the next start."""
         return _PAUSE_S if self._has_failed_to_start else 0.0
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
