@@ -118,6 +118,8 @@ class JobRun:
                 outputs.forget(lost)
                 execution = self._execute(force_rerun(workflow, lost), runner, outputs)
             if failure := outputs.failure():
+                if isinstance(failure, WorkerUnavailable):
+                    self._report_fault(failure)
                 raise failure
             execution.finish()
             self._result.warnings += outputs.warnings()

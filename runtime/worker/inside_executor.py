@@ -5,7 +5,7 @@ runs the queue. ComfyUI's Python runs it, so it imports nothing of this project.
 what the causes of a failure mean is decided in handler/machine_faults.py, what becomes of a worker
 whose self-test fails in runtime/worker/soundness.py.
 
-docs/decisions/0008-sound-worker.md says why the test runs here and not as a prompt.
+docs/decisions/0009-sound-worker.md says why the test runs here and not as a prompt.
 """
 
 import mmap

@@ -223,6 +223,9 @@ class Worker:
     def _start(self) -> ComfyUIProcess | None:
         """A ComfyUI that is ready; None when its start has failed, or the worker ends."""
         began = time.monotonic()
+        if self._soundness.is_recovering:
+            # The fault may be a full disk.
+            self.housekeeper.clean()
         prewarmed = self._prewarmed.take()
         try:
             process = prewarmed or ComfyUIProcess(
