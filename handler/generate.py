@@ -17,6 +17,7 @@ from events.errors import (
     AlreadyRunning,
     InternalError,
     JobError,
+    KilledTheWorker,
     OutOfMemory,
     WorkerUnavailable,
     class_of,
@@ -38,7 +39,7 @@ from handler.model_folders import standins_used
 from handler.node_failure import failure_in
 from handler.outputs import JobOutputs
 from handler.response import JobResult, build_response
-from handler.runner import Runner, Wake
+from handler.runner import JobDied, Runner, Wake
 from handler.storage import Uploads, target_of
 from handler.workflow import fill_random_ints, force_rerun, model_names
 
@@ -88,6 +89,8 @@ class JobRun:
             self._run(job, claim.attempt)
         except JobError as error:
             self._result.error = error
+        except JobDied as death:
+            self._result.error = self._failure_of_death(death, claim)
         except Exception as error:
             logger.exception("unexpected error")
             self._result.error = self._failure_of(error)
@@ -170,6 +173,18 @@ class JobRun:
                 self._report_fault(failure)
             raise failure
         return execution
+
+    def _failure_of_death(self, death: JobDied, claim: Claim) -> JobError:
+        """The job is failed for good after its second death, if the machine is sound then."""
+        if claim.note_death():
+            try:
+                # The ComfyUI that follows serves only if it has passed the self-test.
+                Wake(self._connections.worker, (), self._timings, self._deadline).wait()
+            except JobError:
+                pass
+            else:
+                return KilledTheWorker(f"ComfyUI died twice while this job ran. {death}")
+        return WorkerUnavailable(f"ComfyUI died while the job ran. {death}")
 
     def _failure_of(self, error: Exception) -> JobError:
         """What an unexpected exception is: a fault of the machine, or a defect of this project."""

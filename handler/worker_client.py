@@ -60,6 +60,17 @@ class ReadyWorker:
     starts: int
 
 
+@dataclass(frozen=True, slots=True)
+class Death:
+    """The end of a ComfyUI: why, with its last log lines, and the prompt that ran then.
+
+    `prompt_id` is '' when none ran, or when the worker has ended ComfyUI.
+    """
+
+    reason: str
+    prompt_id: str
+
+
 class WorkerClient:
     """The worker of this container. One object per handler process, used by one thread.
 
@@ -156,8 +167,8 @@ class WorkerClient:
                 return "\n".join(["Its last log lines:", *answer.lines])
         return ""
 
-    def death_reason(self, ready: ReadyWorker) -> str:
-        """Why the ComfyUI that was `ready` has ended, with its last log lines; '' if not known.
+    def death_of(self, ready: ReadyWorker) -> Death | None:
+        """The end of the ComfyUI that was `ready`; None if it is not known to have ended.
 
         It returns once the worker has noticed the death, so a wake after it is one for the next.
         """
@@ -166,9 +177,9 @@ class WorkerClient:
             while time.monotonic() < give_up:
                 now = self._status()
                 if now.state is not State.READY or now.starts != ready.starts:
-                    return now.failure
+                    return Death(now.failure, now.killed_by)
                 time.sleep(_RETRY_S)
-        return ""
+        return None
 
     def close(self) -> None:
         """Close the connection; wait for the end of a worker that was started for us alone."""

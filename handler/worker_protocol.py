@@ -70,6 +70,8 @@ class WorkerStatus:
     cold_start_ms: float
     # Why the last start failed, or the last ComfyUI died; '' when neither has happened.
     failure: str
+    # The prompt that ran when the last ComfyUI ended by itself; '' when none did.
+    killed_by: str
     # '' and None where no process runs.
     base_url: str
     comfyui_pid: int | None

@@ -142,7 +142,6 @@ def test_killed_machine_costs_no_job_and_no_job_runs_after_its_success(
             event(workflows.one("TestRaise", message="no"), request_id="raise")
         ): "ExecutionFailed",
     }
-    # It kills ComfyUI each time, so only the number of deliveries can end it.
     killer = json.dumps(event(workflows.one("TestKill"), request_id="killer"))
     bodies = [*jobs.values(), *list(jobs.values())[:DUPLICATES], *poison, killer]
     for body in sorted(bodies, key=hash):
@@ -159,7 +158,7 @@ def test_killed_machine_costs_no_job_and_no_job_runs_after_its_success(
 
     images = Counter(key.partition("/")[0] for key in objects_in(s3) if key.endswith(".png"))
     assert {name: images[name] for name in jobs} == dict.fromkeys(jobs, 1)
-    assert queues.dead_letters() == poison | {killer: ""}
+    assert queues.dead_letters() == poison | {killer: "KilledTheWorker"}
     assert not processes_with(environment)
     assert_nothing_runs_after_its_success([*first.events(), *second.events()])
 

@@ -36,6 +36,8 @@ _TCP_LISTEN = "0A"
 _INSIDE_COMFYUI = Path(__file__).with_name("inside_comfyui.py")
 _TAIL_LINES = 200
 _SHOWN_LINES = 20
+# See runtime/worker/inside_executor.py.
+_PROMPT_BEGINS = re.compile(r"\[(\S+) begins\]$")
 _PROGRESS_BAR = re.compile(r"\s*\d+%\|")
 
 
@@ -63,6 +65,8 @@ class ComfyUIProcess:
     ) -> None:
         check_installed(settings)
         self.port = 0
+        # The prompt that began last, '' for none.
+        self.last_prompt = ""
         self._settings = settings
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._on_line = on_line
@@ -157,6 +161,9 @@ class ComfyUIProcess:
         return ["main.py", *arguments(self._settings, self.port)]
 
     def _take(self, line: str) -> None:
+        if begins := _PROMPT_BEGINS.search(line):
+            self.last_prompt = begins[1]
+            return
         # A progress bar rewrites its line for every step; the handler reports the steps.
         if not _PROGRESS_BAR.match(line):
             self._tail.append(line)

@@ -23,12 +23,19 @@ _MAX_MESSAGE = 2000
 def extend(executor: Any) -> None:
     """Extend ComfyUI's class `PromptExecutor` (its execution.py).
 
+    A line on stdout, which runtime/worker/comfyui_process.py reads, names each prompt that begins.
+
     A failed run is examined before the next one begins. The message `execution_error` in its
     history gets two more keys: `causes`, the exception and those that it was raised from, each
     {types, message, errno}, the outermost first; and `self_test`, the problem that the self-test
     has found, '' for none.
     """
-    plain = executor.handle_execution_error
+    plain_execute, plain = executor.execute, executor.handle_execution_error
+
+    def execute(self: Any, prompt: Any, prompt_id: str, *arguments: Any) -> None:
+        # At once, and past ComfyUI's own log: the prompt may end this process.
+        os.write(1, f"[{prompt_id} begins]\n".encode())
+        plain_execute(self, prompt, prompt_id, *arguments)
 
     def handle_execution_error(self: Any, *arguments: Any) -> None:
         plain(self, *arguments)
@@ -38,6 +45,7 @@ def extend(executor: Any) -> None:
             facts = {"causes": causes_of(arguments[-1]), "self_test": find_problem()}
             self.status_messages[-1] = (name, data | facts)
 
+    executor.execute = execute
     executor.handle_execution_error = handle_execution_error
 
 

@@ -44,6 +44,8 @@ class Worker:
         self._since = time.monotonic()
         self._cold_start_ms = 0.0
         self._process: ComfyUIProcess | None = None
+        self._hung_process: ComfyUIProcess | None = None
+        self._killed_by = ""
         self._prewarmed = Prewarmed(settings, _log_comfyui, self._notify)
         self._prefetcher = Prefetcher(settings)
         self._idle = Idle(settings)
@@ -113,7 +115,7 @@ class Worker:
         """
         with self._changed:
             if self.state is State.READY and self.starts == starts:
-                self._failures.last_reason = reason
+                self._failures.last_reason, self._killed_by = reason, ""
                 self._soundness.note_fault(job, reason)
                 self._move_to_recovery(reason)
 
@@ -151,6 +153,7 @@ class Worker:
             process, starts = self._process, self.starts
             if self.state is not State.READY or process is None:
                 return
+            self._hung_process = process
         log("ComfyUI does not stop its job: restarting it")
         # Without the lock: a process that waits for its GPU may take long to die.
         process.stop(grace_s=0.0)
@@ -195,6 +198,7 @@ class Worker:
                 jobs=self._idle.jobs,
                 cold_start_ms=self._cold_start_ms,
                 failure=self._failures.last_reason,
+                killed_by=self._killed_by,
                 base_url=process.base_url if process else "",
                 comfyui_pid=process.pid if process else None,
                 prewarmed_pid=self._prewarmed.pid,
@@ -323,7 +327,13 @@ class Worker:
 
     def _note_death(self, process: ComfyUIProcess, status: int) -> None:
         reason = process.explain(f"ComfyUI ended with {describe_exit(status)}")
-        self._failures.note_death(reason, ran_s=time.monotonic() - self._since)
+        prompt_id = "" if process is self._hung_process else process.last_prompt
+        ran_s = time.monotonic() - self._since
+        self._failures.note_death(reason, ran_s=ran_s, is_by_job=bool(prompt_id))
+        self._killed_by = prompt_id
+        if prompt_id:
+            # The machine may have ended it as well as the job.
+            self._soundness.begin_recovery(reason)
         if self.state not in _ENDING:
             # With a job the death may be of its making: where jobs end, deaths are forgotten.
             is_hopeless = self._failures.has_died_too_often() and not self._idle.jobs

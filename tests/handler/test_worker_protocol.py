@@ -45,6 +45,7 @@ READY = WorkerStatus(
     jobs=1,
     cold_start_ms=3123.4,
     failure="ComfyUI ended with signal SIGKILL.\nIts last log lines: …",
+    killed_by="0b3b",
     base_url="http://127.0.0.1:18188",
     comfyui_pid=4711,
     prewarmed_pid=None,
