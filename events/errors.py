@@ -7,7 +7,8 @@ JobError
 ├── OutOfMemory         the GPU ran out of memory; models were unloaded   retryable
 ├── Cancelled           the job was interrupted from outside              not retryable
 ├── DeadlineExceeded    the invocation's time ran out                     if the job never began
-├── WorkerUnavailable   ComfyUI did not start, or died                    retryable
+├── WorkerUnavailable   ComfyUI did not start, or died; a broken machine  retryable
+├── KilledTheWorker     ComfyUI died each time that it ran the job        not retryable
 ├── AlreadyRunning      another invocation runs the same request          retryable
 ├── UploadFailed        the files are made, but S3 did not take them      retryable
 ├── Misconfigured       a variable of this worker is wrong                retryable
@@ -103,9 +104,13 @@ class DeadlineExceeded(JobError):
 
 
 class WorkerUnavailable(JobError):
-    """ComfyUI did not start, or died while the job ran."""
+    """ComfyUI did not start, or died while the job ran, or its machine made the job fail."""
 
     retryable = True
+
+
+class KilledTheWorker(JobError):
+    """ComfyUI has died twice while it ran this job, and the machine is sound."""
 
 
 class AlreadyRunning(JobError):

@@ -29,12 +29,13 @@ class Connections:
             self.comfyui, self._comfyui_owner = ComfyUI(worker.base_url), worker
         return self.comfyui
 
-    def end_job(self) -> None:
+    def end_job(self, *, has_completed: bool = False) -> None:
         """Report to the worker that the job is over: ComfyUI may sleep. Nothing may come after it.
 
-        A worker that drains ends with its last job, and may end this process with itself.
+        `has_completed`: ComfyUI has run it without an error. A worker that drains ends with its
+        last job, and may end this process with itself.
         """
-        self.worker.end_job()
+        self.worker.end_job(has_completed=has_completed)
         if self.comfyui:
             self.comfyui.end_job()
 

@@ -13,7 +13,15 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from events.contract import caller_of, parse_request
-from events.errors import AlreadyRunning, InternalError, JobError, OutOfMemory, class_of
+from events.errors import (
+    AlreadyRunning,
+    InternalError,
+    JobError,
+    KilledTheWorker,
+    OutOfMemory,
+    WorkerUnavailable,
+    class_of,
+)
 from events.job import Caller, Job
 from handler import webhook
 from handler.artifacts import Collector
@@ -26,11 +34,12 @@ from handler.job_events import JobCompleted, JobFailed, JobPostponed, JobReceive
 from handler.jobs import Claim
 from handler.leftovers import Attempt
 from handler.log import logger
+from handler.machine_faults import cause_of, is_machine_fault
 from handler.model_folders import standins_used
 from handler.node_failure import failure_in
 from handler.outputs import JobOutputs
 from handler.response import JobResult, build_response
-from handler.runner import Runner, Wake
+from handler.runner import JobDied, Runner, Wake
 from handler.storage import Uploads, target_of
 from handler.workflow import fill_random_ints, force_rerun, model_names
 
@@ -44,12 +53,13 @@ def generate(
     """
     caller = caller_of(event)
     logger.append_keys(request_id=caller.request_id)
+    run = JobRun(caller, connections, deadline)
     try:
         emit(JobReceived(request_id=caller.request_id, source=source))
-        return JobRun(caller, connections, deadline).answer(event)
+        return run.answer(event)
     finally:
         # Last of all: a worker that drains ends with its last job, and ends this process, too.
-        connections.end_job()
+        connections.end_job(has_completed=run.has_completed)
         logger.remove_keys(["request_id", "prompt_id"])
 
 
@@ -61,6 +71,11 @@ class JobRun:
         self._settings = connections.settings
         self._result = JobResult(caller)
         self._timings = self._result.timings
+
+    @property
+    def has_completed(self) -> bool:
+        """Whether ComfyUI has run the job to its end without an error."""
+        return self._result.execution is not None and self._result.error is None
 
     def answer(self, event: Any) -> dict[str, Any]:
         """The response: of this run, or the stored one of an earlier run of the same request."""
@@ -74,10 +89,11 @@ class JobRun:
             self._run(job, claim.attempt)
         except JobError as error:
             self._result.error = error
+        except JobDied as death:
+            self._result.error = self._failure_of_death(death, claim)
         except Exception as error:
             logger.exception("unexpected error")
-            text = f"unexpected {type(error).__name__}; the log has the traceback"
-            self._result.error = InternalError(text)
+            self._result.error = self._failure_of(error)
         try:
             return self._end(claim)
         finally:
@@ -105,6 +121,8 @@ class JobRun:
                 outputs.forget(lost)
                 execution = self._execute(force_rerun(workflow, lost), runner, outputs)
             if failure := outputs.failure():
+                if isinstance(failure, WorkerUnavailable):
+                    self._report_fault(failure)
                 raise failure
             execution.finish()
             self._result.warnings += outputs.warnings()
@@ -151,8 +169,35 @@ class JobRun:
                 # A ComfyUI that died of it has no memory left to free.
                 with suppress(OSError):
                     runner.free_memory()
+            if isinstance(failure, WorkerUnavailable):
+                self._report_fault(failure)
             raise failure
         return execution
+
+    def _failure_of_death(self, death: JobDied, claim: Claim) -> JobError:
+        """The job is failed for good after its second death, if the machine is sound then."""
+        if claim.note_death():
+            try:
+                # The ComfyUI that follows serves only if it has passed the self-test.
+                Wake(self._connections.worker, (), self._timings, self._deadline).wait()
+            except JobError:
+                pass
+            else:
+                return KilledTheWorker(f"ComfyUI died twice while this job ran. {death}")
+        return WorkerUnavailable(f"ComfyUI died while the job ran. {death}")
+
+    def _failure_of(self, error: Exception) -> JobError:
+        """What an unexpected exception is: a fault of the machine, or a defect of this project."""
+        if is_machine_fault(cause_of(error)):
+            failure = WorkerUnavailable(f"the handler met a fault of the machine: {error}")
+            self._report_fault(failure)
+            return failure
+        text = f"unexpected {type(error).__name__}; the log has the traceback"
+        return InternalError(text)
+
+    def _report_fault(self, failure: WorkerUnavailable) -> None:
+        request_id = self._result.caller.request_id
+        self._connections.worker.report_fault(request_id, failure.message)
 
     def _end(self, claim: Claim) -> dict[str, Any]:
         response = build_response(self._result)

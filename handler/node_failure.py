@@ -6,24 +6,20 @@ execution.py of ComfyUI, `PromptExecutor.handle_execution_error`.
 
 from typing import Any
 
-from events.errors import Cancelled, ExecutionFailed, JobError, OutOfMemory
+from events.errors import Cancelled, ExecutionFailed, JobError, OutOfMemory, WorkerUnavailable
 from handler.comfyui_api import HistoryEntry
+from handler.machine_faults import Cause, causes_in, is_machine_fault, is_out_of_memory
 
 MAX_EXCEPTION_MESSAGE = 2000
 # A run ends with one of these: `PromptExecutor.execute_async`.
 _LAST_MESSAGES = frozenset({"execution_success", "execution_error", "execution_interrupted"})
-# torch raises OutOfMemoryError on a GPU. On a CPU its allocator raises a RuntimeError with one of
-# these texts.
-_OUT_OF_MEMORY_TEXTS = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "alloc_cpu",
-)
 
 
 def failure_in(entry: HistoryEntry) -> JobError | None:
-    """Cancelled, OutOfMemory or ExecutionFailed; None when the run succeeded.
+    """What the run failed of; None when it succeeded.
+
+    WorkerUnavailable: the failure is the machine's, and the worker must be tested. Otherwise
+    Cancelled, OutOfMemory or ExecutionFailed.
 
     Only the entry decides, and in it the last message: ComfyUI's `completed` is true also for a run
     that ended at a cycle in an expanded subgraph. An `execution_error` before the last message, or
@@ -56,18 +52,27 @@ def _last_message(status: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _node_failure(data: dict[str, Any]) -> JobError:
-    message, exception_type = str(data["exception_message"]).strip(), str(data["exception_type"])
-    if len(message) > MAX_EXCEPTION_MESSAGE:
-        message = message[: MAX_EXCEPTION_MESSAGE - 3] + "..."
+    causes = causes_in(data)
     node_id = str(data["node_id"])
     node = f"node {node_id} ({data['node_type']})"
-    cause = f"{exception_type}: {message}" if message else exception_type
-    if _is_out_of_memory(exception_type, message):
-        return OutOfMemory(f"{node} ran out of memory: {cause}", node_id=node_id)
-    return ExecutionFailed(f"{node} failed: {cause}", node_id=node_id)
+    text = _shortened(" caused by ".join(map(str, causes[:1] + _faults_below(causes))))
+    if any(map(is_machine_fault, causes)):
+        return WorkerUnavailable(f"{node} met a fault of the machine: {text}", node_id=node_id)
+    if problem := data.get("self_test"):
+        return WorkerUnavailable(
+            f"{node} failed, and ComfyUI's self-test after it found a problem of the machine:"
+            f" {problem}. The node's error: {text}",
+            node_id=node_id,
+        )
+    if any(map(is_out_of_memory, causes)):
+        return OutOfMemory(f"{node} ran out of memory: {text}", node_id=node_id)
+    return ExecutionFailed(f"{node} failed: {text}", node_id=node_id)
 
 
-def _is_out_of_memory(exception_type: str, message: str) -> bool:
-    return "OutOfMemory" in exception_type or any(
-        text in message.lower() for text in _OUT_OF_MEMORY_TEXTS
-    )
+def _faults_below(causes: list[Cause]) -> list[Cause]:
+    """The causes below the outermost exception that decide what the failure is."""
+    return [each for each in causes[1:] if is_machine_fault(each) or is_out_of_memory(each)]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_EXCEPTION_MESSAGE else f"{text[: MAX_EXCEPTION_MESSAGE - 3]}..."

@@ -20,11 +20,15 @@ from handler.worker_client import ReadyWorker, WorkerClient
 
 _INTERRUPT_WAIT_S = 5.0
 _INTERRUPT_POLL_S = 0.05
+_MAX_SUBMISSIONS = 5
+
+
+class JobDied(Exception):
+    """ComfyUI ended by itself while it ran this job. The text is why, with its last log lines."""
 
 
 class _DiedBeforeJobBegan(Exception):
-    """ComfyUI died before this job began: the job had just come, waited behind another one, or
-    killed ComfyUI in its first moment."""
+    """ComfyUI died before this job began: the job had just come, or waited behind another one."""
 
 
 class Wake:
@@ -80,14 +84,16 @@ class Runner:
         """Submit the execution's workflow and follow it to its end.
 
         The history entry says how it ended. If ComfyUI dies before the job began, the job is
-        submitted once more. Raises WorkflowRejected, WorkerUnavailable, DeadlineExceeded.
+        submitted again, _MAX_SUBMISSIONS times at most: it pays for no other job. Raises
+        WorkflowRejected, WorkerUnavailable, DeadlineExceeded, JobDied.
         """
         began = time.monotonic()
         try:
-            try:
-                return self._run_once(execution)
-            except _DiedBeforeJobBegan:
-                self._ready = Wake(self._worker, (), self._timings, self._deadline).wait()
+            for _ in range(_MAX_SUBMISSIONS - 1):
+                try:
+                    return self._run_once(execution)
+                except _DiedBeforeJobBegan:
+                    self._ready = Wake(self._worker, (), self._timings, self._deadline).wait()
             try:
                 return self._run_once(execution)
             except _DiedBeforeJobBegan as death:
@@ -122,8 +128,10 @@ class Runner:
             raise _deadline_exceeded(execution) from None
         except ComfyUIGone as error:
             # It died since the last job, and the worker is about to replace it.
-            reason = self._worker.death_reason(self._ready) or str(error)
-            raise _DiedBeforeJobBegan(reason) from error
+            death = self._worker.death_of(self._ready)
+            if death and death.prompt_id == execution.prompt_id:
+                raise JobDied(death.reason) from error
+            raise _DiedBeforeJobBegan(death.reason if death else str(error)) from error
 
     def _follow(self, execution: Execution, comfyui: ComfyUI) -> HistoryEntry:
         try:
@@ -138,12 +146,17 @@ class Runner:
             self._worker.restart()
             raise WorkerUnavailable(f"{error}; it is restarted. {lines}") from error
         except ComfyUIGone as error:
-            reason = self._worker.death_reason(self._ready)
-            if not reason:
+            death = self._worker.death_of(self._ready)
+            if death is None:
                 raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
+            if death.prompt_id == execution.prompt_id:
+                raise JobDied(death.reason) from error
             if not execution.began:
-                raise _DiedBeforeJobBegan(reason) from error
-            raise WorkerUnavailable(f"ComfyUI died while the job ran. {reason}") from error
+                raise _DiedBeforeJobBegan(death.reason) from error
+            # The worker has ended it, because another job hung or had met a fault of the machine; or
+            # the job was over, and the next one killed ComfyUI before the history was read.
+            text = f"ComfyUI ended before the result of the job was read. {death.reason}"
+            raise WorkerUnavailable(text) from error
 
     def _interrupt(self, execution: Execution, comfyui: ComfyUI) -> None:
         """Interrupt the job; a ComfyUI that goes on with it is replaced.

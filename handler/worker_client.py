@@ -26,6 +26,7 @@ from handler.worker_protocol import (
     LogLines,
     ProtocolError,
     Refused,
+    ReportFault,
     Request,
     Restart,
     State,
@@ -57,6 +58,17 @@ class ReadyWorker:
     base_url: str
     folders: dict[str, Path]
     starts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """The end of a ComfyUI: why, with its last log lines, and the prompt that ran then.
+
+    `prompt_id` is '' when none ran, or when the worker has ended ComfyUI.
+    """
+
+    reason: str
+    prompt_id: str
 
 
 class WorkerClient:
@@ -122,10 +134,19 @@ class WorkerClient:
         with contextlib.suppress(*_NO_ANSWER):
             self._send(AnnouncePrompt(id=self._id(), prompt_id=prompt_id))
 
-    def end_job(self) -> None:
-        """End the job; the worker may stop ComfyUI when there is no other."""
+    def end_job(self, *, has_completed: bool = False) -> None:
+        """End the job; the worker may stop ComfyUI when there is no other.
+
+        `has_completed`: ComfyUI has run it without an error.
+        """
         with contextlib.suppress(*_NO_ANSWER):
-            self._send(EndJob(id=self._id()))
+            self._send(EndJob(id=self._id(), has_completed=has_completed))
+
+    def report_fault(self, job_id: str, reason: str) -> None:
+        """Report that the machine, not the job, has failed: the worker tests itself, or ends."""
+        starts = self._wake.worker.starts if self._wake else 0
+        with contextlib.suppress(*_NO_ANSWER):
+            self._send(ReportFault(id=self._id(), job=job_id, starts=starts, reason=reason))
 
     def restart(self) -> None:
         """Have a ComfyUI that hangs replaced; waits a moment for its end."""
@@ -146,8 +167,8 @@ class WorkerClient:
                 return "\n".join(["Its last log lines:", *answer.lines])
         return ""
 
-    def death_reason(self, ready: ReadyWorker) -> str:
-        """Why the ComfyUI that was `ready` has ended, with its last log lines; '' if not known.
+    def death_of(self, ready: ReadyWorker) -> Death | None:
+        """The end of the ComfyUI that was `ready`; None if it is not known to have ended.
 
         It returns once the worker has noticed the death, so a wake after it is one for the next.
         """
@@ -156,9 +177,9 @@ class WorkerClient:
             while time.monotonic() < give_up:
                 now = self._status()
                 if now.state is not State.READY or now.starts != ready.starts:
-                    return now.failure
+                    return Death(now.failure, now.killed_by)
                 time.sleep(_RETRY_S)
-        return ""
+        return None
 
     def close(self) -> None:
         """Close the connection; wait for the end of a worker that was started for us alone."""

@@ -70,6 +70,8 @@ class WorkerStatus:
     cold_start_ms: float
     # Why the last start failed, or the last ComfyUI died; '' when neither has happened.
     failure: str
+    # The prompt that ran when the last ComfyUI ended by itself; '' when none did.
+    killed_by: str
     # '' and None where no process runs.
     base_url: str
     comfyui_pid: int | None
@@ -109,10 +111,28 @@ class AnnouncePrompt(Message):
     prompt_id: str
 
 
+@dataclass(frozen=True, kw_only=True)
 class EndJob(Message):
-    """End the job of this connection. No answer."""
+    """End the job of this connection. No answer.
+
+    `has_completed`: ComfyUI has run it without an error, so the machine is sound.
+    """
 
     NAME: ClassVar[str] = "end_job"
+    has_completed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFault(Message):
+    """The job with the id `job` has failed through a fault of the machine. No answer.
+
+    `starts` is that of the ComfyUI that ran it.
+    """
+
+    NAME: ClassVar[str] = "report_fault"
+    job: str
+    starts: int
+    reason: str
 
 
 class GetState(Message):
@@ -175,7 +195,7 @@ class Refused(Message):
     reason: str
 
 
-Request = Wake | AnnouncePrompt | EndJob | GetState | GetLog | Sleep | Drain | Restart
+Request = Wake | AnnouncePrompt | EndJob | ReportFault | GetState | GetLog | Sleep | Drain | Restart
 Answer = Status | LogLines | Refused
 
 _REQUESTS: dict[str, type[Any]] = {kind.NAME: kind for kind in get_args(Request)}

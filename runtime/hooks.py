@@ -55,7 +55,10 @@ class Hooks:
         """The worker accepts no new jobs and ends soon."""
 
     def on_failed(self, change: Change) -> None:
-        """ComfyUI cannot be started, or dies again and again. The container must be replaced."""
+        """The machine is unfit for jobs, or ComfyUI cannot be started, or dies again and again.
+
+        The container must be replaced.
+        """
 
 
 class StateMetrics(Hooks):

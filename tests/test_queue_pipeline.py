@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,10 @@ def queues(monkeypatch: pytest.MonkeyPatch) -> Iterator[Queues]:
 
 
 @contextmanager
-def machine(folder: Path, name: str, queues: Queues, s3: LocalS3) -> Iterator["Machine"]:
+def machine(
+    folder: Path, name: str, queues: Queues, s3: LocalS3, prefix: Sequence[str] = ()
+) -> Iterator["Machine"]:
+    """A running `serve`; `prefix` is a command that runs it."""
     environ = os.environ | s3.environ | {
         "WORKER_DIR": str(folder / "worker"),
         "COMFYUI_DATA_DIR": str(folder / "data"),
@@ -88,7 +91,7 @@ def machine(folder: Path, name: str, queues: Queues, s3: LocalS3) -> Iterator["M
     }  # fmt: skip
     with (folder / f"{name}.log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "runtime", "serve", "--queue", queues.url],
+            [*prefix, sys.executable, "-m", "runtime", "serve", "--queue", queues.url],
             cwd=PROJECT,
             env=environ,
             stdout=log,
@@ -107,9 +110,13 @@ class Machine:
     def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
         self.process, self._log = process, log
 
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
     def events(self) -> list[dict[str, Any]]:
         """The handlers' log lines that have an `event`."""
-        lines = self._log.read_text(errors="replace").splitlines()
+        lines = self.log.splitlines()
         return [json.loads(line) for line in lines if line.startswith("{") and '"event"' in line]
 
     def count(self, name: str) -> int:
@@ -135,7 +142,6 @@ def test_killed_machine_costs_no_job_and_no_job_runs_after_its_success(
             event(workflows.one("TestRaise", message="no"), request_id="raise")
         ): "ExecutionFailed",
     }
-    # It kills ComfyUI each time, so only the number of deliveries can end it.
     killer = json.dumps(event(workflows.one("TestKill"), request_id="killer"))
     bodies = [*jobs.values(), *list(jobs.values())[:DUPLICATES], *poison, killer]
     for body in sorted(bodies, key=hash):
@@ -152,7 +158,7 @@ def test_killed_machine_costs_no_job_and_no_job_runs_after_its_success(
 
     images = Counter(key.partition("/")[0] for key in objects_in(s3) if key.endswith(".png"))
     assert {name: images[name] for name in jobs} == dict.fromkeys(jobs, 1)
-    assert queues.dead_letters() == poison | {killer: ""}
+    assert queues.dead_letters() == poison | {killer: "KilledTheWorker"}
     assert not processes_with(environment)
     assert_nothing_runs_after_its_success([*first.events(), *second.events()])
 

@@ -112,6 +112,13 @@ class Claim:
         if self.held:
             self.held.end(response)
 
+    def note_death(self) -> bool:
+        """Note that ComfyUI died while it ran the job. True if it had done so before.
+
+        False where no store keeps the claim.
+        """
+        return self.held is not None and self.held.note_death()
+
     def release(self) -> None:
         """Stop the renewal of the claim: unless it was ended before, it lapses."""
         if self.held:
@@ -146,6 +153,18 @@ class HeldClaim:
         except Exception as error:
             # The claim lapses; until then the same request is answered with AlreadyRunning.
             _warn("the response was not stored", type(error).__name__)
+
+    def note_death(self) -> bool:
+        # A record of its own, which nothing ends: that of the claim ends with each attempt.
+        now = self._clock()
+        lease = replace(self._record.lease, until=self._record.expires_at)
+        death = replace(self._record, id=f"death#{self._record.id}", lease=lease)
+        try:
+            # The owner of the claim is another one for each attempt.
+            return self._store.claim(death, now) is not None
+        except Exception as error:
+            _warn("the death of ComfyUI was not noted", type(error).__name__)
+            return False
 
     def release(self) -> None:
         # Without waiting for a renewal that is under way: it cannot undo what `end` does.

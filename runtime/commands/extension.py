@@ -19,6 +19,7 @@ from handler.settings import Settings
 from handler.worker_protocol import State
 from runtime.errors import LambdaComfyUIError
 from runtime.hooks import Change, HookError, Hooks
+from runtime.lambda_host.failures import WORKER_UNFIT
 from runtime.log import log
 from runtime.process.signals import run_beside_signals
 from runtime.worker.lifecycle import Worker
@@ -62,13 +63,13 @@ class ExtensionsApiClient:
             connection.close()
         return event
 
-    def exit_error(self, kind: str) -> None:
+    def exit_error(self, kind: str, reason: str) -> None:
         """Report why the environment must be replaced. The process must end afterwards."""
         headers = {
             "Lambda-Extension-Identifier": self._identifier,
             "Lambda-Extension-Function-Error-Type": kind,
         }
-        self._call("POST", "/exit/error", headers, {"errorMessage": kind, "errorType": kind})
+        self._call("POST", "/exit/error", headers, {"errorMessage": reason, "errorType": kind})
 
     def _call(self, method: str, path: str, headers: dict[str, str], body: Any) -> str:
         connection = HTTPConnection(self._address, timeout=10)
@@ -87,7 +88,7 @@ class EnvironmentGuard(Hooks):
     """Ends an environment that could not run another job, so that the platform replaces it."""
 
     def __init__(self, api: ExtensionsApiClient) -> None:
-        self.failure = ""
+        self.failure = self.reason = ""
         self._api = api
         self._worker: Worker | None = None
 
@@ -110,8 +111,9 @@ class EnvironmentGuard(Hooks):
         return float(event.get("deadlineMs", 0)) / 1000 - time.time()
 
     def on_failed(self, change: Change) -> None:
-        """ComfyUI cannot be started here: every job would fail, and use up a try of its message."""
-        self.end("Worker.Failed")
+        """No job can run here: every one would fail, and use up a delivery of its message."""
+        is_unfit = self._worker is not None and self._worker.unfit_reason
+        self.end(WORKER_UNFIT if is_unfit else "Worker.Failed", change.reason)
 
     def handler_gone(self, pid: int) -> None:
         """Called when the connection of a handler process has ended.
@@ -126,11 +128,11 @@ class EnvironmentGuard(Hooks):
         if self._worker.state in (State.DRAINING, State.STOPPED):
             return
         if not _is_alive(pid) and not _handlers_alive():
-            self.end("Runtime.WorkerGone")
+            self.end("Runtime.WorkerGone", "the last handler process has died")
 
-    def end(self, kind: str) -> None:
+    def end(self, kind: str, reason: str) -> None:
         """End the environment, so that the platform makes a new one. `kind` is the error type."""
-        self.failure = kind
+        self.failure, self.reason = kind, reason
         log(f"extension: {kind}: ending this environment, so that it is replaced")
         if self._worker:
             self._worker.stop()
@@ -174,7 +176,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         log(str(error))
         return 2
     if guard.failure:
-        api.exit_error(guard.failure)
+        api.exit_error(guard.failure, guard.reason)
         return 1
     return 0
 

@@ -19,6 +19,7 @@ from runtime.commands.options import port, seconds, whole_number
 from runtime.extras import require
 from runtime.lambda_host.async_invocations import AsyncRules
 from runtime.lambda_host.destination import destination_of
+from runtime.lambda_host.failures import WORKER_UNFIT, Failure
 from runtime.lambda_host.function import HANDLER, Function
 from runtime.lambda_host.service import Service, ServiceRules
 from runtime.lambda_host.sqs_poller import PollerRules
@@ -30,6 +31,8 @@ _MIN_INIT_S, _MAX_INIT_S = 130.0, 900.0
 _LISTEN_BACKLOG = 128
 _POLL_CONNECTIONS = 2  # of each poller: its own calls and its heartbeat
 _MAX_BATCH = 10  # of SQS
+# 1 and 2 are those of runtime/errors.py.
+_EXIT_UNFIT = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +72,8 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Serve with `settings`, which the arguments override; `args.environ` is the function's.
 
-    0: stopped by SIGTERM or SIGINT; 1: it could not start, or its environments fail.
+    0: stopped by SIGTERM or SIGINT; 1: it could not start, or its environments fail; 3: this
+    machine is unfit for jobs.
     """
     settings = with_arguments(settings, args)
     require("awslambdaric")
@@ -131,7 +135,7 @@ def _serve(
             on_line=show,
             on_state=say,
             on_failure=destination_of(settings.on_failure_url, say),
-            on_give_up=lambda: status.put(1),
+            on_give_up=lambda failure: status.put(_note_end(failure)),
         )
         with service:
             _announce(function, listener, sqs)
@@ -139,6 +143,14 @@ def _serve(
             say(f"stopping, within {rules.grace_s:g} s" if code == 0 else "giving up")
     say("stopped")
     return code
+
+
+def _note_end(failure: Failure) -> int:
+    """Log why nothing more is taken; the exit status."""
+    if failure.error_type != WORKER_UNFIT:
+        return 1
+    say(f"this machine is unfit for jobs, nothing more is taken: {failure.message}")
+    return _EXIT_UNFIT
 
 
 def _function(environ: Mapping[str, str], settings: Settings) -> Function:

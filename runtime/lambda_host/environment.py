@@ -156,9 +156,9 @@ class ExecutionEnvironment:
         status = process.wait() or 0
         self._fail(extension_crash(status, process.tail()))
 
-    def _note_extension_error(self, error_type: str) -> None:
+    def _note_extension_error(self, error_type: str, message: str) -> None:
         self.has_given_up = True
-        self._fail(Failure(error_type=error_type, message="an extension reported an error"))
+        self._fail(Failure(error_type=error_type, message=message))
 
     def _note_init_failure(self) -> None:
         """A client did not come up. If none did, the environment has failed."""

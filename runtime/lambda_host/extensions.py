@@ -44,12 +44,12 @@ class Extensions:
     """`changed` is the lock of the host; it guards everything and is notified of every change.
 
     `expected` is how many processes the host starts: the runtime waits until all of them have
-    registered. `on_error` gets the type of every error that an extension reports, with the lock
-    held.
+    registered. `on_error` gets the type and the message of every error that an extension reports,
+    with the lock held.
     """
 
     def __init__(
-        self, changed: threading.Condition, expected: int, *, on_error: Callable[[str], object]
+        self, changed: threading.Condition, expected: int, *, on_error: Callable[[str, str], object]
     ) -> None:
         self._changed, self._expected, self._on_error = changed, expected, on_error
         self._known: dict[str, _Extension] = {}
@@ -119,7 +119,9 @@ class Extensions:
             extension.state = _State.RUNNING
             return self._shutdown
 
-    def fail(self, identifier: str | None, error_type: str | None, *, is_init: bool) -> None:
+    def fail(
+        self, identifier: str | None, error_type: str | None, reason: str, *, is_init: bool
+    ) -> None:
         """Take an `init/error` or an `exit/error`. Raises ExtensionRefusedError."""
         with self._changed:
             extension = self._find(identifier)
@@ -129,7 +131,7 @@ class Extensions:
             if is_init and extension.state not in (_State.REGISTERED, _State.FAILED):
                 raise self._wrong_state(extension, _State.FAILED)
             extension.state = _State.FAILED
-            self._on_error(error_type)
+            self._on_error(error_type, reason)
             self._changed.notify_all()
 
     def close_registration(self) -> None:

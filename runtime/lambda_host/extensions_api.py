@@ -45,7 +45,10 @@ class ExtensionsCall(ApiCall):
                 case "/2020-01-01/extension/init/error" | "/2020-01-01/extension/exit/error":
                     error_type = self.headers.get("Lambda-Extension-Function-Error-Type")
                     is_init = self.path == f"{PREFIX}/init/error"
-                    self.server.extensions.fail(self._identifier, error_type, is_init=is_init)
+                    reason = _parse_reason(body)
+                    self.server.extensions.fail(
+                        self._identifier, error_type, reason, is_init=is_init
+                    )
                     self.reply(HTTPStatus.ACCEPTED, b'{"status": "OK"}')
                 case _:
                     self.reject(HTTPStatus.NOT_FOUND, "InvalidRequest", self.path)
@@ -100,3 +103,12 @@ def _parse_events(body: bytes) -> list[str]:
     except (ValueError, AttributeError, TypeError):
         pass
     raise ExtensionRefusedError("InvalidRequestFormat", 'expected {"events": [...]}')
+
+
+def _parse_reason(body: bytes | None) -> str:
+    """`errorMessage` of a reported error; the body is optional, and may be anything."""
+    try:
+        reason = json.loads(body or b"")["errorMessage"]
+    except (ValueError, TypeError, KeyError):
+        reason = None
+    return reason if isinstance(reason, str) else "an extension reported an error"

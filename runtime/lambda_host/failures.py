@@ -45,6 +45,10 @@ class Failure:
         return InvocationResult(json.dumps(body).encode(), self.error_type, self.log_tail)
 
 
+# The error that the extension of this project reports when the machine can run no job: an
+# environment that replaced this one would have the same machine.
+WORKER_UNFIT = "Worker.Unfit"
+
 # No client has begun with the invocation: the caller may try another host.
 UNAVAILABLE = Failure(error_type="Runtime.Unavailable", message="the host is stopping")
 

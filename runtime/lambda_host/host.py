@@ -13,6 +13,7 @@ from runtime.errors import LambdaComfyUIError
 from runtime.lambda_host.environment import CLIENT_STOP_GRACE_S, ExecutionEnvironment
 from runtime.lambda_host.failures import (
     UNAVAILABLE,
+    WORKER_UNFIT,
     Failure,
     InvocationResult,
     timeout_failure,
@@ -35,8 +36,8 @@ class LambdaHost:
 
     They start at once, before the first event. `on_line` gets every line that a process writes,
     `on_state` a sentence for every change, both in threads of the host. When MAX_FAILURES
-    environments in a row have failed, `on_give_up` is called, if it is given, and no other is
-    started.
+    environments in a row have failed, or one because its machine is unfit, `on_give_up` gets the
+    failure, if it is given, and no other environment is started.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class LambdaHost:
         *,
         on_line: Callable[[str], object],
         on_state: Callable[[str], object] = lambda _: None,
-        on_give_up: Callable[[], object] | None = None,
+        on_give_up: Callable[[Failure], object] | None = None,
     ) -> None:
         self.function = function
         self._on_line, self._on_state, self._on_give_up = on_line, on_state, on_give_up
@@ -158,9 +159,10 @@ class LambdaHost:
         if not was_ready:
             # The next one would most likely fail, too: the callers get the reason now.
             self._queue.fail_waiting(failure)
-        if self._on_give_up and failures >= MAX_FAILURES:
+        is_hopeless = failures >= MAX_FAILURES or failure.error_type == WORKER_UNFIT
+        if self._on_give_up and is_hopeless:
             self._queue.close()
-            self._on_give_up()
+            self._on_give_up(failure)
 
     def _kill_client_of(self, invocation: Invocation) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from typing import Self
 
 from runtime.lambda_host.async_invocations import AsyncInvocations, AsyncRules
 from runtime.lambda_host.destination import FailedEvent
+from runtime.lambda_host.failures import Failure
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.invoke_api import InvokeApi
@@ -42,7 +43,7 @@ class Service:
 
     Leaving it waits for the jobs that run; a stop takes `rules.grace_s` seconds at most. `on_state`
     gets a sentence for every change of state, `on_line` every line that a process writes,
-    `on_give_up` is called when MAX_FAILURES environments in a row have failed: all of them in
+    `on_give_up` gets the failure after which the host starts no other environment: all of them in
     threads of the service.
     """
 
@@ -56,7 +57,7 @@ class Service:
         on_line: Callable[[str], object],
         on_state: Callable[[str], object],
         on_failure: Callable[[FailedEvent], object],
-        on_give_up: Callable[[], object],
+        on_give_up: Callable[[Failure], object],
     ) -> None:
         self._rules, self._on_state = rules, on_state
         self._host = LambdaHost(function, on_line=on_line, on_state=on_state, on_give_up=on_give_up)

@@ -36,6 +36,8 @@ _TCP_LISTEN = "0A"
 _INSIDE_COMFYUI = Path(__file__).with_name("inside_comfyui.py")
 _TAIL_LINES = 200
 _SHOWN_LINES = 20
+# See runtime/worker/inside_executor.py.
+_PROMPT_BEGINS = re.compile(r"\[(\S+) begins\]$")
 _PROGRESS_BAR = re.compile(r"\s*\d+%\|")
 
 
@@ -47,7 +49,9 @@ class ComfyUIProcess:
     """A ComfyUI, started at once; or a prewarmed Python that becomes ComfyUI with `begin`.
 
     `on_end` is called when it has ended by itself or was stopped. Make it in a thread that lives
-    as long as it may: see Child. Raises ComfyUIStartError if no ComfyUI is installed, and OSError.
+    as long as it may: see Child. With `has_self_test`, it becomes ready only if it passes the
+    self-test of runtime/worker/inside_executor.py. Raises ComfyUIStartError if no ComfyUI is
+    installed, and OSError.
     """
 
     def __init__(
@@ -57,14 +61,19 @@ class ComfyUIProcess:
         on_end: Callable[[], None],
         *,
         is_prewarmed: bool = False,
+        has_self_test: bool = False,
     ) -> None:
         check_installed(settings)
         self.port = 0
+        # The prompt that began last, '' for none.
+        self.last_prompt = ""
         self._settings = settings
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._on_line = on_line
         self._waits_for_begin = is_prewarmed
         program = ["--prewarm"] if is_prewarmed else self._command()
+        if has_self_test:
+            program.insert(0, "--self-test")
         self._child = Child(
             [str(settings.comfyui_interpreter), "-u", str(_INSIDE_COMFYUI), *program],
             cwd=settings.comfyui_code,
@@ -152,6 +161,9 @@ class ComfyUIProcess:
         return ["main.py", *arguments(self._settings, self.port)]
 
     def _take(self, line: str) -> None:
+        if begins := _PROMPT_BEGINS.search(line):
+            self.last_prompt = begins[1]
+            return
         # A progress bar rewrites its line for every step; the handler reports the steps.
         if not _PROGRESS_BAR.match(line):
             self._tail.append(line)

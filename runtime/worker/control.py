@@ -25,6 +25,7 @@ from handler.worker_protocol import (
     LogLines,
     ProtocolError,
     Refused,
+    ReportFault,
     Request,
     Restart,
     Sleep,
@@ -116,7 +117,9 @@ class _Connection(socketserver.StreamRequestHandler):
                 self._prompt_id = request.prompt_id
                 self._running_job.prompt_ids.append(request.prompt_id)
             case EndJob():
-                self._end_job()
+                self._end_job(has_completed=request.has_completed)
+            case ReportFault():
+                worker.report_fault(request.job, request.starts, request.reason)
             case GetState():
                 self._write_status(request)
             case GetLog():
@@ -159,11 +162,11 @@ class _Connection(socketserver.StreamRequestHandler):
         self.server.worker.restart()
         self._write_status(request)
 
-    def _end_job(self) -> None:
+    def _end_job(self, *, has_completed: bool = False) -> None:
         if self._has_job:
             self._has_job, self._prompt_id = False, ""
             self.server.worker.housekeeper.end_job(self._running_job)
-            self.server.worker.end_job()
+            self.server.worker.end_job(has_completed=has_completed)
 
     def _in_thread(self, action: Callable[[SlowRequest], None], request: SlowRequest) -> None:
         threading.Thread(target=action, args=(request,), daemon=True).start()

@@ -5,6 +5,8 @@ It neither starts the process (runtime/worker/comfyui_process.py does) nor choos
 this project:
 
 - `inside_comfyui.py main.py ARGUMENTS...` becomes ComfyUI at once.
+- `inside_comfyui.py --self-test main.py ARGUMENTS...` does the same, but ends before ComfyUI serves
+  when the self-test of runtime/worker/inside_executor.py finds a problem.
 - `inside_comfyui.py --prewarm` imports the modules that take long, and waits for one line on stdin:
   main.py and its arguments as a JSON list. Then it becomes ComfyUI. It imports nothing of ComfyUI
   beforehand, so it does not depend on ComfyUI's version, and it never touches CUDA, so it holds no
@@ -17,6 +19,7 @@ any more: docs/decisions/0006-prewarmed-python.md and 0004-unresponsive-job.md s
 import contextlib
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import runpy
@@ -24,6 +27,8 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 # The third-party modules that ComfyUI's start spends its time in, the costliest first.
 HEAVY = (
@@ -54,6 +59,7 @@ HEAVY = (
 
 # What `threading` calls the thread that runs the queue, after its function in ComfyUI's main.py.
 EXECUTOR = "(prompt_worker)"
+SELF_TEST = "--self-test"
 plain_start = threading.Thread.start
 
 
@@ -74,23 +80,54 @@ def main() -> None:
             return
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         command = json.loads(line)
-    threading.Thread.start = frozen_start  # type: ignore[method-assign,assignment]
+    has_self_test = command[0] == SELF_TEST
+    if has_self_test:
+        command = command[1:]
+
+    def start(thread: threading.Thread) -> None:
+        frozen_start(thread, has_self_test=has_self_test)
+
+    threading.Thread.start = start  # type: ignore[method-assign,assignment]
     threading.excepthook = end_with_the_executor
     threading.Thread(target=collect_when_serving, args=(command,), daemon=True).start()
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")
 
 
-def frozen_start(thread: threading.Thread) -> None:
-    """Start a thread; when it is the executor's, hide the boot's objects from the collector first.
+def frozen_start(thread: threading.Thread, *, has_self_test: bool) -> None:
+    """Start a thread; when it is the executor's, extend the executor first.
+
+    The objects of the boot are hidden from the garbage collector then.
 
     ComfyUI collects garbage after a job that follows a pause, before its answer can be read: 0.3 s
     over a million objects that never become garbage. It must not be done later: the executor makes
     caches that it discards to free memory, and hidden caches would keep their models for ever.
     """
     if EXECUTOR in thread.name:
+        extend_the_executor(has_self_test=has_self_test)
         gc.freeze()
     plain_start(thread)
+
+
+def extend_the_executor(*, has_self_test: bool) -> None:
+    """Add what inside_executor.py has; with `has_self_test`, end the process if the test fails."""
+    extension = load("inside_executor")
+    # Without it, the handler has less to judge a failure by.
+    with contextlib.suppress(AttributeError, KeyError):
+        extension.extend(sys.modules["execution"].PromptExecutor)
+    if has_self_test and (problem := extension.find_problem()):
+        print(f"the self-test has found a problem: {problem}", flush=True)
+        os._exit(1)
+
+
+def load(name: str) -> Any:
+    """The module in the file `name`.py beside this one. Its name stays free for custom nodes."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def collect_when_serving(command: list[str]) -> None:

@@ -2,7 +2,7 @@
 
 The states are in runtime/worker/states.py. How handlers ask for ComfyUI is decided in
 runtime/worker/control.py; when the worker is idle, in idle.py; when another start is hopeless, in
-start_failures.py.
+start_failures.py; when its machine is unfit for jobs, in soundness.py.
 """
 
 import math
@@ -20,6 +20,7 @@ from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError
 from runtime.worker.housekeeper import Housekeeper
 from runtime.worker.idle import Idle
 from runtime.worker.prewarmed_process import Prewarmed
+from runtime.worker.soundness import Soundness
 from runtime.worker.start_failures import StartFailures
 from runtime.worker.states import check_move
 
@@ -43,10 +44,13 @@ class Worker:
         self._since = time.monotonic()
         self._cold_start_ms = 0.0
         self._process: ComfyUIProcess | None = None
+        self._hung_process: ComfyUIProcess | None = None
+        self._killed_by = ""
         self._prewarmed = Prewarmed(settings, _log_comfyui, self._notify)
         self._prefetcher = Prefetcher(settings)
         self._idle = Idle(settings)
         self._failures = StartFailures()
+        self._soundness = Soundness()
         self._drain_until = math.inf
         self._dispatcher = HookDispatcher(hooks, log)
         self.housekeeper = Housekeeper(settings, self._forget_prompts)
@@ -91,13 +95,29 @@ class Worker:
             self._idle.begin_job()
             self._changed.notify_all()
 
-    def end_job(self) -> None:
-        """End a job; after the last one the idle time begins."""
+    def end_job(self, *, has_completed: bool = False) -> None:
+        """End a job; after the last one the idle time begins.
+
+        `has_completed`: ComfyUI has run it without an error.
+        """
         with self._changed:
             self._idle.end_job()
+            if has_completed:
+                self._soundness.note_completed_job()
             if self.state is State.READY:
                 self._failures.note_end_of_job()
             self._changed.notify_all()
+
+    def report_fault(self, job: str, starts: int, reason: str) -> None:
+        """Replace a ComfyUI whose machine has made this job fail, or fail if it is unfit.
+
+        `starts` is that of the ComfyUI. The faults of one that was replaced already are ignored.
+        """
+        with self._changed:
+            if self.state is State.READY and self.starts == starts:
+                self._failures.last_reason, self._killed_by = reason, ""
+                self._soundness.note_fault(job, reason)
+                self._move_to_recovery(reason)
 
     def drop(self, prompt_id: str) -> None:
         """Remove a prompt from ComfyUI whose handler is gone; call it before `end_job`.
@@ -133,6 +153,7 @@ class Worker:
             process, starts = self._process, self.starts
             if self.state is not State.READY or process is None:
                 return
+            self._hung_process = process
         log("ComfyUI does not stop its job: restarting it")
         # Without the lock: a process that waits for its GPU may take long to die.
         process.stop(grace_s=0.0)
@@ -161,6 +182,11 @@ class Worker:
         process = self._process
         return process.last_lines() if process else []
 
+    @property
+    def unfit_reason(self) -> str:
+        """Why this machine can run no job, in words; '' while it may."""
+        return self._soundness.unfit_reason
+
     def describe(self) -> WorkerStatus:
         """What a handler needs to know: the state, and where ComfyUI and its files are."""
         data = self.settings.comfyui_data
@@ -172,6 +198,7 @@ class Worker:
                 jobs=self._idle.jobs,
                 cold_start_ms=self._cold_start_ms,
                 failure=self._failures.last_reason,
+                killed_by=self._killed_by,
                 base_url=process.base_url if process else "",
                 comfyui_pid=process.pid if process else None,
                 prewarmed_pid=self._prewarmed.pid,
@@ -193,15 +220,24 @@ class Worker:
                     self._prewarmed.end(self._idle.reason())
                     self._changed.notify_all()
                 self._wait(self._idle.until_next_limit_s())
-            self._changed.wait_for(lambda: self.state in _ENDING, self._failures.pause_s())
+            pause_s = max(self._failures.pause_s(), self._soundness.pause_s())
+            self._changed.wait_for(lambda: self.state in _ENDING, pause_s)
             return self.state is State.STARTING
 
     def _start(self) -> ComfyUIProcess | None:
         """A ComfyUI that is ready; None when its start has failed, or the worker ends."""
         began = time.monotonic()
+        if self._soundness.is_recovering:
+            # The fault may be a full disk.
+            self.housekeeper.clean()
         prewarmed = self._prewarmed.take()
         try:
-            process = prewarmed or ComfyUIProcess(self.settings, _log_comfyui, self._notify)
+            process = prewarmed or ComfyUIProcess(
+                self.settings,
+                _log_comfyui,
+                self._notify,
+                has_self_test=self._soundness.is_recovering,
+            )
             with self._changed:
                 self._process = process
             process.begin()
@@ -222,6 +258,7 @@ class Worker:
             self.starts += 1
             self._cold_start_ms = round((time.monotonic() - began) * 1000, 1)
             self._failures.note_start()
+            self._soundness.note_start()
             self._idle.restart()
             self._move(State.READY, process.base_url)
             return process
@@ -246,6 +283,9 @@ class Worker:
             while True:
                 left_s = self._drain_until - time.monotonic()
                 if self.state in _ENDING and (self._idle.jobs == 0 or left_s <= 0):
+                    return False
+                if self.state in (State.STARTING, State.FAILED):
+                    # Its machine has made a job fail.
                     return False
                 if (status := process.wait(0)) is not None:
                     self._note_death(process, status)
@@ -272,6 +312,12 @@ class Worker:
 
     def _note_failed_start(self, reason: str) -> None:
         with self._changed:
+            if self._soundness.is_recovering and self.state is State.STARTING:
+                self._failures.last_reason = reason
+                self._soundness.note_failed_start(reason)
+                if self._soundness.unfit_reason:
+                    self._move(State.FAILED, self._soundness.unfit_reason)
+                return
             self._failures.note_failed_start(reason)
             if self.state not in _ENDING:
                 # `inactive`: only the next event begins another start.
@@ -281,11 +327,21 @@ class Worker:
 
     def _note_death(self, process: ComfyUIProcess, status: int) -> None:
         reason = process.explain(f"ComfyUI ended with {describe_exit(status)}")
-        self._failures.note_death(reason, ran_s=time.monotonic() - self._since)
+        prompt_id = "" if process is self._hung_process else process.last_prompt
+        ran_s = time.monotonic() - self._since
+        self._failures.note_death(reason, ran_s=ran_s, is_by_job=bool(prompt_id))
+        self._killed_by = prompt_id
+        if prompt_id:
+            # The machine may have ended it as well as the job.
+            self._soundness.begin_recovery(reason)
         if self.state not in _ENDING:
             # With a job the death may be of its making: where jobs end, deaths are forgotten.
             is_hopeless = self._failures.has_died_too_often() and not self._idle.jobs
             self._move(State.FAILED if is_hopeless else State.STARTING, reason)
+
+    def _move_to_recovery(self, reason: str) -> None:
+        unfit_reason = self._soundness.unfit_reason
+        self._move(State.FAILED if unfit_reason else State.STARTING, unfit_reason or reason)
 
     def _end_processes(self) -> None:
         self._stop_process()

@@ -20,6 +20,7 @@ class StartFailures:
         self.failed_starts_ever = 0
         self.failed_starts_in_a_row = 0
         self._early_deaths_in_a_row = 0
+        self._was_last_death_by_job = False
 
     def note_failed_start(self, reason: str) -> None:
         self.last_reason = reason
@@ -29,9 +30,13 @@ class StartFailures:
     def note_start(self) -> None:
         self.failed_starts_in_a_row = 0
 
-    def note_death(self, reason: str, *, ran_s: float) -> None:
-        """ComfyUI ended by itself, `ran_s` seconds after it was ready."""
+    def note_death(self, reason: str, *, ran_s: float, is_by_job: bool = False) -> None:
+        """ComfyUI ended by itself, `ran_s` seconds after it was ready.
+
+        `is_by_job`: a job ran then, and has most likely ended it: the next start has no pause.
+        """
         self.last_reason = reason
+        self._was_last_death_by_job = is_by_job
         if ran_s >= _STABLE_AFTER_S:
             self._early_deaths_in_a_row = 0
         self._early_deaths_in_a_row += 1
@@ -48,5 +53,6 @@ class StartFailures:
 
     def pause_s(self) -> float:
         """Seconds to wait before the next start: 0 after the first failure, then 1, 2, 4, 8."""
-        in_a_row = self.failed_starts_in_a_row + self._early_deaths_in_a_row
+        deaths = 0 if self._was_last_death_by_job else self._early_deaths_in_a_row
+        in_a_row = self.failed_starts_in_a_row + deaths
         return back_off_s(in_a_row - 1, first_s=_FIRST_PAUSE_S, most_s=_MAX_PAUSE_S)

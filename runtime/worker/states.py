@@ -1,8 +1,10 @@
 """The moves of a worker from state to state; the states are in handler/worker_protocol.py.
 
-starting ─▶ ready ─▶ inactive ─▶ starting      ready ─▶ starting: ComfyUI died
+starting ─▶ ready ─▶ inactive ─▶ starting      ready ─▶ starting: ComfyUI died, or the
+    machine made a job fail
 starting ─▶ inactive: the start failed, the next event tries again
-starting, ready ─▶ failed: too many starts failed, or ComfyUI died too often without a job
+starting, ready ─▶ failed: too many starts failed, or ComfyUI died too often without a job, or the
+    machine is unfit for jobs
 any ─▶ draining ─▶ stopped
 """
 

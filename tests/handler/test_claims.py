@@ -313,3 +313,22 @@ print({{"boto3", "aws_lambda_powertools.utilities.idempotency"}} & set(sys.modul
 
     assert printed.strip() == "set()"
     assert len(sqlite.items()) == 1
+
+
+def test_second_attempt_in_which_comfyui_dies_is_known_from_the_first(jobs: Jobs) -> None:
+    first, other = jobs.claim(job()), jobs.claim(job("other"))
+    is_second_death = [first.note_death(), other.note_death()]
+    first.end(FAILURE)
+
+    second = jobs.claim(job())
+    is_second_death.append(second.note_death())
+    for claim in (second, other):
+        claim.end(FAILURE)
+
+    assert is_second_death == [False, False, True]
+
+
+def test_death_without_a_store_is_always_the_first() -> None:
+    claim = Claim()
+
+    assert [claim.note_death(), claim.note_death()] == [False, False]

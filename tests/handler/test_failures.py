@@ -166,6 +166,62 @@ def test_out_of_memory_has_an_error_class_and_the_worker_continues(node: str) ->
     assert works()
 
 
+def test_wrapped_out_of_memory_is_one_and_the_worker_goes_on() -> None:
+    pid = comfyui_pid() if works() else 0
+
+    response = run(workflows.one("TestWrapped", what="out of memory"))
+
+    message = failed(response, "OutOfMemory", retryable=True)
+    assert "TypeError: the sampler failed caused by torch.OutOfMemoryError: Allocation" in message
+    assert works()
+    assert comfyui_pid() == pid
+
+
+@pytest.mark.parametrize(
+    "workflow",
+    [
+        workflows.one("TestWrapped", what="value"),
+        workflows.one("TestRaise", message="no idea what 'CUDA error: out of memory' should show"),
+    ],
+)
+def test_words_of_a_prompt_are_no_fault_of_the_machine(workflow: dict[str, Any]) -> None:
+    pid = comfyui_pid() if works() else 0
+
+    failed(run(workflow), "ExecutionFailed", retryable=False)
+
+    assert works()
+    assert comfyui_pid() == pid
+
+
+def test_fault_of_the_device_restarts_comfyui_and_the_job_can_be_retried() -> None:
+    pid = comfyui_pid() if works() else 0
+
+    response = run(workflows.one("TestWrapped", what="device fault"))
+
+    message = failed(response, "WorkerUnavailable", retryable=True)
+    assert "node 7 (TestWrapped) met a fault of the machine" in message
+    assert response["error"]["node_id"] == "7"
+    assert works()
+    assert comfyui_pid() != pid
+
+
+def test_failed_run_was_examined_by_comfyui_itself() -> None:
+    response = run(workflows.one("TestRaise", message="the reason"))
+
+    (entry,) = (
+        entry for key, entry in response["comfyui_response"].items() if key != "execution_details"
+    )
+    name, data = entry["status"]["messages"][-1]
+    assert (name, data["self_test"]) == ("execution_error", "")
+    assert data["causes"] == [
+        {
+            "types": ["ValueError", "Exception", "BaseException"],
+            "message": "the reason",
+            "errno": None,
+        }
+    ]
+
+
 def test_comfyui_that_dies_mid_job_fails_it_as_retryable_and_is_restarted() -> None:
     message = failed(run(workflows.one("TestKill")), "WorkerUnavailable", retryable=True)
 

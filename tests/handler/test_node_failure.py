@@ -1,10 +1,11 @@
 """What a history entry of ComfyUI means: success, interruption, or the exception of a node."""
 
+import errno
 from typing import Any
 
 import pytest
 
-from events.errors import Cancelled, ExecutionFailed, OutOfMemory
+from events.errors import Cancelled, ExecutionFailed, OutOfMemory, WorkerUnavailable
 from handler.node_failure import MAX_EXCEPTION_MESSAGE, failure_in
 
 
@@ -59,6 +60,75 @@ def test_lack_of_memory_is_recognised(exception_type: str, message: str) -> None
     assert isinstance(failure, OutOfMemory)
     assert failure.retryable
     assert "node 7 (KSampler) ran out of memory" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("exception_type", "message"),
+    [
+        (
+            "RuntimeError",
+            "CUDA error: an illegal memory access was encountered\nCUDA kernel errors",
+        ),
+        ("torch.AcceleratorError", "CUDA error: uncorrectable ECC error encountered"),
+        ("RuntimeError", "CUDA error: no kernel image is available for execution on the device"),
+        ("RuntimeError", "Found no NVIDIA driver on your system"),
+        ("RuntimeError", "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        ("OSError", "[Errno 28] No space left on device: '/tmp/output/a.png'"),
+        ("OSError", "[Errno 30] Read-only file system: '/tmp/output'"),
+        ("OSError", "[Errno 5] Input/output error"),
+        ("safetensors_rust.SafetensorError", "I/O error: No space left on device (os error 28)"),
+        ("sqlite3.OperationalError", "database or disk is full"),
+        ("MemoryError", ""),
+    ],
+)
+def test_fault_of_the_machine_is_no_failure_of_the_job(exception_type: str, message: str) -> None:
+    failure = failure_in(entry(node_error(exception_type, message)))
+
+    assert isinstance(failure, WorkerUnavailable)
+    assert failure.retryable
+    assert "node 7 (KSampler) met a fault of the machine" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("exception_type", "message"),
+    [
+        ("ValueError", "out of memory"),
+        ("RuntimeError", "no style is called 'CUDA out of memory'"),
+        ("KeyError", "CUDA error: device lost"),
+        ("FileNotFoundError", "[Errno 2] No such file or directory: 'No space left on device'"),
+    ],
+)
+def test_words_of_a_caller_decide_nothing(exception_type: str, message: str) -> None:
+    failure = failure_in(entry(node_error(exception_type, message)))
+
+    assert isinstance(failure, ExecutionFailed)
+
+
+def caused_by(*causes: tuple[str, str, int | None], self_test: str = "") -> Any:
+    """An error whose exception is a TypeError, with these exceptions below it."""
+    name, data = node_error("TypeError", "the sampler failed")
+    below = [{"types": [kind], "message": text, "errno": errno} for kind, text, errno in causes]
+    top = {"types": ["TypeError", "Exception"], "message": "the sampler failed", "errno": None}
+    return name, data | {"causes": [top, *below], "self_test": self_test}
+
+
+def test_exception_below_the_outermost_one_decides() -> None:
+    memory = failure_in(entry(caused_by(("torch.OutOfMemoryError", "", None))))
+    disk = failure_in(entry(caused_by(("av.error.OSError", "a text", errno.ENOSPC))))
+    other = failure_in(entry(caused_by(("KeyError", "'x'", None))))
+
+    assert isinstance(memory, OutOfMemory)
+    assert isinstance(disk, WorkerUnavailable)
+    assert isinstance(other, ExecutionFailed)
+    assert other.message == "node 7 (KSampler) failed: TypeError: the sampler failed"
+
+
+def test_failed_self_test_makes_any_failure_the_machines() -> None:
+    failure = failure_in(entry(caused_by(self_test="disk: OSError: [Errno 28]")))
+
+    assert isinstance(failure, WorkerUnavailable)
+    assert "disk: OSError: [Errno 28]" in failure.message
+    assert "TypeError: the sampler failed" in failure.message
 
 
 def test_other_exception_is_named_with_its_node() -> None:

@@ -46,6 +46,11 @@ def main() -> None:
         error = {"Lambda_Extension_Function_Error_Type": "Extension.NoGpu"}
         call("POST", "/init/error", {}, Lambda_Extension_Identifier=identifier, **error)
         sys.exit(1)
+    if BEHAVIOUR == "finds its machine unfit":
+        error = {"Lambda_Extension_Function_Error_Type": "Worker.Unfit"}
+        reason = {"errorMessage": "the disk is full", "errorType": "Worker.Unfit"}
+        call("POST", "/exit/error", reason, Lambda_Extension_Identifier=identifier, **error)
+        sys.exit(1)
     if BEHAVIOUR == "takes a while":
         time.sleep(0.7)
     if BEHAVIOUR == "ignores SIGTERM":

@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import queue
 import signal
 import socket
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from runtime.lambda_host.extensions import ExtensionRefusedError, Extensions
 from runtime.lambda_host.extensions_api import ExtensionsApiServer
-from runtime.lambda_host.failures import InvocationResult
+from runtime.lambda_host.failures import WORKER_UNFIT, Failure, InvocationResult
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import MAX_FAILURES, LambdaHost
 from tests.processes import is_running, wait_until
@@ -186,7 +187,7 @@ def test_extension_that_does_not_stop_is_killed_after_the_grace(
 
 def test_host_gives_up_after_too_many_failures_in_a_row(start_host: StartHost) -> None:
     gave_up = threading.Event()
-    host = start_host("wants INVOKE", on_give_up=gave_up.set)
+    host = start_host("wants INVOKE", on_give_up=lambda _: gave_up.set())
 
     # Each event ends the pause before the next attempt.
     failures = 0
@@ -197,9 +198,22 @@ def test_host_gives_up_after_too_many_failures_in_a_row(start_host: StartHost) -
     assert run(host).function_error == "Runtime.Unavailable"
 
 
+def test_host_on_an_unfit_machine_starts_no_other_environment(
+    start_host: StartHost, diary: Diary
+) -> None:
+    failures: queue.SimpleQueue[Failure] = queue.SimpleQueue()
+    host = start_host("finds its machine unfit", on_give_up=failures.put)
+
+    failure = failures.get(timeout=30)
+
+    assert (failure.error_type, failure.message) == (WORKER_UNFIT, "the disk is full")
+    assert run(host).function_error == "Runtime.Unavailable"
+    assert len(diary.lines("started")) == 1
+
+
 @pytest.fixture
 def extensions() -> Extensions:
-    return Extensions(threading.Condition(), expected=1, on_error=lambda _: None)
+    return Extensions(threading.Condition(), expected=1, on_error=lambda *_: None)
 
 
 def refusal(call: Callable[[], Any]) -> str:
@@ -219,7 +233,7 @@ def test_each_wrong_call_has_its_own_type(extensions: Extensions) -> None:
         refusal(lambda: extensions.next_event(None)),
         refusal(lambda: extensions.next_event("not a uuid")),
         refusal(lambda: extensions.next_event(stranger)),
-        refusal(lambda: extensions.fail(identifier, None, is_init=True)),
+        refusal(lambda: extensions.fail(identifier, None, "", is_init=True)),
     }
     for number in range(9):
         extensions.register(f"internal {number}", [], is_external=False)
@@ -243,7 +257,7 @@ def test_each_wrong_call_has_its_own_type(extensions: Extensions) -> None:
 def test_body_that_is_not_a_registration_is_refused() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     function = Function(handler="a.b", environ={})
-    registry = Extensions(threading.Condition(), expected=1, on_error=lambda _: None)
+    registry = Extensions(threading.Condition(), expected=1, on_error=lambda *_: None)
     with ExtensionsApiServer(listener, registry, function):
         connection = http.client.HTTPConnection(*listener.getsockname())
         connection.request(

@@ -49,6 +49,46 @@ class TestAllocate(_Output):
         torch.empty(2**50, dtype=torch.uint8)
 
 
+class TestWrapped(_Output):
+    """Wraps an exception in one of its own, as many node packs do."""
+
+    inputs: ClassVar = {"what": (["out of memory", "device fault", "value"],)}
+
+    def run(self, what: str) -> None:
+        try:
+            match what:
+                case "out of memory":
+                    raise torch.OutOfMemoryError("Allocation on device")
+                case "device fault":
+                    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+                case _:
+                    raise ValueError("CUDA error: out of memory, says the prompt")
+        except Exception as error:
+            raise TypeError("the sampler failed") from error
+
+
+class TestDevice(_Output):
+    """A GPU with a sticky fault, as long as the file exists: CUDA's words come back from each call.
+
+    If the file holds "until restart", another process has a sound GPU.
+    """
+
+    inputs: ClassVar = {"file": ("STRING", {"default": ""}), "number": ("INT", {"default": 0})}
+    broken: ClassVar = False
+
+    def run(self, file: str, number: int) -> dict[str, Any]:
+        with contextlib.suppress(FileNotFoundError), open(file) as fault:
+            TestDevice.broken = True
+            if fault.read() == "until restart":
+                os.remove(file)
+        if TestDevice.broken:
+            raise RuntimeError(
+                "CUDA error: an illegal memory access was encountered\n"
+                "CUDA kernel errors might be asynchronously reported at some other API call"
+            )
+        return {"ui": {"text": ["computed"]}}
+
+
 class TestKill(_Output):
     def run(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -279,6 +319,8 @@ NODE_CLASS_MAPPINGS = {
     for cls in (
         TestRaise,
         TestOutOfMemory,
+        TestWrapped,
+        TestDevice,
         TestAllocate,
         TestKill,
         TestExit,
