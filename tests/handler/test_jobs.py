@@ -17,7 +17,7 @@ from handler import app
 from handler.settings import PROJECT
 from runtime.local_s3 import LocalS3
 from tests import workflows
-from tests.aws import objects_in
+from tests.aws import bucket_client, objects_in
 from tests.conftest import Context, WebhookReceiver, run, worker_status
 from tests.handler.job_tables import JobTable, SqliteTable, lease_until
 from tests.handler.test_storage import s3_fields
@@ -90,24 +90,39 @@ def test_repeat_gets_the_same_response_and_no_second_webhook(
 
 
 @pytest.mark.usefixtures("table")
-def test_id_with_anything_else_in_the_request_is_another_job(
+def test_id_with_anything_else_in_the_request_is_refused(
     webhook_receiver: WebhookReceiver,
 ) -> None:
     workflow = image()
-    given: list[dict[str, Any]] = [
-        {"workflow": workflow},
+    first = run(workflow, request_id="mine")
+    others: list[dict[str, Any]] = [
         {"workflow": image()},
         {"workflow": workflow, "return_outputs_as_base64": True},
         {"workflow": workflow, "webhook": {"url": webhook_receiver.url}},
     ]
 
-    responses = [run(request_id="mine", **request) for request in given]
+    responses = [run(request_id="mine", **request) for request in others]
 
-    assert [error_of(response) for response in responses] == [""] * 4
-    prompts = {
-        response["comfyui_response"]["execution_details"]["prompt_id"] for response in responses
-    }
-    assert len(prompts) == 4
+    assert [error_of(response) for response in responses] == ["IdConflict"] * 3
+    assert {response["error"]["retryable"] for response in responses} == {False}
+    assert {json.dumps(response["comfyui_response"]) for response in responses} == {"{}"}
+    # The receiver would take the call for the end of the job that has the id.
+    assert webhook_receiver.calls == []
+    assert run(workflow, request_id="mine") == json.loads(json.dumps(first))
+
+
+@pytest.mark.usefixtures("table")
+def test_of_two_requests_that_race_for_one_id_one_is_refused() -> None:
+    requests = [
+        event(one("TestSleep", seconds=seconds, deaf=False), request_id="twins")
+        for seconds in (3.0, 3.1)
+    ]
+
+    responses = [response_of(p) for p in [start_handler(r, seconds=60) for r in requests]]
+
+    assert sorted(error_of(response) for response in responses) == ["", "IdConflict"]
+    for request, response in zip(requests, responses, strict=True):
+        assert app.lambda_handler(request, Context(60))["status"] == response["status"]
 
 
 @pytest.mark.usefixtures("table")
@@ -161,7 +176,7 @@ def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(
 ) -> None:
     fields = s3_fields(s3)
     hook = {"url": webhook_receiver.url}
-    other = run(image(), request_id="once", s3=fields)["output"][0]
+    bucket_client(s3).put_object(Bucket=s3.bucket_name, Key="once/other.png", Body=b"other")
     # The webhook is called after the upload and before the response is stored.
     webhook_receiver.delay_s = 5.0
     request = event(image(), request_id="once", s3=fields, webhook=hook)
@@ -175,7 +190,7 @@ def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(
 
     assert len(left) == 2
     kept = objects_in(s3, "once/")
-    assert kept == {f"once/{item['filename']}" for item in (other, response["output"][0])}
+    assert kept == {"once/other.png", f"once/{response['output'][0]['filename']}"}
     assert kept != left
 
 
