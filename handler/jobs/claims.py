@@ -32,6 +32,7 @@ from handler.jobs.store import Store, is_store_configured, open_store
 from handler.jobs.stored_response import storable
 from handler.leftovers import Attempt
 from handler.settings import Settings
+from handler.termination import at_termination
 
 # The claim of a killed handler lapses after this time. It is shorter than the time for which the
 # handler's SQS message stays hidden, so the next delivery of the message finds the job free.
@@ -54,6 +55,7 @@ class Jobs:
         self._settings = settings
         self._clock = clock
         self._store: Store | None = None
+        self._held: HeldClaim | None = None
 
     def claim(self, job: Job) -> "Claim":
         """Claim the job, or find its stored response.
@@ -81,7 +83,10 @@ class Jobs:
             _warn("the job store does not work, the job runs without a claim", type(error).__name__)
             return Claim()
         if existing is None:
-            return Claim(held=self._hold(store, record, job))
+            self._held = self._hold(store, record, job)
+            # A stop of this process must not keep the job from the next delivery of its message.
+            at_termination(self.give_up)
+            return Claim(held=self._held)
         if existing.request != record.request:
             raise IdConflict(
                 "input.request_id: this id stands for another request, whose workflow, bucket,"
@@ -94,6 +99,11 @@ class Jobs:
             )
         emit(JobRepeated())
         return Claim(stored=existing.response)
+
+    def give_up(self) -> None:
+        """End the claim of a job that still runs, because this process ends."""
+        if self._held:
+            self._held.give_up()
 
     def close(self) -> None:
         """Close the store; the next claim opens it again."""
@@ -168,6 +178,11 @@ class HeldClaim:
         except Exception as error:
             # The claim lapses; until then the same request is answered with AlreadyRunning.
             _warn("the response was not stored", type(error).__name__)
+
+    def give_up(self) -> None:
+        """Let another invocation run the job at once; a completed job stays completed."""
+        self.release()
+        self._store.release(self._record.id, self._record.lease.owner)
 
     def release(self) -> None:
         # Without waiting for a renewal that is under way: it cannot undo what `end` does.

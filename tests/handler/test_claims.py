@@ -229,6 +229,28 @@ def test_claim_of_an_earlier_version_holds_until_it_lapses(
     assert claim().attempt is not None
 
 
+def test_claim_that_is_given_up_is_free_for_the_same_request(
+    claim: Callable[..., Claim], jobs: Jobs
+) -> None:
+    claim()
+
+    jobs.give_up()
+
+    with pytest.raises(IdConflict):
+        claim(workflow=OTHER_WORKFLOW)
+    assert claim().attempt is not None
+
+
+def test_stop_after_the_end_of_a_job_keeps_its_response(
+    claim: Callable[..., Claim], jobs: Jobs
+) -> None:
+    claim().end(RESPONSE)
+
+    jobs.give_up()
+
+    assert claim().stored == RESPONSE
+
+
 def test_failed_job_runs_again(claim: Callable[[], Claim]) -> None:
     claim().end(FAILURE)
 

@@ -15,6 +15,7 @@ import pytest
 from events.contract import response_problems
 from handler import app
 from handler.settings import PROJECT
+from handler.termination import EXIT_STATUS
 from runtime.local_s3 import LocalS3
 from tests import workflows
 from tests.aws import bucket_client, objects_in
@@ -35,20 +36,22 @@ CANARY = "canary-4711"
 # Long enough for a handler on a busy machine, which renews its claim three times meanwhile.
 LEASE_S = 3.0
 # A handler of its own: an event on stdin, the log and then the response on stdout.
-HANDLER = f"""
+HANDLER = """
 import json, sys
 from handler import app
 from handler.jobs import claims
 from tests.conftest import Context
-claims.LEASE_S = {LEASE_S}
+claims.LEASE_S = float(sys.argv[2])
 event = json.load(sys.stdin)
 print(json.dumps(app.lambda_handler(event, Context(float(sys.argv[1])))))
 """
 
 
-def start_handler(request: Any, *, seconds: float) -> subprocess.Popen[str]:
+def start_handler(
+    request: Any, *, seconds: float, lease_s: float = LEASE_S
+) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HANDLER, str(seconds)],
+        [sys.executable, "-c", HANDLER, str(seconds), str(lease_s)],
         cwd=PROJECT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -159,6 +162,19 @@ def test_claim_of_a_killed_handler_ends_soon(webhook_receiver: WebhookReceiver) 
     assert [body["status"] for body in webhook_receiver.bodies()] == ["completed"]
 
 
+@pytest.mark.usefixtures("table")
+def test_claim_of_a_stopped_handler_ends_with_it(webhook_receiver: WebhookReceiver) -> None:
+    hook = {"url": webhook_receiver.url}
+    request = event(one("TestSleep", seconds=0.5, deaf=False), request_id="stopped", webhook=hook)
+    # Without the stop, the test would wait for the lease.
+    handler = start_handler(request, seconds=600, lease_s=600)
+    end_at(handler, "job.queued", signal.SIGTERM)
+
+    assert handler.returncode == EXIT_STATUS
+    assert webhook_receiver.calls == []
+    assert error_of(app.lambda_handler(request, Context(60))) == ""
+
+
 def test_job_that_outlives_its_first_claim_keeps_it(table: JobTable) -> None:
     request = event(one("TestSleep", seconds=LEASE_S + 2, deaf=False), request_id="long")
     handler = start_handler(request, seconds=60)
@@ -195,11 +211,16 @@ def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(
 
 
 def kill_at(handler: subprocess.Popen[str], event_name: str) -> None:
+    end_at(handler, event_name, signal.SIGKILL)
+
+
+def end_at(handler: subprocess.Popen[str], event_name: str, number: signal.Signals) -> None:
+    """Send the signal when the handler logs this event, and wait for its end."""
     assert handler.stdout
     with handler.stdout:
         assert any(event_name in line for line in handler.stdout)
-        handler.kill()
-    handler.wait(10)
+        handler.send_signal(number)
+        handler.wait(10)
 
 
 @pytest.mark.usefixtures("table")
