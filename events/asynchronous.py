@@ -16,12 +16,24 @@ class TryAgain(Exception):
 
     Lambda repeats the event, and sends it to the on-failure destination after the last try. If the
     event came in an SQS message, that message goes back to its queue. `errors` are the classes of
-    the jobs' errors; empty if no job was run.
+    the jobs' errors; empty if no job was run. `retry_after_s` is the longest `retry_after_s` of
+    these errors, 0 if none of them has one.
     """
 
-    def __init__(self, message: str, errors: Sequence[type[JobError]] = ()) -> None:
+    def __init__(
+        self, message: str, errors: Sequence[type[JobError]] = (), retry_after_s: int = 0
+    ) -> None:
         super().__init__(message)
-        self.errors = tuple(errors)
+        self.errors, self.retry_after_s = tuple(errors), retry_after_s
+
+
+def try_again_after(errors: Sequence[dict[str, Any]]) -> TryAgain:
+    """The TryAgain for the `error` of one or more responses."""
+    return TryAgain(
+        "; ".join(f"{error['type']}: {error['message']}" for error in errors),
+        [class_of(error) for error in errors],
+        max(error.get("retry_after_s", 0) for error in errors),
+    )
 
 
 def run(requests: Iterable[Any], handle: Handle) -> Response:
@@ -33,6 +45,5 @@ def run(requests: Iterable[Any], handle: Handle) -> Response:
     responses = [handle(request) for request in requests]
     errors = [response["error"] for response in responses if response.get("error")]
     if retryable := [error for error in errors if error["retryable"]]:
-        text = "; ".join(f"{error['type']}: {error['message']}" for error in retryable)
-        raise TryAgain(text, [class_of(error) for error in retryable])
+        raise try_again_after(retryable)
     return {"responses": responses}

@@ -10,6 +10,7 @@ JobError
 ├── WorkerUnavailable   ComfyUI did not start, or died; a broken machine  retryable
 ├── KilledTheWorker     ComfyUI died each time that it ran the job        not retryable
 ├── AlreadyRunning      another invocation runs the same request          retryable
+├── IdConflict          the request's id belongs to another request       not retryable
 ├── UploadFailed        the files are made, but S3 did not take them      retryable
 ├── Misconfigured       a variable of this worker is wrong                retryable
 └── InternalError       a defect of this project                          retryable
@@ -18,6 +19,7 @@ docs/contract.md has the same table for callers. Which error a failed node becom
 handler/execution.py, which one a refused graph becomes in handler/rejection.py.
 """
 
+import math
 from typing import Any
 
 _CLASSES: dict[str, type["JobError"]] = {}
@@ -52,7 +54,7 @@ class JobError(Exception):
         return type(self).__name__
 
     def as_dict(self) -> dict[str, Any]:
-        """`error` of the response: {type, message, retryable, node_id?, node_errors?}."""
+        """`error` of the response: {type, message, retryable, node_id?, node_errors?, …}."""
         body: dict[str, Any] = {
             "type": self.type,
             "message": self.message,
@@ -114,9 +116,23 @@ class KilledTheWorker(JobError):
 
 
 class AlreadyRunning(JobError):
-    """Another invocation has claimed the same request, and its job has not ended."""
+    """Another invocation has claimed the same request, and its job has not ended.
+
+    If that invocation was killed, its claim ends in `retry_after_s` seconds.
+    """
 
     retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(math.ceil(retry_after_s), 1)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "retry_after_s": self.retry_after_s}
+
+
+class IdConflict(JobError):
+    """The id stands for another request, whose answer and files stay as they are."""
 
 
 class UploadFailed(JobError):

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from events.contract.response_size import shrink
-from events.errors import Cancelled, DeadlineExceeded, InvalidRequest, class_of
+from events.errors import Cancelled, DeadlineExceeded, IdConflict, InvalidRequest, class_of
 from events.event_context import EventContext, Response
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ MAX_ALB_REPLY_BYTES = 1024 * 1024 - 4096
 _STATUS = {
     InvalidRequest: HTTPStatus.BAD_REQUEST,
     Cancelled: HTTPStatus.CONFLICT,
+    IdConflict: HTTPStatus.CONFLICT,
 }
 # Behind API Gateway the path may begin with the stage, or with the base path of a custom domain.
 _GATEWAY_ROUTE = re.compile(rf"(/.+)?{ROUTE}")
@@ -105,7 +106,7 @@ def _answer(call: _Call, context: EventContext) -> _Answer:
         return _Answer(HTTPStatus.METHOD_NOT_ALLOWED, {"message": message}, {"Allow": "POST"})
     response = context.handle(_request_in(call.event))
     status = _status_of(response)
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status >= 500 else {}
+    headers = {"Retry-After": _retry_after(response)} if status >= 500 else {}
     return _Answer(status, shrink(response, call.max_bytes, _size_in_reply), headers)
 
 
@@ -131,6 +132,10 @@ def _status_of(response: Response) -> HTTPStatus:
     if class_of(error) is DeadlineExceeded:
         return HTTPStatus.GATEWAY_TIMEOUT
     return HTTPStatus.SERVICE_UNAVAILABLE
+
+
+def _retry_after(response: Response) -> str:
+    return str(response["error"].get("retry_after_s", RETRY_AFTER_S))
 
 
 def _size_in_reply(body: Response) -> int:

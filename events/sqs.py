@@ -7,13 +7,11 @@ module is imported with the first batch, which keeps the cold start of other eve
 """
 
 import logging
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 from events import dead_letters, messages, sqs_visibility
 from events.asynchronous import TryAgain
-from events.errors import JobError
 from events.event_context import EventContext, Response
 
 if TYPE_CHECKING:
@@ -44,7 +42,7 @@ def process(event: dict[str, Any], context: EventContext) -> Response:
     """
     from aws_lambda_powertools.utilities.batch import process_partial_response  # noqa: PLC0415
 
-    errors: dict[str, Sequence[type[JobError]]] = {}
+    errors: dict[str, TryAgain] = {}
 
     def run(record: "SQSRecord") -> None:
         try:
@@ -54,7 +52,8 @@ def process(event: dict[str, Any], context: EventContext) -> Response:
             reason = f"{type(error).__name__}: {error}"
             fields = {"message_id": record.message_id, "reason": reason}
             _log.warning("the message goes back to its queue", extra=fields)
-            errors[record.message_id] = error.errors if isinstance(error, TryAgain) else ()
+            if isinstance(error, TryAgain):
+                errors[record.message_id] = error
             raise
 
     records = event["Records"]
@@ -70,7 +69,7 @@ def process(event: dict[str, Any], context: EventContext) -> Response:
     # Outside the block, whose renewals would replace the back-off.
     sqs_visibility.postpone(
         [
-            (record, errors.get(record["messageId"], ()))
+            (record, errors.get(record["messageId"], TryAgain("")))
             for record in records
             if record["messageId"] in failed_ids
         ]

@@ -11,7 +11,9 @@ All times of that rule are here; the handler (events/sqs.py) and the poller of t
   handler hangs or dies, and says so in the invocation's client context.
 - HIDDEN_S and CRASH_BACK_OFF_S are longer than the lease in handler/jobs/claims.py: at the
   next delivery the claim of a killed handler has ended. A test holds it.
-- A message that goes back is hidden for a back-off.
+- A message whose job another delivery runs comes again when the claim of that delivery can have
+  ended. If it has not, that delivery goes on, and the message comes again after 25 minutes or more.
+- Every other message that goes back is hidden for a back-off.
   https://docs.aws.amazon.com/lambda/latest/dg/services-sqs-errorhandling.html
 - A dead letter is deleted at once. If its batch were killed before the reply, it would come again,
   and be sent to the dead-letter queue twice.
@@ -29,8 +31,9 @@ from itertools import islice
 from typing import Any
 
 from events import aws
+from events.asynchronous import TryAgain
 from events.back_off import back_off_s
-from events.errors import AlreadyRunning, JobError
+from events.errors import AlreadyRunning
 from events.repeating_timer import RepeatingTimer
 
 HIDDEN_S = 60
@@ -42,6 +45,9 @@ FIRST_RENEWAL_AFTER_S = 1.0
 BACK_OFF_S = 10
 RUNNING_BACK_OFF_S = 60
 CRASH_BACK_OFF_S = 20.0
+# Beyond the end of a claim, so that messages of one killed batch do not come at once.
+CLAIM_JITTER_S = 3
+_DELIVERIES_AT_THE_END_OF_A_CLAIM = 2
 _MAX_BACK_OFF_S = 900
 _MAX_RUNNING_BACK_OFF_S = 7200
 
@@ -84,15 +90,18 @@ def kept_hidden(
         yield
 
 
-def back_off_after_error_s(receive_count: int, errors: Sequence[type[JobError]]) -> int:
+def back_off_after_error_s(receive_count: int, error: TryAgain) -> int:
     """Seconds until the next delivery of a message that the handler gives back.
 
     It grows with the number of deliveries. Up to half of it is left off at random, so that messages
     which were killed by one job do not meet that job each time.
     """
-    if AlreadyRunning in errors:
-        # The other invocation may run for an hour and a half, and each delivery counts towards the
-        # dead-letter queue: 1, 5, 25 minutes, 2 hours.
+    if AlreadyRunning in error.errors:
+        # The other invocation may have been killed: then its claim ends when it is not renewed.
+        if receive_count <= _DELIVERIES_AT_THE_END_OF_A_CLAIM:
+            return error.retry_after_s + random.randint(1, CLAIM_JITTER_S)
+        # It was renewed. The other invocation may run for an hour and a half, and each delivery
+        # counts towards the dead-letter queue.
         seconds = back_off_s(
             receive_count, first_s=RUNNING_BACK_OFF_S, most_s=_MAX_RUNNING_BACK_OFF_S, factor=5
         )
@@ -109,8 +118,8 @@ def back_off_after_crash_s(receive_count: int, first_s: float = CRASH_BACK_OFF_S
     return back_off_s(receive_count, first_s=first_s, most_s=_MAX_BACK_OFF_S)
 
 
-def postpone(failed: Sequence[tuple[dict[str, Any], Sequence[type[JobError]]]]) -> None:
-    """Hide the messages of SQS records, each with the errors of its jobs, for their back-off.
+def postpone(failed: Sequence[tuple[dict[str, Any], TryAgain]]) -> None:
+    """Hide the messages of SQS records, each with the error of its jobs, for their back-off.
 
     Needs sqs:GetQueueUrl and sqs:ChangeMessageVisibility:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
@@ -119,12 +128,12 @@ def postpone(failed: Sequence[tuple[dict[str, Any], Sequence[type[JobError]]]]) 
         return
     try:
         with _queue_of(failed[0][0]) as (sqs, url):
-            for record, errors in failed:
+            for record, error in failed:
                 count = int(record["attributes"]["ApproximateReceiveCount"])
                 sqs.change_message_visibility(
                     QueueUrl=url,
                     ReceiptHandle=record["receiptHandle"],
-                    VisibilityTimeout=back_off_after_error_s(count, errors),
+                    VisibilityTimeout=back_off_after_error_s(count, error),
                 )
     except Exception as error:
         reason = aws.error_name(error)

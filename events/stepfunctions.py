@@ -72,7 +72,7 @@ def process_delivery(event: dict[str, Any], delivery_id: str, context: EventCont
         response = context.handle(with_default_id(task, delivery_id))
         error = response.get("error")
         if error and class_of(error) is AlreadyRunning:
-            raise asynchronous.TryAgain(f"{error['type']}: {error['message']}", [AlreadyRunning])
+            raise asynchronous.try_again_after([error])
         return response
 
     process(event, replace(context, handle=run_once))

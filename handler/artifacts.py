@@ -1,10 +1,12 @@
-"""The artifacts of a job: every file that a node's output names, linked into the job's own folder.
+"""The artifacts of a job: every file that a node's output names, copied into the job's own folder.
 
-Files are linked, never moved: ComfyUI's node cache names them again when the same workflow comes
-back. Values without a file (text, numbers) become small files beside them. How the artifacts are
+Files are not moved: ComfyUI's node cache names them again when the same workflow comes back. They
+are not linked: a node that always writes the same file would change the result of an earlier job.
+Values without a file (text, numbers) become small files beside them. How the artifacts are
 uploaded is decided in storage.py.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -24,6 +26,7 @@ _FLAGS = frozenset({"animated", "has_preview"})
 _MAX_NAME_BYTES = 255
 _MAX_STEM_BYTES = 200
 _MAX_PATH = 1000
+_COPY_BYTES = 2**30
 MARKER = ".lambda-comfyui-job"
 
 
@@ -111,7 +114,7 @@ class Collector:
                 continue
             self._collected.add(identity)
             if file:
-                yield self._link_file(node_id, kind, file)
+                yield self._copy_file(node_id, kind, file)
             else:
                 yield self._write_value(node_id, kind, position, item)
 
@@ -119,11 +122,11 @@ class Collector:
         """Collect the outputs of these nodes again when they come again."""
         self._collected = {item for item in self._collected if item[0] not in nodes}
 
-    def _link_file(self, node_id: str, kind: str, file: NamedFile) -> Artifact:
+    def _copy_file(self, node_id: str, kind: str, file: NamedFile) -> Artifact:
         target = self._target_of(file)
         problem, fault = "", None
         try:
-            _link(self._source_of(file), target)
+            _copy(self._source_of(file), target)
         except FileNotFoundError as error:
             problem, fault = _reason(error), Fault.MISSING
         except ValueError as error:
@@ -256,18 +259,34 @@ def _claim_folder(output: Path, request_id: str) -> Path:
     raise FileExistsError(f"both folders for the job {request_id!r} were made by workflows")
 
 
-def _link(source: Path, target: Path) -> None:
-    if target.exists():
-        if target.samefile(source):
-            return
-        target.unlink()
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file. Raises OSError, also if another job writes the file meanwhile."""
+    # It may be a hard link to the source, from an earlier version.
+    target.unlink(missing_ok=True)
     try:
-        os.link(source, target)
-    except FileNotFoundError:
-        raise
+        with source.open("rb") as reader:
+            before = os.fstat(reader.fileno())
+            try:
+                _clone(reader.fileno(), target)
+            except OSError:
+                # Two file systems, or one that cannot do it (an S3 mount).
+                shutil.copyfile(source, target)
+            after = os.fstat(reader.fileno())
+        if (before.st_size, before.st_mtime_ns) != (target.stat().st_size, after.st_mtime_ns):
+            raise OSError(errno.EBUSY, "another job wrote the file while it was copied")
     except OSError:
-        # Another file system, or one without hard links (an S3 mount).
-        shutil.copy2(source, target)
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _clone(source: int, target: Path) -> None:
+    """Copy in the kernel; XFS and Btrfs share the blocks, so the copy takes no space there.
+
+    https://man7.org/linux/man-pages/man2/copy_file_range.2.html
+    """
+    with target.open("wb") as writer:
+        while os.copy_file_range(source, writer.fileno(), _COPY_BYTES):
+            pass
 
 
 def _reason(error: OSError) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from events.contract import caller_of, parse_request
 from events.errors import (
     AlreadyRunning,
+    IdConflict,
     InternalError,
     JobError,
     KilledTheWorker,
@@ -31,6 +32,7 @@ from handler.connections import Connections
 from handler.emit import emit
 from handler.execution import Execution
 from handler.job_events import JobCompleted, JobFailed, JobPostponed, JobReceived
+from handler.job_folder import mark_of
 from handler.jobs import Claim
 from handler.leftovers import Attempt
 from handler.log import logger
@@ -135,7 +137,7 @@ class JobRun:
             yield None
             return
         with self._connections.storage.uploads(
-            target, is_callers=job.s3.is_given, attempt=attempt
+            target, is_callers=job.s3.is_given, attempt=attempt, mark=mark_of(job, attempt)
         ) as uploads:
             try:
                 yield uploads
@@ -201,8 +203,8 @@ class JobRun:
 
     def _end(self, claim: Claim) -> dict[str, Any]:
         response = build_response(self._result)
-        # The invocation that runs the job calls the webhook.
-        if not isinstance(self._result.error, AlreadyRunning):
+        # The webhook of an id is called for the job that has the id.
+        if not isinstance(self._result.error, AlreadyRunning | IdConflict):
             budget_s = self._deadline.answer_left_s()
             webhook.deliver(response, self._result.caller, self._settings, budget_s=budget_s)
         # After the webhook: a handler that is killed before the call leaves the job to a repeat.

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from events.errors import ExecutionFailed, JobError, UploadFailed, WorkerUnavailable
+from events.errors import ExecutionFailed, IdConflict, JobError, UploadFailed, WorkerUnavailable
 from handler import deliveries
 from handler.artifacts import Artifact, Collector, Fault
 from handler.storage import Stored, Uploads
@@ -79,8 +79,11 @@ class JobOutputs:
         uploads = [upload for _, upload in self._outputs if upload]
         wait(uploads, None if timeout_s is None else max(timeout_s, 0.0))
 
-    def upload_failure(self) -> UploadFailed | None:
+    def upload_failure(self) -> UploadFailed | IdConflict | None:
         """The error that names the files which are not in the bucket now; None if all are."""
+        uploads = [upload.result() for _, upload in self._outputs if upload and _has_ended(upload)]
+        if conflicts := [stored for stored in uploads if stored.is_conflict]:
+            return IdConflict(conflicts[0].upload_error)
         failed = [item for item in self.as_dicts() if "upload_error" in item]
         if not failed:
             return None
@@ -115,10 +118,14 @@ class JobOutputs:
         ]
 
 
+def _has_ended(upload: "Future[Stored]") -> bool:
+    return upload.done() and not upload.cancelled()
+
+
 def _stored(artifact: Artifact, upload: "Future[Stored] | None") -> dict[str, str]:
     if upload is None:
         return {"upload_error": artifact.problem} if artifact.problem else {}
-    if upload.cancelled() or not upload.done():
+    if not _has_ended(upload):
         return {"upload_error": _NOT_FINISHED}
     stored = upload.result()
     return {"url": stored.url} if stored.url else {"upload_error": stored.upload_error}

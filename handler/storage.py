@@ -1,7 +1,8 @@
 """S3: uploads the artifacts of a job while it still runs, and signs the URLs to read them.
 
-What is uploaded is decided in artifacts.py, what is removed again in leftovers.py. boto3 is
-imported when the first bucket is used: its import takes longer than all others of the handler.
+What is uploaded is decided in artifacts.py, which files may be replaced in job_folder.py, what is
+removed again in leftovers.py. boto3 is imported when the first bucket is used: its import takes
+longer than all others of the handler.
 """
 
 import mimetypes
@@ -14,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from events import aws
-from events.errors import InvalidRequest, Misconfigured
+from events.errors import IdConflict, InvalidRequest, Misconfigured
 from events.job import S3Override
 from handler.artifacts import Artifact
 from handler.callers_urls import is_callers_endpoint
+from handler.conditional_upload import UploadClient
 from handler.emit import emit
 from handler.job_events import ArtifactFailed, ArtifactKept, ArtifactStored
-from handler.leftovers import METADATA, Attempt, remove_leftovers
+from handler.job_folder import JobFolder, JobMark
+from handler.leftovers import Attempt, remove_leftovers
 from handler.outbound import Allowed
 from handler.settings import Settings
 
@@ -57,10 +60,14 @@ class S3Target:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The upload of one artifact: its URL, or the reason why there is none."""
+    """The upload of one artifact: its URL, or the reason why there is none.
+
+    `is_conflict` is True if the file would have replaced one of another request.
+    """
 
     url: str = ""
     upload_error: str = ""
+    is_conflict: bool = False
 
 
 def target_of(override: S3Override, settings: Settings) -> S3Target | None:
@@ -86,16 +93,16 @@ class Storage:
 
     def __init__(self, url_expires_s: float) -> None:
         self._url_expires_s = int(min(url_expires_s, MAX_URL_EXPIRES_S))
-        self._clients: dict[S3Target, Any] = {}
+        self._clients: dict[S3Target, UploadClient] = {}
 
     @contextmanager
     def uploads(
-        self, target: S3Target, *, is_callers: bool, attempt: Attempt | None
+        self, target: S3Target, *, is_callers: bool, attempt: Attempt | None, mark: JobMark | None
     ) -> Iterator["Uploads"]:
         """The uploads of one job. Those that have not begun when the context ends are cancelled.
 
         `is_callers` says whether the request has S3 fields of its own; `attempt` is that of the
-        job's claim, if it has one.
+        job's claim, if it has one; `mark` is that of its files, if its id can come again.
         """
         # Threads for this job alone: a bucket that hangs does not delay another job's files.
         pool = ThreadPoolExecutor(PARALLEL_UPLOADS, thread_name_prefix="upload")
@@ -109,16 +116,17 @@ class Storage:
                 self._url_expires_s,
                 is_callers=is_callers,
                 attempt=attempt,
+                mark=mark,
             )
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _client(self, target: S3Target) -> Any:
+    def _client(self, target: S3Target) -> UploadClient:
         if target not in self._clients:
             # Requests may name any number of targets.
             if len(self._clients) >= MAX_CLIENTS:
                 self._clients.clear()
-            self._clients[target] = _make_client(target)
+            self._clients[target] = UploadClient(_make_client(target))
         return self._clients[target]
 
 
@@ -128,27 +136,33 @@ class Uploads:
     def __init__(
         self,
         pool: ThreadPoolExecutor,
-        client: Future[Any],
+        client: Future[UploadClient],
         target: S3Target,
         url_expires_s: int,
         *,
         is_callers: bool,
         attempt: Attempt | None,
+        mark: JobMark | None,
     ) -> None:
         self._pool, self._client, self._bucket = pool, client, target.bucket_name
         self._url_expires_s, self._is_callers = url_expires_s, is_callers
         self._attempt = attempt
+        # Begun now: the folder is listed while ComfyUI works.
+        self._folder = pool.submit(self._open_folder, mark) if mark else None
 
     def check(self) -> None:
         """Refuse settings that cannot work, before the GPU spends time on the job.
 
-        Raises InvalidRequest when they come from the request, else Misconfigured.
+        Raises InvalidRequest when they come from the request, else Misconfigured; and IdConflict if
+        the job's folder is known to be another job's. Else the first upload finds that out.
         """
         try:
             self._sign(self._client.result(), "check")
         except Exception as error:
             reason = f"input.s3: {_reason(error)}"
             raise (InvalidRequest if self._is_callers else Misconfigured)(reason) from error
+        if self._folder and self._folder.done():
+            self._folder.result()
 
     def begin(self, artifact: Artifact) -> "Future[Stored]":
         """Begin to upload one artifact. The future's call never raises."""
@@ -164,9 +178,9 @@ class Uploads:
         keys = {artifact.key for artifact in artifacts}
         if self._attempt is None or not keys:
             return
-        s3 = self._client.result()
+        client = self._client.result()
         removal = self._pool.submit(
-            remove_leftovers, s3, self._bucket, keys, self._attempt, max_age_s
+            remove_leftovers, client.s3, self._bucket, keys, self._attempt, max_age_s
         )
         try:
             removal.result(timeout_s)
@@ -178,14 +192,18 @@ class Uploads:
             return Stored(upload_error=artifact.problem)
         began = time.monotonic()
         try:
-            s3 = self._client.result()
+            client = self._client.result()
             content_type = mimetypes.guess_type(artifact.filename)[0] or "application/octet-stream"
             path = str(artifact.local_path)
             extra: dict[str, Any] = {"ContentType": content_type}
-            if self._attempt:
-                extra["Metadata"] = {METADATA: self._attempt.request}
-            s3.upload_file(path, self._bucket, artifact.key, ExtraArgs=extra)
-            url = self._sign(s3, artifact.key)
+            if self._folder:
+                self._folder.result().upload(path, artifact.key, extra)
+            else:
+                client.s3.upload_file(path, self._bucket, artifact.key, ExtraArgs=extra)
+            url = self._sign(client, artifact.key)
+        except IdConflict as error:
+            emit(ArtifactFailed(file=artifact.filename, reason=error.message))
+            return Stored(upload_error=error.message, is_conflict=True)
         except Exception as error:
             reason = _reason(error)
             emit(ArtifactFailed(file=artifact.filename, reason=reason))
@@ -195,9 +213,14 @@ class Uploads:
         emit(ArtifactStored(file=artifact.filename, size_bytes=size_bytes, ms=ms))
         return Stored(url=url)
 
-    def _sign(self, s3: Any, key: str) -> str:
+    def _open_folder(self, mark: JobMark) -> JobFolder:
+        return JobFolder(self._client.result(), self._bucket, mark)
+
+    def _sign(self, client: UploadClient, key: str) -> str:
         target = {"Bucket": self._bucket, "Key": key}
-        url: str = s3.generate_presigned_url("get_object", target, ExpiresIn=self._url_expires_s)
+        url: str = client.s3.generate_presigned_url(
+            "get_object", target, ExpiresIn=self._url_expires_s
+        )
         return url
 
 

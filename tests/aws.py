@@ -65,15 +65,20 @@ def moto_client(patch: pytest.MonkeyPatch, service: str) -> Iterator[Any]:
         client.close()
 
 
-def objects_in(s3: LocalS3, prefix: str = "") -> set[str]:
-    """The keys in the bucket of a local S3 server."""
-    client = boto3.client(
+def bucket_client(s3: LocalS3) -> Any:
+    """A client of a local S3 server."""
+    return boto3.client(
         "s3",
         endpoint_url=s3.endpoint_url,
         aws_access_key_id=s3.access_key_id,
         aws_secret_access_key=s3.secret_access_key,
         region_name=REGION,
     )
+
+
+def objects_in(s3: LocalS3, prefix: str = "") -> set[str]:
+    """The keys in the bucket of a local S3 server."""
+    client = bucket_client(s3)
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=s3.bucket_name, Prefix=prefix)
     keys = {item["Key"] for page in pages for item in page.get("Contents", ())}
     client.close()

@@ -1,9 +1,10 @@
 """The handler's side of the job store: claim a job, renew the claim while it runs, end it.
 
-A claim keeps a repeated request from spending GPU time twice; the reasons are in
-docs/decisions/0007-repeated-requests.md. A store that does not work costs the claim, never the job.
-What a record holds is decided in `record`, who may change it in `store`, what a stored response is
-in `stored_response`.
+A claim keeps a repeated request from spending GPU time twice, and another request from the id of
+the job; the reasons are in docs/decisions/0007-repeated-requests.md. A store that does not work
+costs the claim, never the job. What a record holds is decided in `record`, who may change it in
+`store`, which requests are the same job in `fingerprint`, what a stored response is in
+`stored_response`.
 """
 
 import math
@@ -13,21 +14,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from events.errors import AlreadyRunning
+from events.errors import AlreadyRunning, IdConflict, InvalidRequest, WorkflowRejected, class_of
 from events.job import Job
 from events.repeating_timer import RepeatingTimer
 from handler.emit import emit
 from handler.job_events import JobRepeated, JobStoreFailed
-from handler.jobs.record import JobRecord, Lease, Response, Status, fingerprint, record_id
+from handler.jobs.fingerprint import fingerprint, request_fingerprint
+from handler.jobs.record import (
+    JobRecord,
+    Lease,
+    Response,
+    Status,
+    earlier_record_id,
+    record_id,
+)
 from handler.jobs.store import Store, is_store_configured, open_store
 from handler.jobs.stored_response import storable
 from handler.leftovers import Attempt
 from handler.settings import Settings
+from handler.termination import at_termination
 
 # The claim of a killed handler lapses after this time. It is shorter than the time for which the
 # handler's SQS message stays hidden, so the next delivery of the message finds the job free.
 LEASE_S = 15.0
 _RENEWALS_PER_LEASE = 3
+# The job never began, so the id can stand for the request that comes instead.
+_REFUSALS = (InvalidRequest, WorkflowRejected, IdConflict)
 
 Clock = Callable[[], float]
 
@@ -43,13 +55,14 @@ class Jobs:
         self._settings = settings
         self._clock = clock
         self._store: Store | None = None
+        self._held: HeldClaim | None = None
 
     def claim(self, job: Job) -> "Claim":
         """Claim the job, or find its stored response.
 
-        Raises AlreadyRunning if another invocation holds the claim. Nothing is claimed if the
-        request gave no id (a new UUID never comes twice), if no store is configured, or if the
-        store does not work.
+        Raises AlreadyRunning if another invocation holds the claim, and IdConflict if the id stands
+        for another request. Nothing is claimed if the request gave no id (a new UUID never comes
+        twice), if no store is configured, or if the store does not work.
         """
         if not job.caller.is_id_given or not is_store_configured(self._settings):
             return Claim()
@@ -57,21 +70,40 @@ class Jobs:
             store = self._open()
             now = self._clock()
             record = JobRecord(
-                id=record_id(job),
+                id=record_id(job.id),
                 status=Status.RUNNING,
                 lease=Lease(owner=uuid.uuid4().hex, until=now + LEASE_S),
                 expires_at=math.ceil(now + self._settings.jobs_expire_s),
+                request=request_fingerprint(job),
             )
-            existing = store.claim(record, now)
+            existing = store.claim(record, now) or _claim_of_earlier_version(
+                store, job, record, now
+            )
         except Exception as error:
             _warn("the job store does not work, the job runs without a claim", type(error).__name__)
             return Claim()
         if existing is None:
-            return Claim(held=self._hold(store, record, job))
+            self._held = self._hold(store, record, job)
+            # A stop of this process must not keep the job from the next delivery of its message.
+            at_termination(self.give_up)
+            return Claim(held=self._held)
+        if existing.request != record.request:
+            raise IdConflict(
+                "input.request_id: this id stands for another request, whose workflow, bucket,"
+                " webhook or flags are different; send the new request with a new id"
+            )
         if existing.status is Status.RUNNING:
-            raise AlreadyRunning("the job with this request_id is running in another invocation")
+            raise AlreadyRunning(
+                "the job with this request_id is running in another invocation",
+                retry_after_s=existing.lease.until - now,
+            )
         emit(JobRepeated())
         return Claim(stored=existing.response)
+
+    def give_up(self) -> None:
+        """End the claim of a job that still runs, because this process ends."""
+        if self._held:
+            self._held.give_up()
 
     def close(self) -> None:
         """Close the store; the next claim opens it again."""
@@ -108,7 +140,7 @@ class Claim:
         return self.held.attempt if self.held else None
 
     def end(self, response: Response) -> None:
-        """Store the response, or give the claim up if it must not be stored."""
+        """Store the response. One that must not be stored ends the claim: the job may run again."""
         if self.held:
             self.held.end(response)
 
@@ -166,6 +198,11 @@ class HeldClaim:
             _warn("the death of ComfyUI was not noted", type(error).__name__)
             return False
 
+    def give_up(self) -> None:
+        """Let another invocation run the job at once; a completed job stays completed."""
+        self.release()
+        self._store.release(self._record.id, self._record.lease.owner)
+
     def release(self) -> None:
         # Without waiting for a renewal that is under way: it cannot undo what `end` does.
         self._timer.stop(wait_s=0)
@@ -173,7 +210,8 @@ class HeldClaim:
     def _end(self, response: Response) -> None:
         kept = storable(response, self._store.max_response_bytes)
         if kept is None:
-            self._store.delete(self._record.id, self._record.lease.owner)
+            give_up = self._store.delete if _was_refused(response) else self._store.release
+            give_up(self._record.id, self._record.lease.owner)
             return
         completed = replace(
             self._record,
@@ -192,6 +230,32 @@ class HeldClaim:
             # The next renewal still comes before the lease ends.
             _warn("the claim was not renewed", type(error).__name__)
             return True
+
+
+def _was_refused(response: Response) -> bool:
+    error = response.get("error")
+    return error is not None and issubclass(class_of(error), _REFUSALS)
+
+
+def _claim_of_earlier_version(
+    store: Store, job: Job, record: JobRecord, now: float
+) -> JobRecord | None:
+    """What forbids a claim that was made: a record of the same request from an earlier version.
+
+    Its records have other keys. A user who may not read a table has none.
+    """
+    try:
+        earlier = store.get(earlier_record_id(job), now)
+    except Exception:  # boto3's error for a table that may only be written
+        return None
+    if earlier is None or (earlier.status is Status.RUNNING and earlier.lease.until < now):
+        return None
+    earlier = replace(earlier, request=record.request)
+    if earlier.status is Status.RUNNING:
+        store.delete(record.id, record.lease.owner)
+    else:
+        store.complete(replace(earlier, id=record.id, lease=record.lease))
+    return earlier
 
 
 def _warn(message: str, reason: str) -> None:

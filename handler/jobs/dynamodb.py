@@ -1,7 +1,8 @@
 """Job records in a DynamoDB table: one item a record, every change a conditional write.
 
 The table, which template.yaml creates, has the string key `id` and the time to live `expiration`.
-Its user needs PutItem, UpdateItem and DeleteItem. What an item holds is decided in `record`.
+Its user needs GetItem, PutItem, UpdateItem and DeleteItem. What an item holds is decided in
+`record`.
 """
 
 from collections.abc import Callable
@@ -25,11 +26,14 @@ from handler.jobs.record import (
 _CONFIG = Config(
     connect_timeout=2, read_timeout=3, retries={"mode": "standard", "total_max_attempts": 2}
 )
-# `#owner` and `#status`: the names are reserved words in expressions.
+# `#owner`, `#status` and `#request`: the first two names are reserved words in expressions.
 # https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/ReservedWords.html
+_NAMES = {"#owner": "owner", "#status": "status", "#request": "request"}
 _IS_OWN = "#owner = :owner"
 _IS_ABSENT = "attribute_not_exists(id)"
-_HAS_LAPSED = "(#status = :running AND in_progress_expiration < :now_ms)"
+_IS_SAME_RUNNING = "#status = :running AND #request = :request"
+_HAS_LAPSED = f"({_IS_SAME_RUNNING} AND in_progress_expiration < :now_ms)"
+_IS_RELEASED = f"({_IS_SAME_RUNNING} AND #owner = :none)"
 # DynamoDB removes an expired item some time later, within a few days.
 _HAS_EXPIRED = "expiration <= :now"
 
@@ -50,11 +54,12 @@ class DynamoDBStore:
             self._client.put_item,
             Item=_typed(to_item(record)),
             ConditionExpression=f"{_IS_ABSENT} OR {_HAS_EXPIRED} OR {_HAS_LAPSED} OR {_IS_OWN}",
-            ExpressionAttributeNames={"#owner": "owner", "#status": "status"},
+            ExpressionAttributeNames=_NAMES,
             ExpressionAttributeValues=_typed(
                 {
                     ":owner": record.lease.owner,
                     ":running": Status.RUNNING.value,
+                    ":request": record.request,
                     ":now": int(now),
                     ":now_ms": in_ms(now),
                 }
@@ -62,6 +67,13 @@ class DynamoDBStore:
             ReturnValuesOnConditionCheckFailure="ALL_OLD",
         )
         return None if error is None else _record_in(error)
+
+    def get(self, record_id: str, now: float) -> JobRecord | None:
+        answer = self._client.get_item(
+            TableName=self.identity, Key=_typed({"id": record_id}), ConsistentRead=True
+        )
+        record = _read(answer["Item"]) if "Item" in answer else None
+        return record if record and record.expires_at > int(now) else None
 
     def renew(self, record_id: str, lease: Lease) -> bool:
         error = self._write(
@@ -78,9 +90,29 @@ class DynamoDBStore:
         error = self._write(
             self._client.put_item,
             Item=_typed(to_item(record)),
-            ConditionExpression=f"{_IS_ABSENT} OR {_IS_OWN}",
-            ExpressionAttributeNames={"#owner": "owner"},
-            ExpressionAttributeValues=_typed({":owner": record.lease.owner}),
+            ConditionExpression=f"{_IS_ABSENT} OR {_IS_OWN} OR {_IS_RELEASED}",
+            ExpressionAttributeNames=_NAMES,
+            ExpressionAttributeValues=_typed(
+                {
+                    ":owner": record.lease.owner,
+                    ":running": Status.RUNNING.value,
+                    ":request": record.request,
+                    ":none": "",
+                }
+            ),
+        )
+        return error is None
+
+    def release(self, record_id: str, owner: str) -> bool:
+        error = self._write(
+            self._client.update_item,
+            Key=_typed({"id": record_id}),
+            UpdateExpression="SET in_progress_expiration = :ended, #owner = :none",
+            ConditionExpression=f"{_IS_OWN} AND #status = :running",
+            ExpressionAttributeNames={"#owner": "owner", "#status": "status"},
+            ExpressionAttributeValues=_typed(
+                {":owner": owner, ":running": Status.RUNNING.value, ":ended": 0, ":none": ""}
+            ),
         )
         return error is None
 
@@ -111,6 +143,10 @@ def _record_in(error: Any) -> JobRecord:
     item = error.response.get("Item")
     if item is None:
         raise UnreadableRecord("DynamoDB did not return the existing record of the job")
+    return _read(item)
+
+
+def _read(item: dict[str, Any]) -> JobRecord:
     read = TypeDeserializer().deserialize
     return from_item({name: read(value) for name, value in item.items()})
 

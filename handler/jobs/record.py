@@ -1,17 +1,18 @@
 """The job record: all that is kept about one job, and the form in which every store keeps it.
 
 Who may change a record, and when, is decided in `store`; what may be its response in
-`stored_response`; when the handler asks for a change in `claims`.
+`stored_response`; when the handler asks for a change in `claims`; which requests are the same job
+in `fingerprint`.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from hashlib import sha256
 from typing import Any
 
 from events.job import Job
+from handler.jobs.fingerprint import fingerprint
 
 Response = dict[str, Any]
 
@@ -21,7 +22,10 @@ class UnreadableRecord(ValueError):
 
 
 class Status(StrEnum):
-    """How far a job is. A job that failed has no record: the same request may run again."""
+    """How far a job is.
+
+    A job that failed is RUNNING with a lease that has ended: the same request may run again.
+    """
 
     RUNNING = "INPROGRESS"
     COMPLETED = "COMPLETED"
@@ -42,29 +46,28 @@ class Lease:
 class JobRecord:
     """One job, under the `id` that `record_id` gives it. Only a completed job has a `response`.
 
-    A store forgets the record at `expires_at`, in seconds of Unix time.
+    `request` is the `request_fingerprint` of the one request that the id stands for. A store
+    forgets the record at `expires_at`, in seconds of Unix time.
     """
 
     id: str
     status: Status
     lease: Lease
     expires_at: int
+    request: str
     response: Response | None = None
 
 
-def record_id(job: Job) -> str:
-    """Two requests have the same one if their id and everything else in them is the same.
+def record_id(request_id: str) -> str:
+    """The key of a job's record; the id of the request is enough to find it."""
+    return f"id#{request_id}"
 
-    It is a hash, so a store holds no secret of the request.
-    """
+
+def earlier_record_id(job: Job) -> str:
+    """The key that earlier versions gave the job's record; it covers everything in the request."""
     flags = [job.return_base64, job.return_temp]
     request = fingerprint([asdict(job.caller), job.workflow, asdict(job.s3), *flags])
     return f"job#{fingerprint([job.id, request])}"
-
-
-def fingerprint(value: Any) -> str:
-    """The SHA-256 hash of a JSON value, in hexadecimal digits."""
-    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def encode_response(response: Response) -> str:
@@ -84,12 +87,13 @@ def to_item(record: JobRecord) -> dict[str, str | int]:
         "owner": record.lease.owner,
         "in_progress_expiration": in_ms(record.lease.until),
         "expiration": record.expires_at,
+        "request": record.request,
         "data": "" if record.response is None else encode_response(record.response),
     }
 
 
 def from_item(item: Mapping[str, Any]) -> JobRecord:
-    """The record that `to_item` made an item of. Earlier versions wrote no `owner`.
+    """The record that `to_item` made an item of. Earlier versions wrote no `owner`, no `request`.
 
     Raises UnreadableRecord.
     """
@@ -100,6 +104,7 @@ def from_item(item: Mapping[str, Any]) -> JobRecord:
             status=status,
             lease=Lease(str(item.get("owner", "")), int(item["in_progress_expiration"]) / 1000),
             expires_at=int(item["expiration"]),
+            request=str(item.get("request", "")),
             response=_decode_response(item["data"]) if status is Status.COMPLETED else None,
         )
     except (KeyError, TypeError, ValueError) as error:

@@ -14,8 +14,8 @@ from typing import Any
 from handler.jobs.record import JobRecord, Lease, Status, from_item, in_ms, to_item
 
 _BUSY_S = 2.0
-# Earlier versions kept their records in the table `jobs`, and left `user_version` at 0.
-_VERSION = 1
+# Version 0: the records are in the table `jobs`. Version 1: they have no `request`.
+_VERSION = 2
 _SCHEMA = (
     """
     CREATE TABLE IF NOT EXISTS job_records (
@@ -24,6 +24,7 @@ _SCHEMA = (
         owner TEXT NOT NULL,
         in_progress_expiration INTEGER NOT NULL,
         expiration INTEGER NOT NULL,
+        request TEXT NOT NULL DEFAULT '',
         data TEXT NOT NULL
     ) WITHOUT ROWID
     """,
@@ -35,11 +36,12 @@ _SCHEMA = (
 _TAKE_OVER_OLD_TABLE = (
     """
     INSERT OR IGNORE INTO job_records
-    SELECT id, status, '', in_progress_expiration, expiration, data FROM jobs
+    SELECT id, status, '', in_progress_expiration, expiration, '', data FROM jobs
     """,
     "DROP TABLE jobs",
 )
-_COLUMNS = ("id", "status", "owner", "in_progress_expiration", "expiration", "data")
+_ADD_REQUEST = "ALTER TABLE job_records ADD COLUMN request TEXT NOT NULL DEFAULT ''"
+_COLUMNS = ("id", "status", "owner", "in_progress_expiration", "expiration", "request", "data")
 _PUT_IF = f"""
     INSERT INTO job_records ({", ".join(_COLUMNS)})
     VALUES ({", ".join(f":{name}" for name in _COLUMNS)})
@@ -47,15 +49,19 @@ _PUT_IF = f"""
     SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[1:])}
     WHERE job_records.owner = excluded.owner
 """
-_CLAIM = f"""{_PUT_IF} OR (
-    job_records.status = '{Status.RUNNING.value}'
-    AND job_records.in_progress_expiration < :now_ms
+_IS_SAME_RUNNING = f"""(
+    job_records.status = '{Status.RUNNING.value}' AND job_records.request = excluded.request
 )"""
-_COMPLETE = _PUT_IF
+_CLAIM = f"{_PUT_IF} OR ({_IS_SAME_RUNNING} AND job_records.in_progress_expiration < :now_ms)"
+_COMPLETE = f"{_PUT_IF} OR ({_IS_SAME_RUNNING} AND job_records.owner = '')"
 _FORGET_EXPIRED = "DELETE FROM job_records WHERE expiration <= :now"
 _GET = f"SELECT {', '.join(_COLUMNS)} FROM job_records WHERE id = :id"
 _RENEW = """
     UPDATE job_records SET in_progress_expiration = :until_ms WHERE id = :id AND owner = :owner
+"""
+_RELEASE = f"""
+    UPDATE job_records SET owner = '', in_progress_expiration = 0
+    WHERE id = :id AND owner = :owner AND status = '{Status.RUNNING.value}'
 """
 _DELETE = "DELETE FROM job_records WHERE id = :id AND owner = :owner"
 
@@ -94,7 +100,13 @@ class SqliteStore:
             if self._db.execute(_CLAIM, values).rowcount == 1:
                 return None
             row = self._db.execute(_GET, values).fetchone()
-        return from_item(dict(zip(_COLUMNS, row, strict=True)))
+        return _record_in(row)
+
+    def get(self, record_id: str, now: float) -> JobRecord | None:
+        with self._lock:
+            row = self._db.execute(_GET, {"id": record_id}).fetchone()
+        record = _record_in(row) if row else None
+        return record if record and record.expires_at > int(now) else None
 
     def renew(self, record_id: str, lease: Lease) -> bool:
         until_ms = in_ms(lease.until)
@@ -102,6 +114,9 @@ class SqliteStore:
 
     def complete(self, record: JobRecord) -> bool:
         return self._write(_COMPLETE, to_item(record))
+
+    def release(self, record_id: str, owner: str) -> bool:
+        return self._write(_RELEASE, {"id": record_id, "owner": owner})
 
     def delete(self, record_id: str, owner: str) -> bool:
         return self._write(_DELETE, {"id": record_id, "owner": owner})
@@ -113,6 +128,10 @@ class SqliteStore:
         """Run the statement; return whether a row met its condition."""
         with self._lock, _transaction(self._db):
             return self._db.execute(statement, values).rowcount == 1
+
+
+def _record_in(row: tuple[Any, ...]) -> JobRecord:
+    return from_item(dict(zip(_COLUMNS, row, strict=True)))
 
 
 @contextmanager
@@ -148,9 +167,15 @@ def _create_tables(db: sqlite3.Connection) -> None:
     with _transaction(db):
         if _version(db) >= _VERSION:
             return
-        has_old_table = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'jobs'").fetchone()
-        for statement in (*_SCHEMA, *(_TAKE_OVER_OLD_TABLE if has_old_table else ())):
+        if _has(db, "job_records"):
+            db.execute(_ADD_REQUEST)
+        for statement in (*_SCHEMA, *(_TAKE_OVER_OLD_TABLE if _has(db, "jobs") else ())):
             db.execute(statement)
+
+
+def _has(db: sqlite3.Connection, table: str) -> bool:
+    found = db.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
+    return found is not None
 
 
 def _version(db: sqlite3.Connection) -> int:

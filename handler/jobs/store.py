@@ -29,16 +29,29 @@ class Store(Protocol):
         """Store the record of a job that begins to run. Return None, or the record that forbids it.
 
         A completed record forbids it, and so does a running one of another owner whose lease has
-        not lapsed at `now` (Unix time in seconds). A record that has expired at `now` counts as
-        absent. A second call with the same owner succeeds like the first, because boto3 repeats a
-        call whose answer was lost. Raises UnreadableRecord if the existing record is damaged.
+        not lapsed at `now` (Unix time in seconds) or whose request is another one. A record that
+        has expired at `now` counts as absent. A second call with the same owner succeeds like the
+        first, because boto3 repeats a call whose answer was lost. Raises UnreadableRecord if the
+        existing record is damaged.
         """
+
+    def get(self, record_id: str, now: float) -> JobRecord | None:
+        """The record; None if it is absent or has expired at `now`. Raises UnreadableRecord."""
 
     def renew(self, record_id: str, lease: Lease) -> bool:
         """Let the lease end at `lease.until`. False if the record is absent or another owner's."""
 
     def complete(self, record: JobRecord) -> bool:
-        """Store the record of a completed job. False if the existing one is another owner's."""
+        """Store the record of a completed job.
+
+        False if the existing one is another owner's, or of another request and without an owner.
+        """
+
+    def release(self, record_id: str, owner: str) -> bool:
+        """End the lease of a running job, and forget its owner: the same request may run at once.
+
+        False if the record is absent, completed or another owner's.
+        """
 
     def delete(self, record_id: str, owner: str) -> bool:
         """Forget the job. False if the record is absent or another owner's."""

@@ -22,11 +22,9 @@ from runtime.lambda_host.failures import (
 )
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.invocations import Invocation, InvocationQueue
-from runtime.lambda_host.runtime_client import RuntimeClientSlot
+from runtime.lambda_host.runtime_client import CLIENT_STOP_GRACE_S, RuntimeClientSlot
 from runtime.process.child import Child
 
-# What Lambda leaves a runtime between SIGTERM and SIGKILL, of 2 s for everything.
-CLIENT_STOP_GRACE_S = 0.6
 FAILURE_GRACE_S = 2.0
 _LISTEN_BACKLOG = 16
 

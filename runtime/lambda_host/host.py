@@ -10,7 +10,7 @@ from typing import Self
 
 from events.back_off import back_off_s
 from runtime.errors import LambdaComfyUIError
-from runtime.lambda_host.environment import CLIENT_STOP_GRACE_S, ExecutionEnvironment
+from runtime.lambda_host.environment import ExecutionEnvironment
 from runtime.lambda_host.failures import (
     UNAVAILABLE,
     WORKER_UNFIT,
@@ -20,6 +20,7 @@ from runtime.lambda_host.failures import (
 )
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.invocations import Invocation, InvocationQueue, new_request_id
+from runtime.lambda_host.runtime_client import CLIENT_STOP_GRACE_S
 
 _MAX_PAUSE_S = 30.0
 # The failure of an environment that has run for longer says nothing about the next one.

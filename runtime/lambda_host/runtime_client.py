@@ -22,6 +22,9 @@ from runtime.lambda_host.function import Function
 from runtime.lambda_host.invocations import Invocation, InvocationQueue, QueueConsumer
 from runtime.process.child import Child
 
+# What Lambda leaves a runtime between SIGTERM and SIGKILL, of 2 s for everything. The handler ends
+# the claim of its job in it (handler/termination.py).
+CLIENT_STOP_GRACE_S = 0.6
 _LISTEN_BACKLOG = 16
 _MAX_PAUSE_S = 30.0
 
@@ -84,7 +87,7 @@ class RuntimeClientSlot:
             # Another client may have replaced it by now: that one must go on.
             client = self._client if self._consumer.invocation is invocation else None
         if client:
-            client.stop(0)
+            client.stop(CLIENT_STOP_GRACE_S)
 
     def _keep_running(self) -> None:
         failures = 0

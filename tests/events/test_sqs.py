@@ -13,6 +13,7 @@ import requests
 
 from events import sqs as sqs_source
 from events import sqs_visibility
+from events.asynchronous import TryAgain
 from events.errors import AlreadyRunning, JobError, OutOfMemory, WorkerUnavailable
 from events.event_context import EventContext
 from handler import app
@@ -138,19 +139,30 @@ def test_only_the_failed_retryable_message_goes_back(
     [
         (1, [WorkerUnavailable], 10),
         (3, [WorkerUnavailable, OutOfMemory], 40),
-        (1, [AlreadyRunning], 60),
-        (2, [OutOfMemory, AlreadyRunning], 300),
         (3, [AlreadyRunning], 1500),
+        (3, [OutOfMemory, AlreadyRunning], 1500),
         (1000, [], 900),
     ],
 )
 def test_message_that_goes_back_waits_longer_each_time(
     receive_count: int, errors: list[type[JobError]], seconds: int
 ) -> None:
-    delays = {sqs_visibility.back_off_after_error_s(receive_count, errors) for _ in range(1000)}
+    error = TryAgain("", errors, retry_after_s=12)
+    delays = {sqs_visibility.back_off_after_error_s(receive_count, error) for _ in range(1000)}
 
     assert delays <= set(range(seconds // 2, seconds + 1))
     assert len(delays) > seconds // 4
+
+
+@pytest.mark.parametrize("receive_count", [1, 2])
+def test_message_whose_job_another_delivery_runs_comes_again_when_its_claim_can_have_ended(
+    receive_count: int,
+) -> None:
+    error = TryAgain("", [OutOfMemory, AlreadyRunning], retry_after_s=12)
+
+    delays = {sqs_visibility.back_off_after_error_s(receive_count, error) for _ in range(1000)}
+
+    assert delays == {13, 14, 15}
 
 
 def test_claim_of_a_killed_handler_ends_before_its_message_comes_again() -> None:

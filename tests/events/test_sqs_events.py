@@ -11,7 +11,6 @@ from typing import Any
 import boto3
 import pytest
 
-from events import sqs_visibility
 from handler import app
 from handler.settings import PROJECT
 from tests import workflows
@@ -249,7 +248,6 @@ def test_second_delivery_of_a_running_task_waits_for_its_end(
     queue: Queue, execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JOBS_DB", str(tmp_path / "jobs.sqlite"))
-    monkeypatch.setattr(sqs_visibility, "RUNNING_BACK_OFF_S", 1)
     task = execution()
     request = event(workflows.one("TestSleep", seconds=3.0, deaf=False), request_id="task")
     first = start_handler(request, seconds=60)

@@ -4,6 +4,7 @@ The same tests on SQLite and on DynamoDB (moto's server), with a clock that the 
 handlers with repeated requests are in test_jobs.py.
 """
 
+import json
 import logging
 import os
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 from events.contract import caller_of, parse_request
-from events.errors import AlreadyRunning
+from events.errors import AlreadyRunning, IdConflict
 from events.job import Job
 from handler.jobs import Claim, Jobs, claims
 from handler.log import logger
@@ -31,8 +32,8 @@ RESPONSE = {"id": "known", "status": "completed", "comfyui_response": {}, "outpu
 FAILURE = {**RESPONSE, "status": "failed", "error": {"type": "WorkerUnavailable"}}
 
 
-def job(request_id: str = "known") -> Job:
-    request = event({"1": node("A")}, request_id=request_id)
+def job(request_id: str = "known", workflow: Any = None, **given: Any) -> Job:
+    request = event(workflow or {"1": node("A")}, request_id=request_id, **given)
     return parse_request(request, caller_of(request))
 
 
@@ -74,12 +75,12 @@ def log() -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.fixture
-def claim(jobs: Jobs) -> Iterator[Callable[[], Claim]]:
+def claim(jobs: Jobs) -> Iterator[Callable[..., Claim]]:
     """Claims the job; every claim is released after the test."""
     made: list[Claim] = []
 
-    def claim() -> Claim:
-        made.append(jobs.claim(job()))
+    def claim(**request: Any) -> Claim:
+        made.append(jobs.claim(job(**request)))
         return made[-1]
 
     yield claim
@@ -103,6 +104,151 @@ def test_running_job_is_refused_to_others(claim: Callable[[], Claim]) -> None:
 
     with pytest.raises(AlreadyRunning, match="is running in another invocation"):
         claim()
+
+
+def test_claim_that_is_held_says_when_it_can_have_ended(
+    claim: Callable[[], Claim], clock: Clock
+) -> None:
+    claim()
+    clock.now += 4.2
+
+    with pytest.raises(AlreadyRunning) as refusal:
+        claim()
+    assert refusal.value.as_dict()["retry_after_s"] == 11
+
+
+OTHER_WORKFLOW = {"1": node("B")}
+
+
+@pytest.fixture(
+    params=[
+        {"workflow": OTHER_WORKFLOW},
+        {"webhook": {"url": "https://example.com/hook"}},
+        {"webhook": {"extra_params": {"user": "7"}}},
+        {"s3": {"bucket_name": "other"}},
+        {"return_temp_outputs": True},
+    ],
+    ids=str,
+)
+def other(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What another request with the same id has that the first one has not."""
+    return dict(request.param)
+
+
+def test_id_of_a_running_job_is_refused_to_another_request(
+    claim: Callable[..., Claim], clock: Clock, other: dict[str, Any]
+) -> None:
+    claim()
+
+    for _ in range(2):
+        with pytest.raises(IdConflict, match="stands for another request"):
+            claim(**other)
+        # A claim that has lapsed is free for the same request alone.
+        clock.now += claims.LEASE_S + 0.1
+    assert claim().attempt is not None
+
+
+@pytest.mark.parametrize("response", [FAILURE, RESPONSE], ids=["failed", "completed"])
+def test_id_of_a_job_that_has_ended_is_refused_to_another_request(
+    claim: Callable[..., Claim], other: dict[str, Any], response: dict[str, Any]
+) -> None:
+    claim().end(response)
+
+    with pytest.raises(IdConflict):
+        claim(**other)
+    assert claim().stored == (RESPONSE if response is RESPONSE else None)
+
+
+def test_request_with_renewed_credentials_is_the_same(claim: Callable[..., Claim]) -> None:
+    def signed(signature: str) -> str:
+        return f"https://b.s3.amazonaws.com/a.png?v=1&X-Amz-Date={signature}&X-Amz-Signature=ab#f"
+
+    def request(secret: str) -> dict[str, Any]:
+        return {
+            "workflow": {"1": node("LoadImageFromUrl", url=signed(secret))},
+            "s3": {"access_key_id": secret, "secret_access_key": secret, "bucket_name": "b"},
+            "webhook": {"url": signed(secret), "secret": secret},
+        }
+
+    claim(**request("first")).end(RESPONSE)
+
+    assert claim(**request("second")).stored == RESPONSE
+
+
+@pytest.mark.parametrize("error", ["InvalidRequest", "WorkflowRejected"])
+def test_request_that_was_refused_leaves_its_id_to_another_one(
+    claim: Callable[..., Claim], error: str
+) -> None:
+    claim().end({**FAILURE, "error": {"type": error}})
+
+    assert claim(workflow=OTHER_WORKFLOW).attempt is not None
+
+
+def test_id_is_free_when_its_response_was_forgotten(
+    claim: Callable[..., Claim], clock: Clock
+) -> None:
+    claim().end(RESPONSE)
+    clock.now += 86_400
+
+    assert claim(workflow=OTHER_WORKFLOW).attempt is not None
+
+
+def put_earlier(table: JobTable, **changes: Any) -> None:
+    """Store a record of the job as earlier versions did; the store's table exists already."""
+    item = {
+        "id": "job#b7cb39813e469b5df7980438051f70ed4f6093f23227799bd003a481cfda2b53",
+        "status": "COMPLETED",
+        "owner": "o",
+        "in_progress_expiration": int(NOW + 15) * 1000,
+        "expiration": int(NOW) + 86_400,
+        "data": json.dumps(RESPONSE),
+    }
+    table.put({**item, **changes})
+
+
+def test_response_that_an_earlier_version_stored_answers_the_repeat(
+    claim: Callable[..., Claim], table: JobTable
+) -> None:
+    claim(request_id="creates the table").end(RESPONSE)
+    put_earlier(table)
+
+    assert claim().stored == RESPONSE
+    with pytest.raises(IdConflict):
+        claim(workflow=OTHER_WORKFLOW)
+
+
+def test_claim_of_an_earlier_version_holds_until_it_lapses(
+    claim: Callable[..., Claim], table: JobTable, clock: Clock
+) -> None:
+    claim(request_id="creates the table").end(RESPONSE)
+    put_earlier(table, status="INPROGRESS", data="")
+
+    with pytest.raises(AlreadyRunning):
+        claim()
+    clock.now += claims.LEASE_S + 0.1
+    assert claim().attempt is not None
+
+
+def test_claim_that_is_given_up_is_free_for_the_same_request(
+    claim: Callable[..., Claim], jobs: Jobs
+) -> None:
+    claim()
+
+    jobs.give_up()
+
+    with pytest.raises(IdConflict):
+        claim(workflow=OTHER_WORKFLOW)
+    assert claim().attempt is not None
+
+
+def test_stop_after_the_end_of_a_job_keeps_its_response(
+    claim: Callable[..., Claim], jobs: Jobs
+) -> None:
+    claim().end(RESPONSE)
+
+    jobs.give_up()
+
+    assert claim().stored == RESPONSE
 
 
 def test_failed_job_runs_again(claim: Callable[[], Claim]) -> None:
@@ -262,13 +408,15 @@ def test_request_without_an_id_is_not_claimed(jobs: Jobs, sqlite: SqliteTable) -
     assert jobs.claim(job(request_id="")) == Claim()
 
 
-def test_job_has_the_id_and_its_files_the_mark_of_earlier_versions(dynamodb: DynamoDBTable) -> None:
+def test_record_is_found_by_the_id_and_files_have_the_mark_of_earlier_versions(
+    dynamodb: DynamoDBTable,
+) -> None:
     with closing(Jobs(dynamodb.settings)) as jobs:
         claim = jobs.claim(job())
         claim.release()
 
     (item,) = dynamodb.items()
-    assert item["id"] == "job#b7cb39813e469b5df7980438051f70ed4f6093f23227799bd003a481cfda2b53"
+    assert item["id"] == "id#known"
     assert claim.attempt is not None
     assert (
         claim.attempt.request == "12b8f87560f2afdfa0d0117a91df4aefb17a3838169e9fbba4f742b17e89838d"

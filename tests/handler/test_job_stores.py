@@ -45,6 +45,7 @@ def running(owner: str, until: float = NOW + 15, **changes: Any) -> JobRecord:
         status=Status.RUNNING,
         lease=Lease(owner, until),
         expires_at=int(NOW) + 86_400,
+        request="request",
     )
     return replace(record, **changes)
 
@@ -126,6 +127,44 @@ def test_late_owner_stores_its_response_where_no_record_is(store: Store) -> None
 
     assert store.complete(completed("late"))
     assert store.claim(running("c"), NOW + 31) == completed("late")
+
+
+def test_lapsed_or_released_claim_is_not_taken_over_by_another_request(store: Store) -> None:
+    other = running("b", until=NOW + 45, request="other")
+    store.claim(running("a"), NOW)
+
+    assert store.claim(other, NOW + 30) == running("a")
+    store.release("job#1", "a")
+    assert store.claim(other, NOW + 30) == running("", until=0)
+    assert store.claim(other, NOW + 86_400) is None
+
+
+def test_released_job_can_be_claimed_at_once(store: Store) -> None:
+    store.claim(running("a"), NOW)
+
+    assert store.release("job#1", "a")
+    assert not store.release("job#1", "a")
+    assert not store.renew("job#1", Lease("a", NOW + 99))
+    assert store.claim(running("b"), NOW) is None
+
+
+def test_late_owner_stores_its_response_where_the_claim_was_released(store: Store) -> None:
+    store.claim(running("late"), NOW)
+    store.claim(running("b"), NOW + 30)
+    store.release("job#1", "b")
+
+    assert not store.complete(completed("late", request="other"))
+    assert store.complete(completed("late"))
+    assert not store.release("job#1", "late")
+    assert store.claim(running("c"), NOW + 31) == completed("late")
+
+
+def test_record_is_read_by_its_id_until_it_expires(store: Store) -> None:
+    assert store.get("job#1", NOW) is None
+    store.claim(running("a"), NOW)
+
+    assert store.get("job#1", NOW + 86_399) == running("a")
+    assert store.get("job#1", NOW + 86_400) is None
 
 
 def test_deleted_job_can_be_claimed(store: Store) -> None:
@@ -240,21 +279,22 @@ def put_old(table: JobTable, item: dict[str, Any]) -> None:
         db.execute(f"INSERT INTO jobs ({', '.join(row)}) VALUES ({marks})", row)
 
 
-def test_response_that_an_earlier_version_stored_is_found(table: JobTable) -> None:
-    put_old(table, OLD_COMPLETED)
+@pytest.mark.parametrize(
+    ("item", "record"),
+    [
+        (OLD_COMPLETED, completed("", request="")),
+        (OLD_RUNNING, running("", request="")),
+    ],
+    ids=["completed", "running"],
+)
+def test_record_of_an_earlier_version_is_read(
+    table: JobTable, item: dict[str, Any], record: JobRecord
+) -> None:
+    put_old(table, item)
 
     with closing(open_store(table.settings)) as store:
-        existing = store.claim(running("b"), NOW)
-
-    assert existing == completed("")
-
-
-def test_claim_of_an_earlier_version_holds_and_lapses(table: JobTable) -> None:
-    put_old(table, OLD_RUNNING)
-
-    with closing(open_store(table.settings)) as store:
-        assert store.claim(running("b"), NOW + 15) == running("")
-        assert store.claim(running("b"), NOW + 15.001) is None
+        assert store.get("job#1", NOW) == record
+        assert store.claim(running("b"), NOW + 16) == record
 
 
 def test_file_of_an_earlier_version_keeps_its_identity_and_loses_its_old_table(
@@ -267,6 +307,18 @@ def test_file_of_an_earlier_version_keeps_its_identity_and_loses_its_old_table(
             assert store.identity == "C0FFEE"
     assert len(sqlite.items()) == 1
     assert b"CREATE TABLE jobs" not in sqlite.path.read_bytes()
+
+
+def test_file_whose_records_have_no_request_is_read(sqlite: SqliteTable) -> None:
+    with closing(open_store(sqlite.settings)) as store:
+        store.complete(completed("a", request=""))
+    with closing(sqlite3.connect(sqlite.path)) as db, db:
+        db.execute("ALTER TABLE job_records DROP COLUMN request")
+        db.execute("PRAGMA user_version = 1")
+
+    for _ in range(2):
+        with closing(open_store(sqlite.settings)) as store:
+            assert store.get("job#1", NOW) == completed("a", request="")
 
 
 def test_sqlite_forgets_expired_records_of_all_jobs(sqlite: SqliteTable) -> None:
@@ -338,7 +390,11 @@ sys.stdin.readline()
 store = open_store(Settings.from_env(os.environ))
 owner, now = sys.argv[1], float(sys.argv[2])
 record = JobRecord(
-    id="job#1", status=Status.RUNNING, lease=Lease(owner, now + 15), expires_at=int(now) + 60
+    id="job#1",
+    status=Status.RUNNING,
+    lease=Lease(owner, now + 15),
+    expires_at=int(now) + 60,
+    request="request",
 )
 existing = store.claim(record, now)
 print(existing.lease.owner if existing else owner)
@@ -421,9 +477,22 @@ class StoreMachine(RuleBasedStateMachine):
 
         is_stored = self.store.complete(record)
 
-        assert is_stored == (self.record is None or self.is_owned_by(owner))
+        is_free = self.record is None or (
+            self.record.status is Status.RUNNING and self.record.lease.owner == ""
+        )
+        assert is_stored == (is_free or self.is_owned_by(owner))
         if is_stored:
             self.record = record
+
+    @rule(owner=owners)
+    def release(self, owner: str) -> None:
+        is_running = self.record is not None and self.record.status is Status.RUNNING
+        is_released = is_running and self.is_owned_by(owner)
+
+        assert self.store.release(self.id, owner) == is_released
+
+        if self.record and is_released:
+            self.record = replace(self.record, lease=Lease("", 0))
 
     @rule(owner=owners)
     def delete(self, owner: str) -> None:

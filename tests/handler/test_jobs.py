@@ -15,9 +15,10 @@ import pytest
 from events.contract import response_problems
 from handler import app
 from handler.settings import PROJECT
+from handler.termination import EXIT_STATUS
 from runtime.local_s3 import LocalS3
 from tests import workflows
-from tests.aws import objects_in
+from tests.aws import bucket_client, objects_in
 from tests.conftest import Context, WebhookReceiver, run, worker_status
 from tests.handler.job_tables import JobTable, SqliteTable, lease_until
 from tests.handler.test_storage import s3_fields
@@ -35,20 +36,22 @@ CANARY = "canary-4711"
 # Long enough for a handler on a busy machine, which renews its claim three times meanwhile.
 LEASE_S = 3.0
 # A handler of its own: an event on stdin, the log and then the response on stdout.
-HANDLER = f"""
+HANDLER = """
 import json, sys
 from handler import app
 from handler.jobs import claims
 from tests.conftest import Context
-claims.LEASE_S = {LEASE_S}
+claims.LEASE_S = float(sys.argv[2])
 event = json.load(sys.stdin)
 print(json.dumps(app.lambda_handler(event, Context(float(sys.argv[1])))))
 """
 
 
-def start_handler(request: Any, *, seconds: float) -> subprocess.Popen[str]:
+def start_handler(
+    request: Any, *, seconds: float, lease_s: float = LEASE_S
+) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HANDLER, str(seconds)],
+        [sys.executable, "-c", HANDLER, str(seconds), str(lease_s)],
         cwd=PROJECT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -90,24 +93,39 @@ def test_repeat_gets_the_same_response_and_no_second_webhook(
 
 
 @pytest.mark.usefixtures("table")
-def test_id_with_anything_else_in_the_request_is_another_job(
+def test_id_with_anything_else_in_the_request_is_refused(
     webhook_receiver: WebhookReceiver,
 ) -> None:
     workflow = image()
-    given: list[dict[str, Any]] = [
-        {"workflow": workflow},
+    first = run(workflow, request_id="mine")
+    others: list[dict[str, Any]] = [
         {"workflow": image()},
         {"workflow": workflow, "return_outputs_as_base64": True},
         {"workflow": workflow, "webhook": {"url": webhook_receiver.url}},
     ]
 
-    responses = [run(request_id="mine", **request) for request in given]
+    responses = [run(request_id="mine", **request) for request in others]
 
-    assert [error_of(response) for response in responses] == [""] * 4
-    prompts = {
-        response["comfyui_response"]["execution_details"]["prompt_id"] for response in responses
-    }
-    assert len(prompts) == 4
+    assert [error_of(response) for response in responses] == ["IdConflict"] * 3
+    assert {response["error"]["retryable"] for response in responses} == {False}
+    assert {json.dumps(response["comfyui_response"]) for response in responses} == {"{}"}
+    # The receiver would take the call for the end of the job that has the id.
+    assert webhook_receiver.calls == []
+    assert run(workflow, request_id="mine") == json.loads(json.dumps(first))
+
+
+@pytest.mark.usefixtures("table")
+def test_of_two_requests_that_race_for_one_id_one_is_refused() -> None:
+    requests = [
+        event(one("TestSleep", seconds=seconds, deaf=False), request_id="twins")
+        for seconds in (3.0, 3.1)
+    ]
+
+    responses = [response_of(p) for p in [start_handler(r, seconds=60) for r in requests]]
+
+    assert sorted(error_of(response) for response in responses) == ["", "IdConflict"]
+    for request, response in zip(requests, responses, strict=True):
+        assert app.lambda_handler(request, Context(60))["status"] == response["status"]
 
 
 @pytest.mark.usefixtures("table")
@@ -144,6 +162,19 @@ def test_claim_of_a_killed_handler_ends_soon(webhook_receiver: WebhookReceiver) 
     assert [body["status"] for body in webhook_receiver.bodies()] == ["completed"]
 
 
+@pytest.mark.usefixtures("table")
+def test_claim_of_a_stopped_handler_ends_with_it(webhook_receiver: WebhookReceiver) -> None:
+    hook = {"url": webhook_receiver.url}
+    request = event(one("TestSleep", seconds=0.5, deaf=False), request_id="stopped", webhook=hook)
+    # Without the stop, the test would wait for the lease.
+    handler = start_handler(request, seconds=600, lease_s=600)
+    end_at(handler, "job.queued", signal.SIGTERM)
+
+    assert handler.returncode == EXIT_STATUS
+    assert webhook_receiver.calls == []
+    assert error_of(app.lambda_handler(request, Context(60))) == ""
+
+
 def test_job_that_outlives_its_first_claim_keeps_it(table: JobTable) -> None:
     request = event(one("TestSleep", seconds=LEASE_S + 2, deaf=False), request_id="long")
     handler = start_handler(request, seconds=60)
@@ -161,7 +192,7 @@ def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(
 ) -> None:
     fields = s3_fields(s3)
     hook = {"url": webhook_receiver.url}
-    other = run(image(), request_id="once", s3=fields)["output"][0]
+    bucket_client(s3).put_object(Bucket=s3.bucket_name, Key="once/other.png", Body=b"other")
     # The webhook is called after the upload and before the response is stored.
     webhook_receiver.delay_s = 5.0
     request = event(image(), request_id="once", s3=fields, webhook=hook)
@@ -175,16 +206,21 @@ def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(
 
     assert len(left) == 2
     kept = objects_in(s3, "once/")
-    assert kept == {f"once/{item['filename']}" for item in (other, response["output"][0])}
+    assert kept == {"once/other.png", f"once/{response['output'][0]['filename']}"}
     assert kept != left
 
 
 def kill_at(handler: subprocess.Popen[str], event_name: str) -> None:
+    end_at(handler, event_name, signal.SIGKILL)
+
+
+def end_at(handler: subprocess.Popen[str], event_name: str, number: signal.Signals) -> None:
+    """Send the signal when the handler logs this event, and wait for its end."""
     assert handler.stdout
     with handler.stdout:
         assert any(event_name in line for line in handler.stdout)
-        handler.kill()
-    handler.wait(10)
+        handler.send_signal(number)
+        handler.wait(10)
 
 
 @pytest.mark.usefixtures("table")

@@ -1,12 +1,15 @@
 """Every kind of output of a real ComfyUI reaches the response, and its file the job's folder."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from events.contract import response_problems
+from handler.artifacts import Collector
 from tests import workflows
 from tests.conftest import run
 
@@ -188,6 +191,51 @@ def test_run_without_any_output_says_so() -> None:
     assert "none of its nodes gave an output" in response["warnings"][0]
 
 
+def test_node_that_writes_one_file_again_and_again_changes_no_result_of_an_earlier_job() -> None:
+    first = run(workflows.one("TestFixedName", text="first", name="fixed.png"))
+    second = run(workflows.one("TestFixedName", text="second one", name="fixed.png"))
+
+    texts = [Path(r["output"][0]["local_path"]).read_text() for r in (first, second)]
+    assert texts == ["first", "second one"]
+
+
+def test_file_that_changes_while_it_is_copied_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "big.bin").write_bytes(b"first")
+    copy = os.copy_file_range
+
+    def copy_and_rewrite(source: int, target: int, count: int) -> int:
+        copied = copy(source, target, count)
+        os.utime(tmp_path / "big.bin", ns=(0, 0))
+        return copied
+
+    monkeypatch.setattr(os, "copy_file_range", copy_and_rewrite)
+    collector = Collector("job", {"output": tmp_path}, include_temp=False)
+
+    (artifact,) = collector.collect("1", {"files": [{"filename": "big.bin"}]})
+
+    assert "another job wrote the file" in artifact.problem
+    assert not artifact.local_path.exists()
+
+
+def test_file_is_copied_where_the_kernel_cannot_clone_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.bin").write_bytes(b"content")
+
+    def refuse(*_: int) -> int:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    collector = Collector("job", {"output": tmp_path}, include_temp=False)
+
+    (artifact,) = collector.collect("1", {"files": [{"filename": "a.bin"}]})
+
+    assert artifact.problem == ""
+    assert artifact.local_path.read_bytes() == b"content"
+
+
 def test_cached_repeat_returns_the_files_of_the_first_run() -> None:
     workflow = workflows.image("again")
 
@@ -195,7 +243,8 @@ def test_cached_repeat_returns_the_files_of_the_first_run() -> None:
 
     assert first["output"][0]["filename"] == second["output"][0]["filename"]
     assert first["output"][0]["local_path"] != second["output"][0]["local_path"]
-    assert Path(first["output"][0]["local_path"]).samefile(second["output"][0]["local_path"])
+    files = [Path(response["output"][0]["local_path"]) for response in (first, second)]
+    assert files[0].read_bytes() == files[1].read_bytes() != b""
     assert second["comfyui_response"]["execution_details"]["nodes_executed"] == []
 
 

@@ -238,7 +238,7 @@ def test_role_names_its_actions_and_its_resources() -> None:
 def test_role_may_call_what_the_store_of_jobs_calls() -> None:
     (statement,) = (s for s in _statements() if "JobsTable" in json.dumps(s["Resource"]))
 
-    calls = {"PutItem", "UpdateItem", "DeleteItem"}
+    calls = {"GetItem", "PutItem", "UpdateItem", "DeleteItem"}
     assert set(statement["Action"]) == {f"dynamodb:{name}" for name in calls}
 
 

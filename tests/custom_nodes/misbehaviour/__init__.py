@@ -216,6 +216,19 @@ class TestManyChoices(_Output):
         return {"ui": {"text": [vae_name, model]}}
 
 
+class TestFixedName(_Output):
+    """Writes the same file in every run, in place, as nodes with an `overwrite` switch do."""
+
+    inputs: ClassVar = {"text": ("STRING", {"default": ""}), "name": ("STRING", {"default": ""})}
+
+    def run(self, text: str, name: str) -> dict[str, Any]:
+        import folder_paths  # type: ignore[import-not-found]  # noqa: PLC0415
+
+        with open(os.path.join(folder_paths.get_output_directory(), name), "w") as file:
+            file.write(text)
+        return {"ui": {"images": [{"filename": name, "subfolder": "", "type": "output"}]}}
+
+
 class TestConditioning:
     """What a text encoder of Wan gives, without its 50 seconds on a CPU."""
 
@@ -235,7 +248,7 @@ class TestOutputs(_Output):
     """Every shape that node packs give their results."""
 
     def run(self) -> dict[str, Any]:
-        import folder_paths  # type: ignore[import-not-found]  # noqa: PLC0415
+        import folder_paths  # noqa: PLC0415
 
         root = folder_paths.get_output_directory()
         for path in ("one/same.bin", "two/same.bin", "three/path.glb", "sound.flac"):
@@ -333,6 +346,7 @@ NODE_CLASS_MAPPINGS = {
         TestManyProgress,
         TestUi,
         TestManyChoices,
+        TestFixedName,
         TestConditioning,
         TestOutputs,
         TestIrregular,

@@ -1,0 +1,67 @@
+"""An S3 client that uploads a file only if its key is free, or holds the object that was seen.
+
+boto3's `upload_file` passes no conditions on, so they are added to the two calls that create an
+object: https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html. Some
+S3-compatible stores ignore them, others refuse them. What is done about a key that is taken is
+decided in job_folder.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from events import aws
+
+_CREATES_OBJECT = ("PutObject", "CompleteMultipartUpload")
+_TAKEN = {
+    "PreconditionFailed",
+    # Another upload to the same key is under way.
+    "ConditionalRequestConflict",
+    # An object that should be replaced was deleted.
+    "NoSuchKey",
+}
+_WITHOUT_CONDITIONS = "NotImplemented"
+NEW_OBJECT = {"IfNoneMatch": "*"}
+
+
+class KeyTaken(Exception):
+    """The condition was not met: the key has an object, or another one than was seen."""
+
+
+class UploadClient:
+    """boto3's S3 client `s3`, with conditional uploads.
+
+    Threads may share it, one for each key at a time.
+    """
+
+    def __init__(self, s3: Any) -> None:
+        self.s3 = s3
+        self._conditions: dict[tuple[str, str], Mapping[str, str]] = {}
+        for operation in _CREATES_OBJECT:
+            s3.meta.events.register(f"before-parameter-build.s3.{operation}", self._add_condition)
+
+    def upload(
+        self, path: str, bucket: str, key: str, extra: dict[str, Any], condition: Mapping[str, str]
+    ) -> None:
+        """Upload the file on the condition NEW_OBJECT, or `{"IfMatch": etag}`.
+
+        Raises KeyTaken, and what boto3's `upload_file` raises.
+        """
+        # With the first upload: it takes longer to import than the rest of the handler.
+        from boto3.exceptions import S3UploadFailedError  # noqa: PLC0415
+
+        self._conditions[bucket, key] = condition
+        try:
+            self.s3.upload_file(path, bucket, key, ExtraArgs=extra)
+        except S3UploadFailedError as error:
+            reason = aws.error_name(error.__context__ or error)
+            if reason in _TAKEN:
+                raise KeyTaken(reason) from error
+            if reason != _WITHOUT_CONDITIONS:
+                raise
+            self._conditions.pop((bucket, key))
+            self.s3.upload_file(path, bucket, key, ExtraArgs=extra)
+        finally:
+            self._conditions.pop((bucket, key), None)
+
+    def _add_condition(self, params: dict[str, Any], **_: Any) -> None:
+        params.update(self._conditions.get((params["Bucket"], params["Key"]), {}))
