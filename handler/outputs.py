@@ -121,4 +121,6 @@ def _stored(artifact: Artifact, upload: "Future[Stored] | None") -> dict[str, st
     if upload.cancelled() or not upload.done():
         return {"upload_error": _NOT_FINISHED}
     stored = upload.result()
-    return {"url": stored.url} if stored.url else {"upload_error": stored.upload_error}
+    if not stored.url:
+        return {"upload_error": stored.upload_error}
+    return {"url": stored.url, "url_expires_at": stored.url_expires_at}
