@@ -249,7 +249,7 @@ def _claim_folder(output: Path, request_id: str) -> Path:
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, NotADirectoryError):
                 # As new: what an earlier job of this id has left is in use again.
                 os.utime(folder / MARKER)
                 return folder

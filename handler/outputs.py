@@ -128,4 +128,6 @@ def _stored(artifact: Artifact, upload: "Future[Stored] | None") -> dict[str, st
     if not _has_ended(upload):
         return {"upload_error": _NOT_FINISHED}
     stored = upload.result()
-    return {"url": stored.url} if stored.url else {"upload_error": stored.upload_error}
+    if not stored.url:
+        return {"upload_error": stored.upload_error}
+    return {"url": stored.url, "url_expires_at": stored.url_expires_at}

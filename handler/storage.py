@@ -7,10 +7,12 @@ longer than all others of the handler.
 
 import mimetypes
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +65,11 @@ class Stored:
     """The upload of one artifact: its URL, or the reason why there is none.
 
     `is_conflict` is True if the file would have replaced one of another request.
+    `url_expires_at` is a time of RFC 3339 in UTC.
     """
 
     url: str = ""
+    url_expires_at: str = ""
     upload_error: str = ""
     is_conflict: bool = False
 
@@ -93,7 +97,7 @@ class Storage:
 
     def __init__(self, url_expires_s: float) -> None:
         self._url_expires_s = int(min(url_expires_s, MAX_URL_EXPIRES_S))
-        self._clients: dict[S3Target, UploadClient] = {}
+        self._clients: dict[S3Target, _Client] = {}
 
     @contextmanager
     def uploads(
@@ -121,12 +125,12 @@ class Storage:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _client(self, target: S3Target) -> UploadClient:
+    def _client(self, target: S3Target) -> "_Client":
         if target not in self._clients:
             # Requests may name any number of targets.
             if len(self._clients) >= MAX_CLIENTS:
                 self._clients.clear()
-            self._clients[target] = UploadClient(_make_client(target))
+            self._clients[target] = _make_client(target)
         return self._clients[target]
 
 
@@ -136,7 +140,7 @@ class Uploads:
     def __init__(
         self,
         pool: ThreadPoolExecutor,
-        client: Future[UploadClient],
+        client: "Future[_Client]",
         target: S3Target,
         url_expires_s: int,
         *,
@@ -200,7 +204,7 @@ class Uploads:
                 self._folder.result().upload(path, artifact.key, extra)
             else:
                 client.s3.upload_file(path, self._bucket, artifact.key, ExtraArgs=extra)
-            url = self._sign(client, artifact.key)
+            stored = self._sign(client, artifact.key)
         except IdConflict as error:
             emit(ArtifactFailed(file=artifact.filename, reason=error.message))
             return Stored(upload_error=error.message, is_conflict=True)
@@ -211,20 +215,49 @@ class Uploads:
         size_bytes = Path(path).stat().st_size
         ms = round((time.monotonic() - began) * 1000, 1)
         emit(ArtifactStored(file=artifact.filename, size_bytes=size_bytes, ms=ms))
-        return Stored(url=url)
+        return stored
 
     def _open_folder(self, mark: JobMark) -> JobFolder:
-        return JobFolder(self._client.result(), self._bucket, mark)
+        return JobFolder(self._client.result().uploads, self._bucket, mark)
 
-    def _sign(self, client: UploadClient, key: str) -> str:
+    def _sign(self, client: "_Client", key: str) -> Stored:
         target = {"Bucket": self._bucket, "Key": key}
-        url: str = client.s3.generate_presigned_url(
-            "get_object", target, ExpiresIn=self._url_expires_s
-        )
-        return url
+        expires_s = client.valid_for_s(self._url_expires_s)
+        # Before signing: the URL ends a moment later than it says, never earlier.
+        expires_at = datetime.now(UTC) + timedelta(seconds=expires_s)
+        url: str = client.s3.generate_presigned_url("get_object", target, ExpiresIn=expires_s)
+        return Stored(url=url, url_expires_at=expires_at.strftime("%Y-%m-%dT%H:%M:%SZ"))
 
 
-def _make_client(target: S3Target) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Client:
+    """boto3's client of one target, and the credentials that it signs with."""
+
+    uploads: UploadClient
+    credentials: Any
+    """None for keys of a request or a setting, which do not expire."""
+
+    @property
+    def s3(self) -> Any:
+        return self.uploads.s3
+
+    def valid_for_s(self, most_s: int) -> int:
+        """The seconds until the credentials expire, 1 to `most_s`: a URL does not outlive them.
+
+        `most_s` where nothing says when: keys without a session, or a session token of the
+        environment.
+        https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-presigned-url.html
+        """
+        if not hasattr(self.credentials, "refresh_needed"):
+            return most_s
+        # Refreshes credentials that are about to expire, as signing does.
+        self.credentials.get_frozen_credentials()
+        left_s = bisect_left(range(1, most_s + 1), True, key=self.credentials.refresh_needed)
+        # One second less: a signature counts from the whole second before.
+        return left_s if left_s == most_s else max(left_s - 1, 1)
+
+
+def _make_client(target: S3Target) -> _Client:
     import boto3  # noqa: PLC0415 - see the module's first lines
     from botocore.config import Config  # noqa: PLC0415
 
@@ -238,7 +271,8 @@ def _make_client(target: S3Target) -> Any:
         response_checksum_validation="when_required",
         s3={"addressing_style": "path" if target.endpoint_url else "auto"},
     )
-    client = boto3.session.Session().client(
+    session = boto3.session.Session()
+    s3 = session.client(
         "s3",
         endpoint_url=target.endpoint_url or None,
         region_name=target.region or ("us-east-1" if target.endpoint_url else None),
@@ -249,8 +283,8 @@ def _make_client(target: S3Target) -> Any:
     if target.allowed is not None:
         from handler import outbound_connections  # noqa: PLC0415 - it imports requests
 
-        outbound_connections.restrict(client, target.allowed)
-    return client
+        outbound_connections.restrict(s3, target.allowed)
+    return _Client(UploadClient(s3), None if target.access_key_id else session.get_credentials())
 
 
 def _reason(error: Exception, what: str = "the upload") -> str:

@@ -116,7 +116,7 @@ def _contents(response: Response) -> tuple[Response, str]:
 
 
 def _urls(response: Response) -> tuple[Response, str]:
-    files = [_without(item, "url") for item in response["output"]]
+    files = [_without(item, "url", "url_expires_at") for item in response["output"]]
     what = "the files' URLs (a file's key in its bucket is the end of its local_path) are"
     return {**response, "output": files}, what
 

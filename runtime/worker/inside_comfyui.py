@@ -35,6 +35,7 @@ HEAVY = (
     "torch",
     "torch._dynamo",
     "torchvision",
+    "torchaudio",
     "transformers",
     "transformers.models.clip.tokenization_clip",
     "aiohttp.web",

@@ -159,6 +159,20 @@ def test_other_method_is_a_405_that_names_the_right_one(door: str, method: str) 
     assert "POST /generate/sync" in body["message"]
 
 
+@every_door
+@pytest.mark.parametrize("value", [5, None, ["a"], [5], {"a": 1}, True])
+@pytest.mark.parametrize("name", ["content-type", "content-encoding", "cookie"])
+def test_header_that_is_not_a_string_does_not_matter(door: str, name: str, value: Any) -> None:
+    http_event = with_body(door, "{}")
+    field = "multiValueHeaders" if "multiValueHeaders" in http_event else "headers"
+    http_event[field] = http_event[field] | {name: value}
+
+    status, _, body = call(http_event)
+
+    assert status == 400
+    assert body["error"]["type"] == "InvalidRequest"
+
+
 @pytest.mark.parametrize("door", ["http_alb", "http_alb_multi_value"])
 def test_load_balancer_gets_its_status_description_and_its_kind_of_headers(door: str) -> None:
     reply = app.lambda_handler(with_body(door, "{}"), Context(100))

@@ -68,6 +68,18 @@ def test_video_is_returned() -> None:
     assert item["subfolder"] == "v"
 
 
+def test_audio_is_returned() -> None:
+    workflow = {
+        "1": workflows.node("EmptyAudio", duration=1.0, sample_rate=44100, channels=2),
+        "2": workflows.node("SaveAudio", audio=["1", 0], filename_prefix="sound"),
+    }
+
+    (item,) = run(workflow)["output"]
+
+    assert item["output_type"] == "audio"
+    assert Path(item["local_path"]).read_bytes().startswith(b"fLaC")
+
+
 def test_text_is_returned_inline_and_as_a_file() -> None:
     (item,) = run(workflows.text("ein Tag ☃"))["output"]
 

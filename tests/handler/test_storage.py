@@ -2,8 +2,10 @@
 
 import json
 import logging
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import requests
@@ -75,6 +77,29 @@ def test_url_expiry_is_the_configured_one(
     monkeypatch.setenv("S3_URL_EXPIRES", "1234")
 
     assert "X-Amz-Expires=1234" in run(workflows.image())["output"][0]["url"]
+
+
+def test_url_ends_no_later_than_the_session_that_signs_it(
+    s3: LocalS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session_ends = datetime.now(UTC) + timedelta(minutes=20)
+    for name, value in {
+        "S3_ENDPOINT_URL": s3.endpoint_url,
+        "S3_BUCKET_NAME": s3.bucket_name,
+        "AWS_ACCESS_KEY_ID": s3.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_access_key,
+        "AWS_CREDENTIAL_EXPIRATION": session_ends.isoformat(),
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    (item,) = run(workflows.image())["output"]
+
+    assert requests.get(item["url"], timeout=10).status_code == 200
+    signature = parse_qs(urlsplit(item["url"]).query)
+    signed = datetime.strptime(signature["X-Amz-Date"][0], "%Y%m%dT%H%M%S%z")
+    ends = signed + timedelta(seconds=int(signature["X-Amz-Expires"][0]))
+    assert session_ends - timedelta(minutes=1) < ends <= session_ends
+    assert abs(datetime.fromisoformat(item["url_expires_at"]) - ends) <= timedelta(seconds=1)
 
 
 def test_fields_of_the_request_override_the_environment_one_by_one(

@@ -325,6 +325,10 @@ def test_place_that_cannot_be_written_is_an_error_without_traceback(
 def test_pins_come_from_the_comfyui_extra() -> None:
     recipe = default_recipe()
 
-    assert [pin.partition("==")[0] for pin in recipe.torch] == ["torch", "torchvision"]
+    assert [pin.partition("==")[0] for pin in recipe.torch] == [
+        "torch",
+        "torchvision",
+        "torchaudio",
+    ]
     assert any(pin.startswith("comfyui-frontend-package==") for pin in recipe.packages)
     assert not any(pin.startswith("torch==") for pin in recipe.packages)
