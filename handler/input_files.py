@@ -1,0 +1,128 @@
+"""Which files the nodes of a job may load: those of ComfyUI's input folder, and the job's own.
+
+ComfyUI's loaders also take `../output/x.png`, an absolute path and `x.png [output]`, and with these
+the results of other jobs (folder_paths.py of ComfyUI, `get_annotated_filepath`). They are refused
+before ComfyUI sees them, so that no answer depends on whether such a file exists. LOAD_ANY_FILE
+allows them all. Which files count as results of a job is decided in artifacts.py.
+
+Only the strings of the workflow itself are checked. ComfyUI's own nodes cannot put a path together
+at run time: a loader takes no linked string. A custom node that computes a path, or that declares a
+path as text of several lines, can still read what ComfyUI's process can read.
+"""
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from events.errors import WorkflowRejected
+from handler.workflow import MODEL_SUFFIXES, shown
+
+# What a node class declares for its inputs, by name: `[type, options?]`, see GET /object_info.
+InputsOf = Callable[[str], Mapping[str, Any]]
+
+# They read ComfyUI's output folder whatever their inputs are.
+_READERS_OF_OUTPUT = frozenset({"LoadTrainingDataset"})
+_ANNOTATION = re.compile(r"\s?\[(input|output|temp)\]$")
+_ABSOLUTE = re.compile(r"/.|~[^/\s]*/|\\\\|[A-Za-z]:[/\\]", re.DOTALL)
+# PATH_MAX of Linux, see limits.h(0p): no longer text names a file.
+_MAX_PATH = 4095
+
+
+@dataclass(frozen=True, slots=True)
+class LoadableFiles:
+    """The files that a job may load: those below ComfyUI's input folder and below its own."""
+
+    input_folder: Path
+    job_folder: Path
+
+    def have(self, text: str) -> bool:
+        """Whether a string, if a loader takes it as a path, stays within the two folders."""
+        path = PurePath(_ANNOTATION.sub("", text))
+        if ".." in re.split(r"[/\\]", text):
+            return False
+        if _ABSOLUTE.match(text):
+            return path.is_relative_to(self.input_folder) or path.is_relative_to(self.job_folder)
+        match _ANNOTATION.search(text):
+            case None:
+                return True
+            case annotation if annotation[1] == "output":
+                return path.parent.parts[:1] == (self.job_folder.name,)
+            case annotation:
+                return annotation[1] == "input"
+
+
+def check_files(workflow: Mapping[str, Any], loadable: LoadableFiles, inputs_of: InputsOf) -> None:
+    """Refuse a workflow that names other files than the loadable ones.
+
+    `inputs_of` is asked only about node classes with a string that may name one. Raises
+    WorkflowRejected, and what `inputs_of` raises except ValueError.
+    """
+    for node_id, node in workflow.items():
+        if node["class_type"] in _READERS_OF_OUTPUT:
+            raise _refusal(node_id, node, "reads ComfyUI's output folder, where other jobs write")
+        for name, text in _named_files(node):
+            if not loadable.have(text) and _may_be_path(node["class_type"], name, inputs_of):
+                problem = f"input '{name}': {shown(text)} is not in the input folder"
+                raise _refusal(node_id, node, problem)
+
+
+def mark_as_used(workflow: Mapping[str, Any], loadable: LoadableFiles) -> None:
+    """Set the access time of the input files that the workflow names, so that they count as used.
+
+    Housekeeping spares what was used since a running job began. The modification time stays: nodes
+    compare it to see whether a file has changed.
+    """
+    for node in workflow.values():
+        for _, text in _named_files(node):
+            if not text.endswith(MODEL_SUFFIXES) and loadable.have(text):
+                # Most strings name no file, and an input folder may be read-only.
+                with contextlib.suppress(OSError, ValueError):
+                    path = loadable.input_folder / _ANNOTATION.sub("", text)
+                    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+
+
+def _named_files(node: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The name of the input and the string, for each string that may be a path."""
+    for name, value in node["inputs"].items():
+        for text in _strings(value):
+            if 0 < len(text) <= _MAX_PATH:
+                yield name, text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for item in value.values():
+                yield from _strings(item)
+        case list():
+            for item in value:
+                yield from _strings(item)
+
+
+def _may_be_path(class_type: str, input_name: str, inputs_of: InputsOf) -> bool:
+    """False for a text of several lines, such as a prompt, and for an input that no node reads."""
+    try:
+        declared = inputs_of(class_type).get(input_name)
+    except ValueError:
+        # The declaration of the class cannot be read.
+        return True
+    match declared:
+        case None | ["STRING", {"multiline": True}]:
+            return False
+    return True
+
+
+def _refusal(node_id: str, node: Mapping[str, Any], problem: str) -> WorkflowRejected:
+    return WorkflowRejected(
+        f"node {node_id} ({node['class_type'][:200]}), {problem}; a workflow may load the files of"
+        " ComfyUI's input folder and of its own job. Where all jobs belong to one tenant, set"
+        " LOAD_ANY_FILE=1",
+        node_id=node_id,
+    )
