@@ -85,7 +85,7 @@ class ComfyUI:
         if accepted:
             # ComfyUI would run the valid outputs and leave out the others without a message.
             self.interrupt(prompt_id, QUESTION_TIMEOUT_S)
-        raise explain_rejection(details, workflow, status, self._inputs_known_of)
+        raise explain_rejection(details, workflow, status, self._inputs_of)
 
     def follow(
         self, prompt_id: str, on_message: Callable[[Message], None], *, deadline: float | None
@@ -137,13 +137,13 @@ class ComfyUI:
         """
         self._api.free()
 
-    def inputs_of(self, class_type: str) -> dict[str, Any]:
-        """The declarations of a node class's inputs, by name; empty for an unknown class.
+    def node_info(self, class_type: str) -> dict[str, Any]:
+        """The declaration of a node class; empty for an unknown class.
 
         Raises ComfyUIGone, ComfyUITimeout, and ValueError for an error page, where a node pack's
         declaration raises.
         """
-        return self._api.inputs_of(class_type)
+        return self._api.node_info(class_type)
 
     def end_job(self) -> None:
         """The job is over: the WebSocket is closed unless another one comes soon."""
@@ -164,10 +164,10 @@ class ComfyUI:
                 self._disconnect()
         return True
 
-    def _inputs_known_of(self, class_type: str) -> dict[str, Any]:
+    def _inputs_of(self, class_type: str) -> dict[str, Any]:
         """The declarations of a class's inputs; empty if ComfyUI does not give them in time."""
         try:
-            return self.inputs_of(class_type)
+            return self._api.inputs_of(class_type)
         except (ComfyUIGone, ComfyUITimeout, ValueError):
             return {}
 

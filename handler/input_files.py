@@ -22,12 +22,13 @@ from typing import Any
 from events.errors import WorkflowRejected
 from handler.workflow import MODEL_SUFFIXES, shown
 
-# What a node class declares for its inputs, by name: `[type, options?]`, see GET /object_info.
-InputsOf = Callable[[str], Mapping[str, Any]]
+# The declaration of a node class, {} for an unknown one: see GET /object_info of ComfyUI.
+NodeInfo = Callable[[str], Mapping[str, Any]]
 
 # They read ComfyUI's output folder whatever their inputs are.
 _READERS_OF_OUTPUT = frozenset({"LoadTrainingDataset"})
 _ANNOTATION = re.compile(r"\s?\[(input|output|temp)\]$")
+_JSON = ("{", "[")
 _ABSOLUTE = re.compile(r"/.|~[^/\s]*/|\\\\|[A-Za-z]:[/\\]", re.DOTALL)
 # PATH_MAX of Linux, see limits.h(0p): no longer text names a file.
 _MAX_PATH = 4095
@@ -56,17 +57,19 @@ class LoadableFiles:
                 return annotation[1] == "input"
 
 
-def check_files(workflow: Mapping[str, Any], loadable: LoadableFiles, inputs_of: InputsOf) -> None:
+def check_files(workflow: Mapping[str, Any], loadable: LoadableFiles, node_info: NodeInfo) -> None:
     """Refuse a workflow that names other files than the loadable ones.
 
-    `inputs_of` is asked only about node classes with a string that may name one. Raises
-    WorkflowRejected, and what `inputs_of` raises except ValueError.
+    `node_info` is asked only about node classes with a string that may name one. Raises
+    WorkflowRejected, and what `node_info` raises except ValueError.
     """
     for node_id, node in workflow.items():
         if node["class_type"] in _READERS_OF_OUTPUT:
             raise _refusal(node_id, node, "reads ComfyUI's output folder, where other jobs write")
         for name, text in _named_files(node):
-            if not loadable.have(text) and _may_be_path(node["class_type"], name, inputs_of):
+            if loadable.have(text):
+                continue
+            if _is_path(text, node["class_type"], name, node_info):
                 problem = f"input '{name}': {shown(text)} is not in the input folder"
                 raise _refusal(node_id, node, problem)
 
@@ -106,16 +109,24 @@ def _strings(value: Any) -> Iterator[str]:
                 yield from _strings(item)
 
 
-def _may_be_path(class_type: str, input_name: str, inputs_of: InputsOf) -> bool:
-    """False for a text of several lines, such as a prompt, and for an input that no node reads."""
+def _is_path(text: str, class_type: str, input_name: str, node_info: NodeInfo) -> bool:
+    """Whether a node of this class may load a file that the string names."""
     try:
-        declared = inputs_of(class_type).get(input_name)
+        info = node_info(class_type)
     except ValueError:
         # The declaration of the class cannot be read.
         return True
-    match declared:
-        case None | ["STRING", {"multiline": True}]:
+    inputs = info.get("input", {})
+    match inputs.get("required", {}).get(input_name) or inputs.get("optional", {}).get(input_name):
+        case None:
+            # ComfyUI does not pass it to the node.
             return False
+        case ["STRING", {"multiline": True}]:
+            # A prompt.
+            return False
+        case ["STRING", *_]:
+            # An output node names what it writes, not what it loads.
+            return not (info.get("output_node") or text.startswith(_JSON))
     return True
 
 

@@ -103,7 +103,7 @@ class Runner:
         """Refuse a workflow that loads other files. Raises WorkflowRejected, WorkerUnavailable."""
         comfyui = self._connections.connect_comfyui(self._ready)
         try:
-            check_files(workflow, loadable, comfyui.inputs_of)
+            check_files(workflow, loadable, comfyui.node_info)
         except (ComfyUIGone, ComfyUITimeout) as error:
             raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
 

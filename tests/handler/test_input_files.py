@@ -174,6 +174,8 @@ def test_job_loads_input_files_and_files_of_its_own() -> None:
         ("a cat, from [output]", TEXT, True),
         ("/imagine a cat\nand ../ a dog", TEXT, True),
         ("../a.png", None, True),
+        ('{"a": "/../a.png"}', LINE, True),
+        ('{"a": "/../a.png"}', COMBO, False),
     ],
 )
 def test_path_is_allowed_within_the_two_folders(
@@ -182,21 +184,30 @@ def test_path_is_allowed_within_the_two_folders(
     refused = nullcontext() if is_allowed else pytest.raises(WorkflowRejected, match="node 7")
 
     with refused:
-        check_files(
-            one("Loader", name=text), LOADABLE, lambda _: {"name": declared} if declared else {}
-        )
+        check_files(one("Loader", name=text), LOADABLE, lambda _: declare(declared))
+
+
+def declare(declared: Any, *, is_output: bool = False) -> dict[str, Any]:
+    """What GET /object_info says of a class with this input `name`."""
+    inputs = {"required": {"name": declared} if declared else {}}
+    return {"input": inputs, "output_node": is_output}
+
+
+def test_text_of_an_output_node_names_what_it_writes() -> None:
+    workflow = one("Writer", name="/mnt/results/a.png")
+
+    check_files(workflow, LOADABLE, lambda _: declare(LINE, is_output=True))
 
 
 def test_classes_are_asked_about_only_where_a_string_may_be_a_path() -> None:
     asked: list[str] = []
 
-    def inputs_of(class_type: str) -> dict[str, Any]:
+    def node_info(class_type: str) -> dict[str, Any]:
         asked.append(class_type)
         return {}
 
-    check_files(
-        image() | one("Text", text="../x") | {"8": node("Load", a=["7", 0])}, LOADABLE, inputs_of
-    )
+    workflow = image() | one("Text", text="../x") | {"8": node("Load", a=["7", 0])}
+    check_files(workflow, LOADABLE, node_info)
 
     assert asked == ["Text"]
 
