@@ -10,7 +10,6 @@ at run time: a loader takes no linked string. A custom node that computes a path
 path as text of several lines, can still read what ComfyUI's process can read.
 """
 
-import contextlib
 import os
 import re
 import time
@@ -30,6 +29,8 @@ _READERS_OF_OUTPUT = frozenset({"LoadTrainingDataset"})
 _ANNOTATION = re.compile(r"\s?\[(input|output|temp)\]$")
 _JSON = ("{", "[")
 _ABSOLUTE = re.compile(r"/.|~[^/\s]*/|\\\\|[A-Za-z]:[/\\]", re.DOTALL)
+# What a text of _ABSOLUTE begins with, if it has no drive letter.
+_FIRST = frozenset("/~\\")
 # PATH_MAX of Linux, see limits.h(0p): no longer text names a file.
 _MAX_PATH = 4095
 
@@ -43,6 +44,9 @@ class LoadableFiles:
 
     def have(self, text: str) -> bool:
         """Whether a string, if a loader takes it as a path, stays within the two folders."""
+        if ".." not in text and text[-1:] != "]" and text[:1] not in _FIRST and text[1:2] != ":":
+            # Most strings.
+            return True
         path = PurePath(_ANNOTATION.sub("", text))
         if ".." in re.split(r"[/\\]", text):
             return False
@@ -82,31 +86,36 @@ def mark_as_used(workflow: Mapping[str, Any], loadable: LoadableFiles) -> None:
     """
     for node in workflow.values():
         for _, text in _named_files(node):
-            if not text.endswith(MODEL_SUFFIXES) and loadable.have(text):
-                # Most strings name no file, and an input folder may be read-only.
-                with contextlib.suppress(OSError, ValueError):
-                    path = loadable.input_folder / _ANNOTATION.sub("", text)
-                    os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
+            # Most strings are no names of files. One without a suffix is marked when it is read.
+            if "." in text and not text.endswith(MODEL_SUFFIXES) and loadable.have(text):
+                _mark_file(os.path.join(loadable.input_folder, _ANNOTATION.sub("", text)))
+
+
+def _mark_file(path: str) -> None:
+    try:
+        modified_ns = os.stat(path).st_mtime_ns
+        os.utime(path, ns=(time.time_ns(), modified_ns))
+    except (OSError, ValueError):
+        # There is no such file, or the folder is read-only.
+        return
 
 
 def _named_files(node: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The name of the input and the string, for each string that may be a path."""
     for name, value in node["inputs"].items():
-        for text in _strings(value):
-            if 0 < len(text) <= _MAX_PATH:
-                yield name, text
+        if isinstance(value, str):
+            if len(value) <= _MAX_PATH:
+                yield name, value
+        elif isinstance(value, dict | list):
+            yield from ((name, text) for text in _strings(value) if len(text) <= _MAX_PATH)
 
 
 def _strings(value: Any) -> Iterator[str]:
-    match value:
-        case str():
-            yield value
-        case dict():
-            for item in value.values():
-                yield from _strings(item)
-        case list():
-            for item in value:
-                yield from _strings(item)
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def _is_path(text: str, class_type: str, input_name: str, node_info: NodeInfo) -> bool:
