@@ -27,6 +27,8 @@ _MAX_NAME_BYTES = 255
 _MAX_STEM_BYTES = 200
 _MAX_PATH = 1000
 _COPY_BYTES = 2**30
+# The kernel's times of files lag behind its clock by up to one tick.
+_CLOCK_STEP_S = 0.05
 MARKER = ".lambda-comfyui-job"
 
 
@@ -82,12 +84,20 @@ class NamedFile(NamedTuple):
 class Collector:
     """Collects the artifacts of one job; the same output of a node gives its artifacts once."""
 
-    def __init__(self, request_id: str, folders: dict[str, Path], *, include_temp: bool) -> None:
+    def __init__(
+        self,
+        request_id: str,
+        folders: dict[str, Path],
+        *,
+        include_temp: bool,
+        made_since: float = 0.0,
+    ) -> None:
+        """`made_since`: a bare path of an older file, in seconds since the epoch, is no result."""
         self.left_out_temp = False
         # What ComfyUI itself made for the job: `<type>/<path in that folder>`, see deliveries.py.
         self.comfyui_files: set[str] = set()
         self._request_id, self._folders = request_id, folders
-        self._include_temp = include_temp
+        self._include_temp, self._made_since = include_temp, made_since
         self._collected: set[tuple[str, ...]] = set()
         self._owners: dict[Path, NamedFile] = {}
 
@@ -212,6 +222,9 @@ class Collector:
         try:
             path = (root / item).resolve()
             if not path.is_file() or not path.is_relative_to(root):
+                return None
+            if path.stat().st_mtime < self._made_since - _CLOCK_STEP_S:
+                # The workflow gave the path to the node: the file may be that of another job.
                 return None
         except (OSError, ValueError, RuntimeError):
             # RuntimeError: a loop of symbolic links.

@@ -137,6 +137,14 @@ class ComfyUI:
         """
         self._api.free()
 
+    def node_info(self, class_type: str) -> dict[str, Any]:
+        """The declaration of a node class; empty for an unknown class.
+
+        Raises ComfyUIGone, ComfyUITimeout, and ValueError for an error page, where a node pack's
+        declaration raises.
+        """
+        return self._api.node_info(class_type)
+
     def end_job(self) -> None:
         """The job is over: the WebSocket is closed unless another one comes soon."""
         with self._idle_lock:
@@ -161,7 +169,6 @@ class ComfyUI:
         try:
             return self._api.inputs_of(class_type)
         except (ComfyUIGone, ComfyUITimeout, ValueError):
-            # ValueError: an error page, where a node pack's declaration raises.
             return {}
 
     def _look_up(

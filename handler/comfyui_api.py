@@ -85,10 +85,18 @@ class ComfyUIApi:
         entry = entries.get(prompt_id)
         return None if entry is None else entry | _empty_parts(entry)
 
+    def node_info(self, class_type: str, timeout_s: float = QUESTION_TIMEOUT_S) -> dict[str, Any]:
+        """The declaration of a node class: `input`, `output_node` and others; {} if unknown.
+
+        Raises ValueError, too: for an error page, where a node pack's declaration raises.
+        """
+        info = self._get(f"/object_info/{quote(class_type, safe='')}", timeout_s)
+        entry: dict[str, Any] = info.get(class_type, {})
+        return entry
+
     def inputs_of(self, class_type: str, timeout_s: float = QUESTION_TIMEOUT_S) -> dict[str, Any]:
         """The declarations of a node class's inputs, by name: `[type, options?]` each."""
-        info = self._get(f"/object_info/{quote(class_type, safe='')}", timeout_s)
-        inputs = info.get(class_type, {}).get("input", {})
+        inputs = self.node_info(class_type, timeout_s).get("input", {})
         return {**inputs.get("required", {}), **inputs.get("optional", {})}
 
     def interrupt(self, prompt_id: str, timeout_s: float) -> bool:

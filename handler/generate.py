@@ -7,6 +7,7 @@ which request is decided in events/, what the response looks like in response.py
 of ComfyUI is told from one of the job in runner.py and node_failure.py.
 """
 
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,12 +26,13 @@ from events.errors import (
 )
 from events.job import Caller, Job
 from handler import webhook
-from handler.artifacts import Collector
+from handler.artifacts import Collector, folder_name
 from handler.callers_urls import refuse_forbidden
 from handler.clock import Deadline
 from handler.connections import Connections
 from handler.emit import emit
 from handler.execution import Execution
+from handler.input_files import LoadableFiles, mark_as_used
 from handler.job_events import JobCompleted, JobFailed, JobPostponed, JobReceived
 from handler.job_folder import mark_of
 from handler.jobs import Claim
@@ -114,9 +116,20 @@ class JobRun:
             worker = wake.wait()
             if uploads:
                 uploads.check()
-            collector = Collector(job.id, worker.folders, include_temp=job.return_temp)
+            collector = Collector(
+                job.id,
+                worker.folders,
+                include_temp=job.return_temp,
+                made_since=0.0 if self._settings.load_any_file else time.time(),
+            )
             outputs = self._result.outputs = JobOutputs(collector, uploads)
             runner = Runner(self._connections, worker, self._timings, self._deadline)
+            loadable = LoadableFiles(
+                worker.folders["input"], worker.folders["output"] / folder_name(job.id)
+            )
+            if not self._settings.load_any_file:
+                runner.check_files(workflow, loadable)
+            mark_as_used(workflow, loadable)
             execution = self._execute(workflow, runner, outputs)
             if lost := outputs.nodes_with_lost_files(execution.nodes_executed):
                 # The files of an earlier run that ComfyUI's cache still names were deleted.

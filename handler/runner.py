@@ -7,6 +7,7 @@ worker is asked is decided in worker_client.py, what ComfyUI is asked in comfyui
 import contextlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from events.errors import DeadlineExceeded, WorkerUnavailable
 from handler.clock import Deadline, Timings
@@ -15,6 +16,7 @@ from handler.comfyui_api import ComfyUIGone, ComfyUITimeout, HistoryEntry
 from handler.connections import Connections
 from handler.emit import emit
 from handler.execution import Execution
+from handler.input_files import LoadableFiles, check_files
 from handler.job_events import JobQueued, WorkerReady, WorkerStarting
 from handler.worker_client import ReadyWorker, WorkerClient
 
@@ -102,6 +104,14 @@ class Runner:
             ran_ms = (time.monotonic() - began) * 1000
             self._timings.add("queue_ms", execution.queue_ms)
             self._timings.add("generation_ms", ran_ms - execution.queue_ms)
+
+    def check_files(self, workflow: dict[str, Any], loadable: LoadableFiles) -> None:
+        """Refuse a workflow that loads other files. Raises WorkflowRejected, WorkerUnavailable."""
+        comfyui = self._connections.connect_comfyui(self._ready)
+        try:
+            check_files(workflow, loadable, comfyui.node_info)
+        except (ComfyUIGone, ComfyUITimeout) as error:
+            raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
 
     def free_memory(self) -> None:
         """Have ComfyUI unload its models before its next prompt. Raises OSError."""

@@ -51,6 +51,12 @@ _batch_size = _number(int, lambda value: 1 <= value <= 10, "expected a number of
 _port = _number(int, lambda value: 0 <= value <= 65535, "expected a port number, 0 to 65535")
 
 
+def _switch(raw: str) -> bool:
+    if raw not in ("0", "1"):
+        raise ValueError("expected 0 or 1")
+    return raw == "1"
+
+
 def _names(raw: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in raw.split(",") if name.strip())
 
@@ -93,6 +99,7 @@ class Settings:
     models_dir: Path | None = _var("MODELS_DIR", _path, None)
     standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)
 
+    load_any_file: bool = _var("LOAD_ANY_FILE", _switch, default=False)
     keep_outputs_s: float = _var("KEEP_OUTPUTS", _seconds, 3600.0)
     clean_below_mb: int = _var("CLEAN_BELOW", _count, 512)
     clean_older_than_s: float = _var("CLEAN_OLDER_THAN", _seconds, 86_400.0)

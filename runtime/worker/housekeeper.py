@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from handler.settings import Settings
 from runtime.log import log
-from runtime.worker.housekeeping import clean, is_low
+from runtime.worker.housekeeping import caches_many_prompts, clean, is_low
 
 CLEAN_EVERY_S = 10.0
 # ComfyUI keeps a copy of each workflow in its history: 5 MB for a large one.
@@ -30,11 +30,17 @@ class Housekeeper:
     """Cleans in a thread of its own, from `start` to `stop`. Its methods are for any thread.
 
     `forget_prompts` removes prompts from ComfyUI's history. It gets the prompts of jobs that have
-    ended: their handlers read the entries no more.
+    ended: their handlers read the entries no more. `drop_cache` empties ComfyUI's node cache.
     """
 
-    def __init__(self, settings: Settings, forget_prompts: Callable[[Sequence[str]], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        forget_prompts: Callable[[Sequence[str]], None],
+        drop_cache: Callable[[], None],
+    ) -> None:
         self._settings, self._forget_prompts = settings, forget_prompts
+        self._drop_cache = drop_cache
         self._running: list[RunningJob] = []
         self._ended_prompts: list[str] = []
         self._is_stopped = self._is_low = False
@@ -75,6 +81,9 @@ class Housekeeper:
     def clean(self) -> None:
         """Remove what is due from ComfyUI's folders now."""
         removed = clean(self._settings, self.running_since())
+        is_cache_outdated = not all(removal.is_job_folder for removal in removed)
+        if is_cache_outdated and caches_many_prompts(self._settings):
+            self._drop_cache()
         for reason in dict.fromkeys(removal.reason for removal in removed):
             sizes = [removal.size_bytes for removal in removed if removal.reason == reason]
             log(f"removed {len(sizes)} files or folders ({sum(sizes) / 1e6:.1f} MB): {reason}")
@@ -91,7 +100,10 @@ class Housekeeper:
             if prompts := self._take_ended_prompts():
                 self._forget_prompts(prompts)
             if time.monotonic() >= clean_at:
-                self.clean()
+                try:
+                    self.clean()
+                except OSError as error:
+                    log(f"cannot clean ComfyUI's folders: {error}")
                 clean_at = time.monotonic() + CLEAN_EVERY_S
 
     def _wait_until(self, clean_at: float) -> bool:

@@ -46,6 +46,7 @@ class Removal:
     size_bytes: int
     used_at: float
     reason: str
+    is_job_folder: bool = False
 
 
 def clean(settings: Settings, running_since: float | None = None) -> list[Removal]:
@@ -61,6 +62,15 @@ def clean(settings: Settings, running_since: float | None = None) -> list[Remova
         # A running job may be about to write into a folder that is empty.
         _remove_empty_parents(data, removed)
     return removed
+
+
+def caches_many_prompts(settings: Settings) -> bool:
+    """Whether ComfyUI's node cache names files of more prompts than the last one.
+
+    A number of a file that was removed is given again, and such a cache would take the new file for
+    its own.
+    """
+    return any(arg.startswith(("--cache-lru", "--cache-ram")) for arg in settings.comfyui_args)
 
 
 def find_due(settings: Settings, running_since: float | None = None) -> list[Removal]:
@@ -82,7 +92,7 @@ def _due(
     disk = _Disk(settings.clean_below_mb * _MB, is_dry_run=is_dry_run)
     delivered: set[Path] = set()
     for delivery, reason in _expired(settings, disk, now):
-        for removal in _left_by(data, delivery, reason):
+        for removal in _left_by(settings, delivery, reason):
             disk.note(removal)
             delivered.add(removal.path)
             yield removal
@@ -126,13 +136,14 @@ def _expired(
         yield replace(delivery, files=delivery.files - entries[-1].files), reason
 
 
-def _left_by(data: Path, delivery: deliveries.Delivery, reason: str) -> Iterator[Removal]:
+def _left_by(settings: Settings, delivery: deliveries.Delivery, reason: str) -> Iterator[Removal]:
     """What is left of a delivered job, and was not used for another job since."""
+    data = settings.comfyui_data
     folder = data / "output" / delivery.folder
     with contextlib.suppress(OSError):
         if (folder / MARKER).lstat().st_mtime <= delivery.at:
             yield _job_folder(folder, reason)
-    for name in sorted(delivery.files):
+    for name in () if caches_many_prompts(settings) else sorted(delivery.files):
         kind, _, path = name.partition("/")
         with contextlib.suppress(OSError):
             file = _file(data / kind / path, reason) if kind in _MADE_BY_COMFYUI else None
@@ -174,7 +185,8 @@ def _job_folder(folder: Path, reason: str) -> Removal:
         if (file := _file(Path(parent, name), reason))
     ]
     used_at = max((file.used_at for file in files), default=folder.lstat().st_mtime)
-    return Removal(folder, sum(file.size_bytes for file in files), used_at, reason)
+    size_bytes = sum(file.size_bytes for file in files)
+    return Removal(folder, size_bytes, used_at, reason, is_job_folder=True)
 
 
 class _Disk:

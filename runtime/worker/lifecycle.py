@@ -53,7 +53,7 @@ class Worker:
         self._soundness = Soundness()
         self._drain_until = math.inf
         self._dispatcher = HookDispatcher(hooks, log)
-        self.housekeeper = Housekeeper(settings, self._forget_prompts)
+        self.housekeeper = Housekeeper(settings, self._forget_prompts, self._drop_cache)
 
     def supervise(self) -> None:
         """Start ComfyUI whenever the state is `starting`, and watch it; returns after `stop`."""
@@ -211,6 +211,10 @@ class Worker:
         # A ComfyUI that was started since does not know them.
         if process := self._process:
             process.forget(prompt_ids)
+
+    def _drop_cache(self) -> None:
+        if process := self._process:
+            process.free()
 
     def _wait_for_start(self) -> bool:
         """Wait until ComfyUI is to be started; False when the worker ends instead."""

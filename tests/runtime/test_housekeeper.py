@@ -41,7 +41,7 @@ def forgotten() -> list[str]:
 
 @pytest.fixture
 def keeper(settings: Settings, forgotten: list[str]) -> Iterator[Housekeeper]:
-    keeper = Housekeeper(settings, forgotten.extend)
+    keeper = Housekeeper(settings, forgotten.extend, lambda: None)
     keeper.start()
     yield keeper
     keeper.stop()
@@ -76,12 +76,29 @@ def test_disk_that_stays_nearly_full_is_logged_once(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = replace(settings, clean_below_mb=ALWAYS_MB)
-    keeper = Housekeeper(settings, lambda _: None)
+    keeper = Housekeeper(settings, lambda _: None, lambda: None)
 
     keeper.clean()
     keeper.clean()
 
     assert capsys.readouterr().err.count("is free, and no more files may be removed") == 1
+
+
+@pytest.mark.parametrize(("arguments", "dropped"), [("--cache-lru 100", 1), ("--cpu", 0)])
+def test_cache_of_many_prompts_is_emptied_when_files_went(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, arguments: str, dropped: int
+) -> None:
+    monkeypatch.setenv("COMFYUI_ARGS", arguments)
+    monkeypatch.setenv("CLEAN_BELOW", str(ALWAYS_MB))
+    write(settings.comfyui_data / "output" / "old_00001_.png", age_s=2 * DAY_S)
+    calls: list[None] = []
+    keeper = Housekeeper(Settings.from_env(os.environ), lambda _: None, lambda: calls.append(None))
+
+    keeper.clean()
+    write_job(settings, "job", age_s=2 * DAY_S)
+    keeper.clean()
+
+    assert len(calls) == dropped
 
 
 def test_history_of_comfyui_keeps_no_ended_job() -> None:

@@ -189,6 +189,19 @@ def test_delivered_job_goes_after_its_time_with_the_files_of_comfyui(settings: S
     assert clean(settings) == []
 
 
+def test_cache_of_many_prompts_keeps_the_files_of_comfyui(settings: Settings) -> None:
+    data = settings.comfyui_data
+    job = write_job(settings, "job", age_s=9000)
+    image = write(data / "output" / "a_00001_.png", age_s=9000)
+    deliver(settings, "job", "output/a_00001_.png", age_s=8000)
+    deliver(settings, "newest", age_s=900)
+
+    removed = clean(make_settings(data.parent, COMFYUI_ARGS="--cache-lru 100"))
+
+    assert paths(removed) == [job]
+    assert image.exists()
+
+
 def test_newest_delivered_job_stays_with_what_the_cache_names(settings: Settings) -> None:
     shared = write(settings.comfyui_data / "output" / "a_00001_.png", age_s=9000)
     first = write_job(settings, "first", age_s=9000)
