@@ -158,7 +158,7 @@ def test_claim_of_a_killed_handler_ends_before_its_message_comes_again() -> None
     assert sqs_visibility.back_off_after_crash_s(1) > LEASE_S
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("comfyui")
 def test_message_that_goes_back_comes_again_before_the_queue_s_own_time(
     sqs: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
