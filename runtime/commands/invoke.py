@@ -134,9 +134,9 @@ def outcome_of(result: InvocationResult) -> tuple[str, bool]:
 
 
 def until_stopped(action: Callable[[], int]) -> int:
-    """Run `action`. SIGINT and SIGTERM unwind it, so that it stops its children on the way out.
+    """Run `action`. SIGINT and SIGTERM raise SystemExit in it, so that it stops its children.
 
-    Raises SystemExit with 128 + the signal's number. A second signal does not wait.
+    The exit status is 128 + the signal's number. A second signal ends the process at once.
     """
 
     def unwind(number: int) -> None:

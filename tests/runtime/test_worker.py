@@ -151,9 +151,9 @@ def test_term_during_a_cold_start_is_obeyed_at_once(start_worker: StartWorker) -
     assert worker.process.wait(30) == 0
     assert not is_running(pid)
     assert worker.process.stderr
-    said = worker.process.stderr.read()
-    assert b"worker starting -> draining" in said
-    assert b"-> ready" not in said
+    output = worker.process.stderr.read()
+    assert b"worker starting -> draining" in output
+    assert b"-> ready" not in output
 
 
 def test_comfyui_dies_with_a_killed_worker(start_worker: StartWorker) -> None:
