@@ -16,7 +16,7 @@ JobError
 └── InternalError       a defect of this project                          retryable
 
 docs/contract.md has the same table for callers. Which error a failed node becomes is decided in
-handler/execution.py, which one a refused graph becomes in handler/rejection.py.
+handler/node_failure.py, which one a refused graph becomes in handler/rejection.py.
 """
 
 import math

@@ -43,7 +43,7 @@ _PLAIN_ROUTE = re.compile(ROUTE)
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One HTTP call, whichever front door it came through."""
+    """One HTTP call, the same for API Gateway, function URLs and load balancers."""
 
     event: "BaseProxyEvent"
     path: str
@@ -63,7 +63,7 @@ def matches(event: Any) -> bool:
 
 
 def process(event: dict[str, Any], context: EventContext) -> Response:
-    """Answer the call, in the shape that its front door expects."""
+    """Answer the call, in the shape that the service in front of the function expects."""
     call = _call_of(event)
     answer = _answer(call, context)
     # https://docs.aws.amazon.com/powertools/python/latest/utilities/data_classes/

@@ -1,4 +1,4 @@
-"""What flows: one job, and the caller who gets its answer. Secrets never show in a `repr`."""
+"""One job, and the caller who gets its response. Secrets never show in a `repr`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asked, and where the answer goes besides the reply. Empty means 'not given'."""
+    """The id of the request, and the webhook that gets the response. Empty means 'not given'."""
 
     request_id: str
     # The request named its id; otherwise it is a new UUID.

@@ -31,7 +31,7 @@ _log = logging.getLogger("lambda-comfyui.stepfunctions")
 
 
 class NotTold(Exception):
-    """The job has ended, but Step Functions could not be told its result."""
+    """The job has ended, but its result could not be sent to Step Functions."""
 
 
 def matches(event: Any) -> bool:
@@ -116,7 +116,9 @@ def _send_result(client: Any, token: str, response: Response) -> None:
     except (ClientError, BotoCoreError) as refusal:
         reason = aws.error_name(refusal)
         if reason not in _WITHOUT_TASK:
-            raise NotTold(f"Step Functions was not told how the job ended: {reason}") from None
+            raise NotTold(
+                f"the job's result could not be sent to Step Functions: {reason}"
+            ) from None
         _log.error("Step Functions does not wait for this job any more", extra={"reason": reason})
 
 

@@ -21,8 +21,8 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
 
     A direct invocation gets the documented response; docs/contract.md has the other replies.
     Raises TryAgain where Lambda repeats an event whose function raises (SNS, S3, EventBridge), and
-    NotTold if Step Functions could not be told a job's end. `context` is Lambda's; None means no
-    deadline.
+    NotTold if a job's result could not be sent to Step Functions. `context` is Lambda's; None means
+    no deadline.
     """
     source = sources.recognize(event)
     settings, misconfigured = _settings()

@@ -1,4 +1,4 @@
-"""What a combo input of a node may be given, in words, for a value that is not among it.
+"""Explains a value that is not among the choices of a node's input, such as a missing model.
 
 How the choices are asked for is decided in comfyui.py. An input's declaration is a list: its type,
 which may be the list of choices itself, and its options, which may hold them

@@ -58,7 +58,7 @@ class Deadline:
         if hasattr(context, "get_remaining_time_in_millis"):
             left_s = context.get_remaining_time_in_millis() / 1000
             now = time.monotonic()
-            # The rest is for the way of the response.
+            # The rest is for returning the response.
             self.answer_by = now + left_s - min(_RETURN_S, left_s * _RETURN_SHARE)
             # At most a fifth of a short invocation is kept back.
             self.work_until = now + left_s - min(margin_s, left_s * _MARGIN_SHARE)

@@ -1,4 +1,4 @@
-"""Passes each event of a job on to all who follow jobs. What the events are: job_events.py."""
+"""Passes each event of a job to every subscriber. What the events are: job_events.py."""
 
 from collections.abc import Callable
 

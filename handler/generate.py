@@ -3,8 +3,8 @@
     validate → claim → check → wake → run → store → notify
 
 Every failure becomes the response's `error`; nothing is raised at the caller. Which event holds
-which request is decided in events/, what the response looks like in response.py, and how a failure
-of ComfyUI is told from one of the job in runner.py and node_failure.py.
+which request is decided in events/, what the response looks like in response.py, what a failure of
+ComfyUI means in runner.py, and what a failure of a node means in node_failure.py.
 """
 
 import time

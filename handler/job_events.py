@@ -1,4 +1,4 @@
-"""What can happen to a job on its way: one frozen class an event.
+"""What can happen to a job from its request to its end: one frozen class an event.
 
 Who gets an event is decided in emit.py. In the log an event is one JSON object a line: `event` is
 the class's `name`, and its fields are keys beside it. `decode` reads such a line in another

@@ -1,7 +1,8 @@
 """Turns a refusal by ComfyUI's validation into one sentence that names node, input and choices.
 
-What a node's exception during the run means is decided in node_failure.py. The answers of
-`POST /prompt`: execution.py of ComfyUI, `validate_prompt` and `validate_inputs`.
+A value that is not available, such as a missing model, is explained in choices.py. What a node's
+exception during the run means is decided in node_failure.py. The answers of `POST /prompt`:
+execution.py of ComfyUI, `validate_prompt` and `validate_inputs`.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,7 @@
 """The documented response (events/contract/response.schema.json), built from a job's result.
 
-How a response is kept within its size is decided in events/contract/response_size.py.
+The items of `output` are made in artifacts.py; outputs.py adds the state of their upload. How a
+response is kept within its size is decided in events/contract/response_size.py.
 """
 
 import base64

@@ -1,8 +1,8 @@
 """S3: uploads the artifacts of a job while it still runs, and signs the URLs to read them.
 
-What is uploaded is decided in artifacts.py, which files may be replaced in job_folder.py, what is
-removed again in leftovers.py. boto3 is imported when the first bucket is used: its import takes
-longer than all others of the handler.
+What is uploaded, and under which key, is decided in artifacts.py; which files may be replaced, in
+job_folder.py; what is removed again, in leftovers.py. boto3 is imported when the first bucket is
+used: its import takes longer than all others of the handler.
 """
 
 import mimetypes

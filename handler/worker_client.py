@@ -182,7 +182,7 @@ class WorkerClient:
         return None
 
     def close(self) -> None:
-        """Close the connection; wait for the end of a worker that was started for us alone."""
+        """Close the connection; wait for the end of the worker that this process has started."""
         self._disconnect()
         if self._started:
             self._started.wait(CONNECT_TIMEOUT_S)
@@ -265,7 +265,7 @@ class WorkerClient:
         return connection
 
     def _start_worker(self) -> None:
-        """Start a worker unless one is on its way. Raises WorkerUnavailable when it has failed."""
+        """Start a worker unless one is starting. Raises WorkerUnavailable when it has failed."""
         # Where an extension owns the worker, a handler starts none and needs no `subprocess`.
         from handler.worker_start import StartedWorker  # noqa: PLC0415
 

@@ -9,6 +9,7 @@ from typing import Any
 import boto3
 import pytest
 import requests
+from botocore.config import Config
 from moto.server import ThreadedMotoServer
 
 from runtime.local_s3 import LocalS3
@@ -83,3 +84,15 @@ def objects_in(s3: LocalS3, prefix: str = "") -> set[str]:
     keys = {item["Key"] for page in pages for item in page.get("Contents", ())}
     client.close()
     return keys
+
+
+def lambda_client(port: int) -> Any:
+    """A client of a Lambda endpoint on this port of the loopback; it tries each call once."""
+    return boto3.client(
+        "lambda",
+        endpoint_url=f"http://127.0.0.1:{port}",
+        region_name="us-east-1",
+        aws_access_key_id="x",
+        aws_secret_access_key="x",
+        config=Config(retries={"total_max_attempts": 1}),
+    )

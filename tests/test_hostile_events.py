@@ -52,8 +52,8 @@ def answer(request: Any, *, seconds: float = 20.0) -> dict[str, Any]:
     response = app.lambda_handler(request, Context(seconds))
     assert response_problems(response) == []
     json.dumps(response, allow_nan=False, ensure_ascii=False).encode()
-    said = response["message"] + json.dumps(response.get("error", ""))
-    assert "Traceback" not in said
+    output = response["message"] + json.dumps(response.get("error", ""))
+    assert "Traceback" not in output
     assert response.get("error", {}).get("type") != "InternalError"
     return response
 

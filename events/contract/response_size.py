@@ -1,7 +1,8 @@
-"""What is left out of a response that is too large for its way.
+"""What is left out of a response that is larger than its destination accepts.
 
-There is one function for each kind of way: `fit_reply` for a reply of the Lambda function,
-`shrink` for a narrower way (HTTP, Step Functions), `shrink_for_store` for the store of jobs.
+There is one function for each kind of destination: `fit_reply` for a reply of the Lambda function,
+`shrink` for a destination with a lower limit (HTTP, Step Functions), `shrink_for_store` for the
+store of jobs.
 docs/contract.md documents the order and the limits. Which files are added as base64 is decided in
 handler/response.py.
 
@@ -52,7 +53,7 @@ def fit_reply(response: Response) -> Response:
 
 
 def shrink(response: Response, max_bytes: int, size: Callable[[Response], int]) -> Response:
-    """The response with `size(response) <= max_bytes`, where `size` counts bytes on the way."""
+    """The response with `size(response) <= max_bytes`, where `size` counts what is sent."""
     return _leave_out(_STEPS, response, max_bytes, size, because="too large for this reply")
 
 

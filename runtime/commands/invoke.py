@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from handler.settings import PROJECT, Settings
@@ -24,6 +23,7 @@ from runtime.lambda_host.function import HANDLER, Function
 from runtime.lambda_host.host import LambdaHost
 from runtime.output_files import files_without_url, responses_in
 from runtime.process.child import Child
+from runtime.process.signals import on_stop_signal
 from runtime.progress import progress_on
 from runtime.sam import environment
 
@@ -134,21 +134,13 @@ def outcome_of(result: InvocationResult) -> tuple[str, bool]:
 
 
 def until_stopped(action: Callable[[], int]) -> int:
-    """Run `action`. SIGINT and SIGTERM unwind it, so that it stops its children on the way out.
+    """Run `action`. SIGINT and SIGTERM raise SystemExit in it, so that it stops its children.
 
-    Raises SystemExit with 128 + the signal's number. A second signal does not wait.
+    The exit status is 128 + the signal's number. A second signal ends the process at once.
     """
 
-    def unwind(number: int, frame: FrameType | None) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_DFL)
+    def unwind(number: int) -> None:
         raise SystemExit(128 + number)
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        signal.signal(number, unwind)
-    try:
+    with on_stop_signal(unwind):
         return action()
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -6,11 +6,9 @@ This module joins the command line and the settings; runtime/lambda_host/service
 import argparse
 import contextlib
 import queue
-import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TextIO
 
@@ -24,7 +22,7 @@ from runtime.lambda_host.function import HANDLER, Function
 from runtime.lambda_host.service import Service, ServiceRules
 from runtime.lambda_host.sqs_poller import PollerRules
 from runtime.lambda_host.sqs_queue import QueueError, SqsQueue
-from runtime.process.signals import get_beside_signals
+from runtime.process.signals import get_beside_signals, on_stop_signal
 
 # As on Managed Instances: the function's timeout, but at least 130 s and at most 900.
 _MIN_INIT_S, _MAX_INIT_S = 130.0, 900.0
@@ -126,7 +124,9 @@ def _serve(
         events=AsyncRules(retries=settings.event_retries, max_age_s=settings.event_max_age_s),
         poller=PollerRules(batch_size=settings.queue_batch_size),
     )
-    with _exit_status() as status:
+    # SimpleQueue: its `put` is made for signal handlers, an Event's `set` may lock up in one.
+    status: queue.SimpleQueue[int] = queue.SimpleQueue()
+    with on_stop_signal(lambda _: status.put(0)):
         service = Service(
             function,
             rules,
@@ -173,27 +173,6 @@ def _with_job_store(environ: Mapping[str, str], settings: Settings) -> Mapping[s
 def extension_commands() -> Sequence[Sequence[str]]:
     """What is started before the handlers: the owner of ComfyUI."""
     return [[sys.executable, "-m", "runtime", "extension"]]
-
-
-@contextmanager
-def _exit_status() -> Iterator["queue.SimpleQueue[int]"]:
-    """A queue that gets the exit status, 0, at SIGINT or SIGTERM. A second signal does not wait."""
-    # SimpleQueue: its `put` is made for signal handlers, an Event's `set` may lock up in one.
-    status: queue.SimpleQueue[int] = queue.SimpleQueue()
-
-    def stop(*_: object) -> None:
-        for each in previous:
-            signal.signal(each, signal.SIG_DFL)
-        status.put(0)
-
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        signal.signal(number, stop)
-    try:
-        yield status
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _announce(function: Function, listener: socket.socket, sqs: SqsQueue | None) -> None:

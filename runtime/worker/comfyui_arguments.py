@@ -44,7 +44,7 @@ def arguments(settings: Settings, port: int) -> list[str]:
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of ComfyUI: ours without the handler's settings and credentials."""
+    """`environ` without the handler's settings and credentials."""
     kept = {
         name: value
         for name, value in environ.items()

@@ -170,8 +170,7 @@ class ComfyUIProcess:
             self._on_line(line)
 
     def _listens(self) -> bool:
-        # That the port is open is much cheaper to find out than whose it is. A stranger's process
-        # that took the port must not pass for ComfyUI.
+        # The first check is much cheaper. The second excludes another process that took the port.
         return _is_open(self.port) and _owns_port(self.pid, self.port)
 
     def _api(self) -> "ComfyUIApi":

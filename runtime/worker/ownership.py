@@ -104,7 +104,7 @@ def _sole_writer(settings: Settings) -> Iterator[None]:
     """
     output = settings.comfyui_data / "output"
     if settings.comfyui_data_dir is None and not settings.comfyui_code.is_dir():
-        # There is no ComfyUI: its start says so.
+        # There is no ComfyUI: its start raises an error that names the path.
         yield
         return
     try:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -249,12 +248,15 @@ def test_second_delivery_of_a_running_task_waits_for_its_end(
 ) -> None:
     monkeypatch.setenv("JOBS_DB", str(tmp_path / "jobs.sqlite"))
     task = execution()
-    request = event(workflows.one("TestSleep", seconds=3.0, deaf=False), request_id="task")
+    go_on = tmp_path / "go-on"
+    request = event(workflows.one("TestWait", file=str(go_on)), request_id="task")
     first = start_handler(request, seconds=60)
-    time.sleep(1.5)
+    assert first.stdout
+    assert any("job.queued" in line for line in first.stdout)
     queue.send({"TaskToken": task.token, **request})
 
     assert len(queue.deliver()) == 1
+    go_on.touch()
     response_of(first)
     assert wait_until(lambda: bool(queue.waiting()))
     assert queue.deliver() == []

@@ -171,8 +171,7 @@ def test_job_of_a_task_that_is_over_already_is_not_run(monkeypatch: pytest.Monke
     assert response == {"skipped": "Step Functions does not wait for this task: TaskTimedOut"}
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("aws")
+@pytest.mark.usefixtures("aws", "comfyui")
 def test_unknown_token_is_not_logged_and_its_job_is_run(
     log: Callable[[], str],
 ) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,6 +62,10 @@ def start_handler(
     process.stdin.write(json.dumps(request))
     process.stdin.close()
     return process
+
+
+def ended(handlers: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
+    return [handler for handler in handlers if handler.poll() is not None]
 
 
 def response_of(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -129,11 +134,15 @@ def test_of_two_requests_that_race_for_one_id_one_is_refused() -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_two_handlers_that_race_for_one_id_run_it_once() -> None:
-    request = event(one("TestSleep", seconds=3.0, deaf=False), request_id="race")
+def test_two_handlers_that_race_for_one_id_run_it_once(tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    request = event(one("TestWait", file=str(go_on)), request_id="race")
 
-    responses = [response_of(p) for p in [start_handler(request, seconds=60) for _ in range(2)]]
+    handlers = [start_handler(request, seconds=60) for _ in range(2)]
+    assert wait_until(lambda: len(ended(handlers)) == 1, 60)
+    go_on.touch()
 
+    responses = [response_of(handler) for handler in handlers]
     (done,) = [response for response in responses if not error_of(response)]
     (late,) = [response for response in responses if error_of(response)]
     assert error_of(late) == "AlreadyRunning"
@@ -141,10 +150,13 @@ def test_two_handlers_that_race_for_one_id_run_it_once() -> None:
     assert app.lambda_handler(request, Context(60)) == done
 
 
-def test_many_handlers_that_make_the_file_at_once_run_a_job_once() -> None:
-    request = event(one("TestSleep", seconds=3.0, deaf=False), request_id="crowd")
+def test_many_handlers_that_make_the_file_at_once_run_a_job_once(tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    request = event(one("TestWait", file=str(go_on)), request_id="crowd")
 
     handlers = [start_handler(request, seconds=60) for _ in range(6)]
+    assert wait_until(lambda: len(ended(handlers)) == 5, 60)
+    go_on.touch()
 
     assert sorted(error_of(response_of(h)) for h in handlers) == ["", *["AlreadyRunning"] * 5]
 
@@ -175,8 +187,9 @@ def test_claim_of_a_stopped_handler_ends_with_it(webhook_receiver: WebhookReceiv
     assert error_of(app.lambda_handler(request, Context(60))) == ""
 
 
-def test_job_that_outlives_its_first_claim_keeps_it(table: JobTable) -> None:
-    request = event(one("TestSleep", seconds=LEASE_S + 2, deaf=False), request_id="long")
+def test_job_that_outlives_its_first_claim_keeps_it(table: JobTable, tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    request = event(one("TestWait", file=str(go_on)), request_id="long")
     handler = start_handler(request, seconds=60)
     assert handler.stdout
     assert any("job.queued" in line for line in handler.stdout)
@@ -184,6 +197,7 @@ def test_job_that_outlives_its_first_claim_keeps_it(table: JobTable) -> None:
 
     assert wait_until(lambda: lease_until(table) > first_end + LEASE_S)
     assert error_of(app.lambda_handler(request, Context(60))) == "AlreadyRunning"
+    go_on.touch()
     assert error_of(response_of(handler)) == ""
 
 

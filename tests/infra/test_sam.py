@@ -1,8 +1,10 @@
 """What AWS's own tools say to template.yaml and samconfig.toml, as strictly as they can."""
 
+import json
 import shutil
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,35 @@ INSTANCES = {"g6.xlarge": (4, 16), "g6.2xlarge": (8, 32), "g6e.2xlarge": (8, 64)
 HOST_VCPU, HOST_GIB = 1, 1
 
 
+@dataclass(frozen=True, slots=True)
+class Slip:
+    """A mistake in the template, and the rule of cfn-lint that it breaks."""
+
+    name: str
+    right: str
+    wrong: str
+    rule: str
+
+
+SLIPS = (
+    Slip(
+        "warning",
+        right="AllowedValues: [3, 6, 12, 16, 24, 48]",
+        wrong="AllowedValues: [24, 25]",
+        rule="W1030",
+    ),
+    Slip(
+        "value",
+        right="AcceleratorMemorySize: !Ref AcceleratorMemoryGiB",
+        wrong="AcceleratorMemorySize: 25",
+        rule="E3030",
+    ),
+    Slip("key", right="AcceleratorMemorySize:", wrong="AcceleratorMemorySise:", rule="E3003"),
+    Slip("accelerator", right="AcceleratorConfig:", wrong="AcceleratorConfg:", rule="E3002"),
+    Slip("scaling", right="FunctionScalingConfig:", wrong="FunctionScalingConfg:", rule="E3002"),
+)
+
+
 def overrides(profile: str) -> dict[str, str]:
     config = tomllib.loads((PROJECT / "samconfig.toml").read_text())
     given = config[profile]["deploy"]["parameters"]["parameter_overrides"]
@@ -33,26 +64,36 @@ def test_sam_accepts_the_template(options: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong", "rule"),
-    [
-        ("AcceleratorMemorySize: !Ref AcceleratorMemoryGiB", "AcceleratorMemorySize: 25", "E3030"),
-        ("AllowedValues: [3, 6, 12, 16, 24, 48]", "AllowedValues: [24, 25]", "W1030"),
-        ("AcceleratorMemorySize:", "AcceleratorMemorySise:", "E3003"),
-        ("AcceleratorConfig:", "AcceleratorConfg:", "E3002"),
-        ("FunctionScalingConfig:", "FunctionScalingConfg:", "E3002"),
-    ],
-)
-def test_lint_catches_a_slip(right: str, wrong: str, rule: str, tmp_path: Path) -> None:
+def with_slip(slip: Slip, folder: Path) -> Path:
+    """A copy of the template in which the slip is made."""
     text = (PROJECT / "template.yaml").read_text()
-    assert right in text
-    broken = tmp_path / "template.yaml"
-    broken.write_text(text.replace(right, wrong))
+    assert slip.right in text
+    broken = folder / f"{slip.name}.yaml"
+    broken.write_text(text.replace(slip.right, slip.wrong))
+    return broken
 
-    done = run_tool("sam", "validate", "--lint", "--template-file", broken)
+
+@pytest.fixture(scope="module")
+def findings(tmp_path_factory: pytest.TempPathFactory) -> set[tuple[str, str]]:
+    """What one run of cfn-lint over all slips says: the name of each slip, and the broken rule."""
+    folder = tmp_path_factory.mktemp("slips")
+    paths = [with_slip(slip, folder) for slip in SLIPS]
+    done = run_tool("cfn-lint", "--format", "json", "--template", *paths)
+    return {(Path(item["Filename"]).stem, item["Rule"]["Id"]) for item in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("slip", SLIPS, ids=[slip.name for slip in SLIPS])
+def test_lint_catches_a_slip(slip: Slip, findings: set[tuple[str, str]]) -> None:
+    assert (slip.name, slip.rule) in findings
+
+
+def test_sam_refuses_a_template_in_which_lint_finds_a_slip(tmp_path: Path) -> None:
+    slip = SLIPS[0]
+
+    done = run_tool("sam", "validate", "--lint", "--template-file", with_slip(slip, tmp_path))
 
     assert done.returncode == 1
-    assert f"[{rule}:" in done.stdout + done.stderr
+    assert f"[{slip.rule}:" in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from runtime.lambda_host.async_invocations import AsyncInvocations, AsyncRules
@@ -22,6 +20,7 @@ from runtime.lambda_host.destination import FailedEvent
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.invoke_api import MAX_REQUEST_BYTES, InvokeApi
+from tests.aws import lambda_client
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.timeout(90)
@@ -60,22 +59,11 @@ def start(failed: list[FailedEvent], hosts: list[LambdaHost]) -> Iterator[Start]
             listener = socket.create_server(("127.0.0.1", 0))
             api = InvokeApi(listener, host, events, timeout_s=timeout_s, limit=limit)
             stack.enter_context(api)
-            client = client_for(listener.getsockname()[1])
+            client = lambda_client(listener.getsockname()[1])
             stack.callback(client.close)
             return client
 
         yield start
-
-
-def client_for(port: int) -> Any:
-    return boto3.client(
-        "lambda",
-        endpoint_url=f"http://127.0.0.1:{port}",
-        region_name="us-east-1",
-        aws_access_key_id="x",
-        aws_secret_access_key="x",
-        config=Config(retries={"total_max_attempts": 1}),
-    )
 
 
 def invoke(client: Any, name: str = NAME, **options: Any) -> Any:

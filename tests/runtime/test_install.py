@@ -284,15 +284,15 @@ def test_second_installation_waits_for_the_first(
 ) -> None:
     (home / "ComfyUI/main.py").unlink()
     second = threading.Thread(target=install, args=(recipe, home))
-    said = ""
+    output = ""
 
     with hold_file_lock(home / ".install.lock"):
         second.start()
         give_up = time.monotonic() + 30
-        while "waiting for it" not in said and time.monotonic() < give_up:
+        while "waiting for it" not in output and time.monotonic() < give_up:
             time.sleep(0.01)
-            said += capsys.readouterr().err
-        assert "waiting for it" in said
+            output += capsys.readouterr().err
+        assert "waiting for it" in output
         assert not (home / "ComfyUI/main.py").exists()
     second.join(60)
 

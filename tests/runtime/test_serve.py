@@ -13,14 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from handler.settings import PROJECT
 from runtime import cli
-from tests.aws import moto_client
+from tests.aws import lambda_client, moto_client
 from tests.processes import is_running, wait_until
 
 pytestmark = [
@@ -67,15 +65,7 @@ class Serving:
         return line[line.re.groups]
 
     def lambda_client(self) -> Any:
-        port = self.wait_for_line(r"listening on http://127\.0\.0\.1:(\d+)")
-        return boto3.client(
-            "lambda",
-            endpoint_url=f"http://127.0.0.1:{port}",
-            region_name="us-east-1",
-            aws_access_key_id="x",
-            aws_secret_access_key="x",
-            config=Config(retries={"total_max_attempts": 1}),
-        )
+        return lambda_client(int(self.wait_for_line(r"listening on http://127\.0\.0\.1:(\d+)")))
 
     def extension_pid(self) -> int:
         return int((self._folder / "diary").read_text().split()[1])

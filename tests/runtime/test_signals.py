@@ -48,3 +48,31 @@ def test_signal_is_noticed_while_threads_are_started(way: str) -> None:
                 assert program.wait(20) == 7
             finally:
                 program.kill()
+
+
+# Prints the number of the first stop signal, and goes on.
+TWICE = """
+import time
+from runtime.process.signals import on_stop_signal
+
+with on_stop_signal(lambda number: print(int(number), flush=True)):
+    print("ready", flush=True)
+    while True:
+        time.sleep(1)
+"""
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_first_stop_signal_calls_the_action_and_a_second_one_ends_the_process(
+    first: signal.Signals,
+) -> None:
+    line = [sys.executable, "-c", TWICE]
+    with subprocess.Popen(line, cwd=PROJECT, stdout=subprocess.PIPE) as program:
+        assert program.stdout
+        assert program.stdout.readline() == b"ready\n"
+        program.send_signal(first)
+        assert program.stdout.readline() == b"%d\n" % first
+
+        program.send_signal(signal.SIGTERM)
+
+        assert program.wait(30) == -signal.SIGTERM

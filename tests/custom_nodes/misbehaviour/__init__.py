@@ -118,6 +118,18 @@ class TestSleep(_Output):
         return {"ui": {"text": ["slept"]}}
 
 
+class TestWait(_Output):
+    """Runs until a file exists: a test makes it when it has seen what it wants to see."""
+
+    inputs: ClassVar = {"file": ("STRING", {"default": ""})}
+
+    def run(self, file: str) -> dict[str, Any]:
+        while not os.path.exists(file):
+            time.sleep(0.02)
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        return {"ui": {"text": ["waited"]}}
+
+
 class TestHold(_Output):
     """Keeps the interpreter lock, as some C extensions do: no other thread runs, no server answers.
 
@@ -338,6 +350,7 @@ NODE_CLASS_MAPPINGS = {
         TestKill,
         TestExit,
         TestSleep,
+        TestWait,
         TestHold,
         TestCycle,
         TestNoStatus,
