@@ -3,7 +3,7 @@
 A request is compared as a whole, but for what a client may renew before it sends the same job
 again: credentials, the secret of the webhook, and the signature of a pre-signed URL
 (docs/decisions/0007-repeated-requests.md). What a difference leads to is decided in `claims` for
-the job store and in handler/bucket_files.py for the bucket.
+the job store and in handler/job_folder.py for the bucket.
 """
 
 import json

@@ -54,7 +54,7 @@ NOT_IN_TEMPLATE = {
     *("IDLE_FREE_AFTER", "IDLE_STOP_AFTER", "IDLE_EXIT_AFTER"),
     # The default is right.
     *("S3_URL_EXPIRES", "WEBHOOK_TIMEOUT", "COMFYUI_PORT", "WORKER_HOOKS", "DEADLINE_MARGIN"),
-    *("JOBS_EXPIRE", "KEEP_OUTPUTS", "CLEAN_OLDER_THAN", "CLEAN_BELOW"),
+    *("JOBS_EXPIRE", "KEEP_OUTPUTS", "CLEAN_OLDER_THAN", "CLEAN_BELOW", "LOAD_ANY_FILE"),
 }
 # moto's CloudFormation does not know them. What they refer to stays in the test.
 UNKNOWN_TO_MOTO = {
