@@ -163,8 +163,8 @@ class Runner:
                 raise JobDied(death.reason) from error
             if not execution.began:
                 raise _DiedBeforeJobBegan(death.reason) from error
-            # The worker ended it, because another job hung or had met a fault of the machine; or
-            # this job was over, and the next one killed ComfyUI before the history was read.
+            # The worker has ended it, because another job hung or had met a fault of the machine.
+            # Or the job was over, and the next one killed ComfyUI before the history was read.
             text = f"ComfyUI ended before the result of the job was read. {death.reason}"
             raise WorkerUnavailable(text) from error
 

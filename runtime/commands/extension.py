@@ -133,7 +133,8 @@ class EnvironmentGuard(Hooks):
     def end(self, kind: str, reason: str) -> None:
         """End the environment, so that the platform makes a new one. `kind` is the error type."""
         self.failure, self.reason = kind, reason
-        log(f"extension: {kind}: ending this environment, so that it is replaced")
+        log(f"extension: {kind}: {reason}")
+        log("extension: ending this environment, so that it is replaced")
         if self._worker:
             self._worker.stop()
 

@@ -1,9 +1,9 @@
 """Whether the worker's machine can run jobs: what its faults so far say.
 
 A fault costs one recovery: ComfyUI is started again with a self-test, again and again if it fails,
-for RECOVER_WITHIN_S at most. The machine is unfit when that time is over, or when the first job
-after a recovery meets a fault, too. The same job again proves nothing: it may be what makes the
-faults. What a fault is, is decided in handler/machine_faults.py, what the self-test does in
+for RECOVER_WITHIN_S. The machine is unfit when that time is over, or when the first job after a
+recovery meets a fault, too. The same job again proves nothing: it may be what makes the faults.
+What a fault is, is decided in handler/machine_faults.py, what the self-test does in
 runtime/worker/inside_executor.py, what becomes of the worker in runtime/worker/lifecycle.py.
 """
 
@@ -12,6 +12,8 @@ import time
 
 # A disk that others fill for a moment, or a GPU that is being reset, is sound again by then.
 RECOVER_WITHIN_S = 30.0
+# Where a start of ComfyUI takes longer than that, one that was disturbed is not the last.
+_MIN_STARTS = 2
 _PAUSE_S = 1.0
 
 
@@ -27,7 +29,7 @@ class Soundness:
         self._job = ""
         self._is_recovering = False
         self._recover_until = math.inf
-        self._has_failed_to_start = False
+        self._failed_starts = 0
 
     @property
     def is_recovering(self) -> bool:
@@ -46,20 +48,20 @@ class Soundness:
     def begin_recovery(self, reason: str) -> None:
         """Have the next start of ComfyUI pass the self-test."""
         self._reason = reason
-        self._is_recovering, self._has_failed_to_start = True, False
+        self._is_recovering, self._failed_starts = True, 0
         self._recover_until = time.monotonic() + RECOVER_WITHIN_S
 
     def note_failed_start(self, reason: str) -> None:
         """A start during the recovery has failed, mostly through the self-test."""
-        self._has_failed_to_start = True
-        if time.monotonic() >= self._recover_until:
+        self._failed_starts += 1
+        if self._failed_starts >= _MIN_STARTS and time.monotonic() >= self._recover_until:
             # The last line is the self-test's, or the last that ComfyUI has logged.
             last_line = reason.splitlines()[-1]
             self.unfit_reason = f"{_first_line(self._reason)}. After a restart: {last_line}"
 
     def note_start(self) -> None:
         """ComfyUI has started, and passed the self-test if the worker was recovering."""
-        self._is_recovering = self._has_failed_to_start = False
+        self._is_recovering, self._failed_starts = False, 0
 
     def note_completed_job(self) -> None:
         """A job has succeeded: the faults before it do not count any more."""
@@ -68,7 +70,7 @@ class Soundness:
 
     def pause_s(self) -> float:
         """Seconds to wait before the next start."""
-        return _PAUSE_S if self._has_failed_to_start else 0.0
+        return _PAUSE_S if self._failed_starts else 0.0
 
 
 def _first_line(text: str) -> str:

@@ -58,6 +58,8 @@ def test_recovery_that_takes_too_long_makes_the_machine_unfit(
 
     monkeypatch.setattr(soundness, "RECOVER_WITHIN_S", 0.0)
     machine.note_fault("job-1", "the disk is full")
+    machine.note_failed_start("the first start\nits last line")
+    assert machine.unfit_reason == ""
     machine.note_failed_start("the second start\nits last line")
 
     assert machine.unfit_reason == "the disk is full. After a restart: its last line"
