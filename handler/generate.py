@@ -8,7 +8,7 @@ of ComfyUI is told from one of the job in runner.py and node_failure.py.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -44,17 +44,22 @@ from handler.workflow import fill_random_ints, force_rerun, model_names
 
 
 def generate(
-    event: Any, connections: Connections, deadline: Deadline, source: str
+    event: Any,
+    connections: Connections,
+    deadline: Deadline,
+    source: str,
+    comes_again: Callable[[], bool],
 ) -> dict[str, Any]:
     """Run the job that a request event describes; returns the documented response.
 
-    `source` is the name of the event source, for the log. Never raises for what the event holds.
+    `source` is the name of the event source, for the log. `comes_again` says whether the source
+    delivers the request again after a retryable failure. Never raises for what the event holds.
     """
     caller = caller_of(event)
     logger.append_keys(request_id=caller.request_id)
     try:
         emit(JobReceived(request_id=caller.request_id, source=source))
-        return JobRun(caller, connections, deadline).answer(event)
+        return JobRun(caller, connections, deadline, comes_again).answer(event)
     finally:
         # Last of all: a worker that drains ends with its last job, and ends this process, too.
         connections.end_job()
@@ -64,8 +69,15 @@ def generate(
 class JobRun:
     """The run of one job. `answer` is called once."""
 
-    def __init__(self, caller: Caller, connections: Connections, deadline: Deadline) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        connections: Connections,
+        deadline: Deadline,
+        comes_again: Callable[[], bool],
+    ) -> None:
         self._connections, self._deadline = connections, deadline
+        self._comes_again = comes_again
         self._settings = connections.settings
         self._result = JobResult(caller)
         self._timings = self._result.timings
@@ -164,10 +176,14 @@ class JobRun:
 
     def _end(self, claim: Claim) -> dict[str, Any]:
         response = build_response(self._result)
-        # The webhook of an id is called for the job that has the id.
-        if not isinstance(self._result.error, AlreadyRunning | IdConflict):
-            budget_s = self._deadline.answer_left_s()
-            webhook.deliver(response, self._result.caller, self._settings, budget_s=budget_s)
+        if self._is_end():
+            webhook.deliver(
+                response,
+                self._result.caller,
+                self._settings,
+                event_id=webhook.new_event_id(),
+                budget_s=self._deadline.answer_left_s(),
+            )
         # After the webhook: a handler that is killed before the call leaves the job to a repeat.
         claim.end(response)
         if self._result.outputs:
@@ -175,6 +191,16 @@ class JobRun:
         # After the claim: a job whose end was logged does not run again.
         _emit_end(response)
         return response
+
+    def _is_end(self) -> bool:
+        """Whether the job of this id has ended: no other invocation has it, and it does not come again.
+
+        The webhook of an id is called for the job that has the id.
+        """
+        error = self._result.error
+        if isinstance(error, AlreadyRunning | IdConflict):
+            return False
+        return error is None or not error.retryable or not self._comes_again()
 
     def _warn_of_standins(self, workflow: dict[str, Any]) -> None:
         if names := standins_used(model_names(workflow), self._settings):
