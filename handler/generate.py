@@ -90,7 +90,7 @@ class JobRun:
                 job = parse_request(event, self._result.caller)
                 claim = self._connections.jobs.claim(job)
             if claim.stored is not None:
-                return claim.stored
+                return self._repeat(claim, claim.stored)
             self._run(job, claim.attempt)
         except JobError as error:
             self._result.error = error
@@ -176,15 +176,11 @@ class JobRun:
 
     def _end(self, claim: Claim) -> dict[str, Any]:
         response = build_response(self._result)
-        if self._is_end():
-            webhook.deliver(
-                response,
-                self._result.caller,
-                self._settings,
-                event_id=webhook.new_event_id(),
-                budget_s=self._deadline.answer_left_s(),
-            )
-        # After the webhook: a handler that is killed before the call leaves the job to a repeat.
+        if self._is_end() and webhook.is_named(self._result.caller, self._settings):
+            event_id = webhook.new_event_id()
+            # A handler that is killed during the call leaves only the call to a repeat.
+            claim.begin_delivery(response, event_id)
+            self._call_webhook(response, event_id)
         claim.end(response)
         if self._result.outputs:
             self._result.outputs.record_delivery(self._settings.worker_dir)
@@ -192,8 +188,24 @@ class JobRun:
         _emit_end(response)
         return response
 
+    def _repeat(self, claim: Claim, stored: dict[str, Any]) -> dict[str, Any]:
+        """The stored response; an earlier handler may have been killed before its webhook call."""
+        if claim.webhook_event:
+            self._call_webhook(stored, claim.webhook_event)
+            claim.end(stored)
+        return stored
+
+    def _call_webhook(self, response: dict[str, Any], event_id: str) -> None:
+        webhook.deliver(
+            response,
+            self._result.caller,
+            self._settings,
+            event_id=event_id,
+            budget_s=self._deadline.answer_left_s(),
+        )
+
     def _is_end(self) -> bool:
-        """Whether the job of this id has ended: no other invocation has it, and it does not come again.
+        """Whether the job of this id has ended: it runs nowhere else, and does not come again.
 
         The webhook of an id is called for the job that has the id.
         """

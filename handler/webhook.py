@@ -82,6 +82,11 @@ def deliver(
             emit(WebhookFailed(host=host, reason=f"HTTP {status}"))
 
 
+def is_named(caller: Caller, settings: Settings) -> bool:
+    """Whether the request or the environment names a webhook."""
+    return bool(caller.webhook_url or settings.webhook_url)
+
+
 def new_event_id() -> str:
     """An id that no other event has."""
     return f"msg_{uuid.uuid4().hex}"
