@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from events.errors import JobError, class_of
-from events.event_context import Handle, Response
+from events.event_context import EventContext, Response
 
 
 class TryAgain(Exception):
@@ -36,13 +36,16 @@ def try_again_after(errors: Sequence[dict[str, Any]]) -> TryAgain:
     )
 
 
-def run(requests: Iterable[Any], handle: Handle) -> Response:
+def run(requests: Iterable[Any], context: EventContext) -> Response:
     """Run every request, and return `{"responses": [...]}`.
 
     Raises TryAgain, after the last request, if any of them failed retryably. Failures that are not
     retryable are in the reply: a repeat would fail as well.
     """
-    responses = [handle(request) for request in requests]
+    responses = [
+        context.handle(request, comes_again=lambda: not context.is_last_delivery())
+        for request in requests
+    ]
     errors = [response["error"] for response in responses if response.get("error")]
     if retryable := [error for error in errors if error["retryable"]]:
         raise try_again_after(retryable)

@@ -2,10 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 Response = dict[str, Any]
-Handle = Callable[[Any], Response]
+
+
+def never() -> bool:
+    return False
+
+
+class Handle(Protocol):
+    """Runs one request, valid or not, and returns the documented response. It never raises."""
+
+    def __call__(self, request: Any, /, *, comes_again: Callable[[], bool] = never) -> Response:
+        """Run the request.
+
+        `comes_again` says whether the source delivers the request again after a retryable failure:
+        such a failure is not the job's end. It is called only after one, because it may take a
+        call to the source.
+        """
 
 
 def _no_limit() -> float | None:
@@ -16,14 +31,17 @@ def _no_limit() -> float | None:
 class EventContext:
     """How the requests of one event are run, and within which limits.
 
-    - `handle` runs one request, valid or not, and returns the documented response. It never raises.
+    - `handle` runs one request.
     - `time_left_s` returns the seconds until the invocation must answer; None without a limit.
     - `dead_letter_queue_url` is the variable DEAD_LETTER_QUEUE_URL; "" if it is not set.
     - `caller_hides_messages` is True if the invoker keeps the event's SQS messages hidden itself
       (events/sqs_visibility.py).
+    - `is_last_delivery` says whether the event's source will not deliver it again, whatever happens
+      to its jobs. A source that cannot know it says no.
     """
 
     handle: Handle
     time_left_s: Callable[[], float | None] = _no_limit
     dead_letter_queue_url: str = ""
     caller_hides_messages: bool = False
+    is_last_delivery: Callable[[], bool] = never

@@ -34,7 +34,7 @@ def process(event: dict[str, Any], context: EventContext) -> Response:
     if stepfunctions.matches(event["detail"]):
         stepfunctions.process_delivery(event["detail"], event["id"], context)
         return {"responses": []}
-    return asynchronous.run(_requests_in(event), context.handle)
+    return asynchronous.run(_requests_in(event), context)
 
 
 def _requests_in(event: dict[str, Any]) -> Iterable[Any]:

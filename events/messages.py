@@ -29,7 +29,7 @@ def run(text: Any, message_id: str, context: EventContext) -> list[Response]:
     elif eventbridge.matches(content):
         reply = eventbridge.process(content, context)
     else:
-        reply = asynchronous.run([with_default_id(content, message_id)], context.handle)
+        reply = asynchronous.run([with_default_id(content, message_id)], context)
     responses: list[Response] = reply["responses"]
     return responses
 

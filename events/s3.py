@@ -27,7 +27,7 @@ def matches(event: Any) -> bool:
 
 def process(event: dict[str, Any], context: EventContext) -> Response:
     """Run the job in every new object. Raises TryAgain."""
-    return asynchronous.run(_requests_in(event), context.handle)
+    return asynchronous.run(_requests_in(event), context)
 
 
 def _requests_in(event: dict[str, Any]) -> Iterable[Any]:

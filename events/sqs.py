@@ -8,6 +8,7 @@ module is imported with the first batch, which keeps the cold start of other eve
 
 import logging
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from events import dead_letters, messages, sqs_visibility
@@ -78,6 +79,7 @@ def process(event: dict[str, Any], context: EventContext) -> Response:
 
 
 def _run(record: dict[str, Any], context: EventContext) -> None:
+    context = replace(context, is_last_delivery=lambda: sqs_visibility.is_last_delivery(record))
     responses = messages.run(record.get("body"), record["messageId"], context)
     failures = [response["error"] for response in responses if response.get("error")]
     if failures and context.dead_letter_queue_url:

@@ -118,6 +118,26 @@ def back_off_after_crash_s(receive_count: int, first_s: float = CRASH_BACK_OFF_S
     return back_off_s(receive_count, first_s=first_s, most_s=_MAX_BACK_OFF_S)
 
 
+def is_last_delivery(record: dict[str, Any]) -> bool:
+    """Whether the queue moves the message of an SQS record away instead of delivering it again.
+
+    Needs sqs:GetQueueUrl and sqs:GetQueueAttributes; False without them, and for a queue without a
+    redrive policy.
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-dead-letter-queues.html
+    """
+    try:
+        count = int(record["attributes"]["ApproximateReceiveCount"])
+        with _queue_of(record) as (sqs, url):
+            reply = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["RedrivePolicy"])
+        policy = json.loads(reply.get("Attributes", {}).get("RedrivePolicy", "{}"))
+        most = policy.get("maxReceiveCount")
+        return most is not None and count >= int(most)
+    except Exception as error:
+        reason = aws.error_name(error)
+        _log.info("the queue's redrive policy is not known", extra={"reason": reason})
+        return False
+
+
 def postpone(failed: Sequence[tuple[dict[str, Any], TryAgain]]) -> None:
     """Hide the messages of SQS records, each with the error of its jobs, for their back-off.
 

@@ -68,7 +68,7 @@ def process_delivery(event: dict[str, Any], delivery_id: str, context: EventCont
     another delivery runs the job: that one sends the result.
     """
 
-    def run_once(task: Any) -> Response:
+    def run_once(task: Any, /, **_: Any) -> Response:
         response = context.handle(with_default_id(task, delivery_id))
         error = response.get("error")
         if error and class_of(error) is AlreadyRunning:

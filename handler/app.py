@@ -1,12 +1,13 @@
 """`lambda_handler`: connects event sources, settings and the pipeline of one job."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from events import sources, sqs_visibility
 from events.contract import caller_of
 from events.errors import Misconfigured
-from events.event_context import EventContext
+from events.event_context import EventContext, never
 from handler.clock import Deadline
 from handler.connections import Connections
 from handler.generate import generate
@@ -28,10 +29,10 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     settings, misconfigured = _settings()
     deadline = Deadline(context, settings.deadline_margin_s)
 
-    def handle(request: Any) -> dict[str, Any]:
+    def handle(request: Any, /, *, comes_again: Callable[[], bool] = never) -> dict[str, Any]:
         if misconfigured:
             return build_response(JobResult(caller_of(request), error=misconfigured))
-        return generate(request, _connect(settings), deadline, sources.name_of(source))
+        return generate(request, _connect(settings), deadline, sources.name_of(source), comes_again)
 
     return source.process(
         event,

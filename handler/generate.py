@@ -9,7 +9,7 @@ ComfyUI means in runner.py, and what a failure of a node means in node_failure.p
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -49,15 +49,20 @@ from handler.workflow import fill_random_ints, force_rerun, model_names
 
 
 def generate(
-    event: Any, connections: Connections, deadline: Deadline, source: str
+    event: Any,
+    connections: Connections,
+    deadline: Deadline,
+    source: str,
+    comes_again: Callable[[], bool],
 ) -> dict[str, Any]:
     """Run the job that a request event describes; returns the documented response.
 
-    `source` is the name of the event source, for the log. Never raises for what the event holds.
+    `source` is the name of the event source, for the log. `comes_again` says whether the source
+    delivers the request again after a retryable failure. Never raises for what the event holds.
     """
     caller = caller_of(event)
     logger.append_keys(request_id=caller.request_id)
-    run = JobRun(caller, connections, deadline)
+    run = JobRun(caller, connections, deadline, comes_again)
     try:
         emit(JobReceived(request_id=caller.request_id, source=source))
         return run.answer(event)
@@ -70,8 +75,15 @@ def generate(
 class JobRun:
     """The run of one job. `answer` is called once."""
 
-    def __init__(self, caller: Caller, connections: Connections, deadline: Deadline) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        connections: Connections,
+        deadline: Deadline,
+        comes_again: Callable[[], bool],
+    ) -> None:
         self._connections, self._deadline = connections, deadline
+        self._comes_again = comes_again
         self._settings = connections.settings
         self._result = JobResult(caller)
         self._timings = self._result.timings
@@ -89,7 +101,7 @@ class JobRun:
                 job = parse_request(event, self._result.caller)
                 claim = self._connections.jobs.claim(job)
             if claim.stored is not None:
-                return claim.stored
+                return self._repeat(claim, claim.stored)
             self._run(job, claim.attempt)
         except JobError as error:
             self._result.error = error
@@ -216,17 +228,43 @@ class JobRun:
 
     def _end(self, claim: Claim) -> dict[str, Any]:
         response = build_response(self._result)
-        # The webhook of an id is called for the job that has the id.
-        if not isinstance(self._result.error, AlreadyRunning | IdConflict):
-            budget_s = self._deadline.answer_left_s()
-            webhook.deliver(response, self._result.caller, self._settings, budget_s=budget_s)
-        # After the webhook: a handler that is killed before the call leaves the job to a repeat.
+        if self._is_end() and webhook.is_named(self._result.caller, self._settings):
+            event_id = webhook.new_event_id()
+            # A handler that is killed during the call leaves only the call to a repeat.
+            claim.begin_delivery(response, event_id)
+            self._call_webhook(response, event_id)
         claim.end(response)
         if self._result.outputs:
             self._result.outputs.record_delivery(self._settings.worker_dir)
         # After the claim: a job whose end was logged does not run again.
         _emit_end(response)
         return response
+
+    def _repeat(self, claim: Claim, stored: dict[str, Any]) -> dict[str, Any]:
+        """The stored response; an earlier handler may have been killed before its webhook call."""
+        if claim.webhook_event:
+            self._call_webhook(stored, claim.webhook_event)
+            claim.end(stored)
+        return stored
+
+    def _call_webhook(self, response: dict[str, Any], event_id: str) -> None:
+        webhook.deliver(
+            response,
+            self._result.caller,
+            self._settings,
+            event_id=event_id,
+            budget_s=self._deadline.answer_left_s(),
+        )
+
+    def _is_end(self) -> bool:
+        """Whether the job of this id has ended: it runs nowhere else, and does not come again.
+
+        The webhook of an id is called for the job that has the id.
+        """
+        error = self._result.error
+        if isinstance(error, AlreadyRunning | IdConflict):
+            return False
+        return error is None or not error.retryable or not self._comes_again()
 
     def _warn_of_standins(self, workflow: dict[str, Any]) -> None:
         if names := standins_used(model_names(workflow), self._settings):

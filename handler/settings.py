@@ -83,6 +83,7 @@ class Settings:
 
     webhook_url: str = _var("WEBHOOK_URL", secret=True)
     webhook_secret: str = _var("WEBHOOK_SECRET", secret=True)
+    webhook_second_secret: str = _var("WEBHOOK_SECOND_SECRET", secret=True)
     webhook_timeout_s: float = _var("WEBHOOK_TIMEOUT", _positive_seconds, 10.0)
 
     outbound_allow: Allowed = _var("OUTBOUND_ALLOW", Allowed.parse, Allowed())

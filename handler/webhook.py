@@ -1,13 +1,15 @@
-"""Calls the caller's webhook when a job has ended. A call that fails changes nothing in the job.
+"""Calls the webhook when a job has ended. A call that fails changes nothing in the job.
+
+What the body holds is decided here, how a call is signed in webhook_signature.py, and which
+addresses a caller's URL may lead to in outbound.py.
 
 requests and tenacity are imported with the first call: many jobs have no webhook, and a cold start
 is long.
 """
 
-import hashlib
-import hmac
 import json
 import time
+import uuid
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -19,12 +21,12 @@ from handler.job_events import WebhookDelivered, WebhookFailed
 from handler.log import logger
 from handler.outbound import Allowed, ForbiddenAddress
 from handler.settings import Settings
+from handler.webhook_signature import headers_of
 
 if TYPE_CHECKING:
     from requests import Session
     from tenacity import RetryCallState
 
-SIGNATURE_HEADER = "X-Webhook-Signature"
 MAX_ATTEMPTS = 4
 _BUDGET_S = 60.0
 _LEAST_TIMEOUT_S = 0.1
@@ -37,11 +39,16 @@ class _TryAgain(Exception):
 
 
 def deliver(
-    response: dict[str, Any], caller: Caller, settings: Settings, *, budget_s: float | None
+    response: dict[str, Any],
+    caller: Caller,
+    settings: Settings,
+    *,
+    event_id: str,
+    budget_s: float | None,
 ) -> None:
     """POST the webhook body, signed if there is a secret, at most four times within `budget_s`.
 
-    Never raises. The signature is over the exact bytes of the body (HMAC, RFC 2104).
+    Never raises. All attempts have the same `event_id`, body and time.
     """
     url = caller.webhook_url or settings.webhook_url
     if not url:
@@ -50,9 +57,11 @@ def deliver(
     budget_s = max(min(_BUDGET_S, _BUDGET_S if budget_s is None else budget_s), _LEAST_TIMEOUT_S)
     try:
         body = json.dumps(body_of(response, caller)).encode()
-        headers = {"Content-Type": "application/json", "User-Agent": "lambda-comfyui"}
-        if secret := _secret_of(caller, settings):
-            headers[SIGNATURE_HEADER] = sign(body, secret)
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "lambda-comfyui",
+            **headers_of(event_id, int(time.time()), body, _secrets_of(caller, settings)),
+        }
         timeout_s = caller.webhook_timeout_s or settings.webhook_timeout_s
         # The timeout of requests is one between two bytes: a server that sends a byte now and then
         # is never late. So the attempts run in a thread that is not waited for beyond the budget.
@@ -73,22 +82,41 @@ def deliver(
             emit(WebhookFailed(host=host, reason=f"HTTP {status}"))
 
 
+def is_named(caller: Caller, settings: Settings) -> bool:
+    """Whether the request or the environment names a webhook."""
+    return bool(caller.webhook_url or settings.webhook_url)
+
+
+def new_event_id() -> str:
+    """An id that no other event has."""
+    return f"msg_{uuid.uuid4().hex}"
+
+
 def body_of(response: dict[str, Any], caller: Caller) -> dict[str, Any]:
-    """`{id, status, message, output, timings, extra}`; see events/contract/webhook.schema.json."""
-    names = ("id", "status", "message", "output", "timings")
-    return {name: response[name] for name in names} | {"extra": caller.extra_params}
+    """The body: parts of the response, and the caller's extra_params as `extra`.
+
+    See events/contract/webhook.schema.json. Files are without their base64: receivers of webhooks
+    limit the size of a body.
+    """
+    names = ("id", "status", "message", "output", "timings", "error")
+    body = {name: response[name] for name in names if name in response}
+    body["output"] = [
+        {name: value for name, value in item.items() if name != "base64"}
+        for item in response["output"]
+    ]
+    return body | {"extra": caller.extra_params}
 
 
-def sign(body: bytes, secret: str) -> str:
-    """`sha256=<hex HMAC-SHA256 of the body>`."""
-    return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+def _secrets_of(caller: Caller, settings: Settings) -> tuple[str, ...]:
+    """The secrets that sign a call, the first one in both forms.
 
-
-def _secret_of(caller: Caller, settings: Settings) -> str:
-    """The operator's secret signs only the operator's webhook: a signature by it is a proof."""
+    The operator's sign only the operator's webhook: a caller must not get a signature by them.
+    """
+    if caller.webhook_secret:
+        return (caller.webhook_secret,)
     if is_callers_webhook(caller, settings):
-        return caller.webhook_secret
-    return caller.webhook_secret or settings.webhook_secret
+        return ()
+    return tuple(filter(None, (settings.webhook_secret, settings.webhook_second_secret)))
 
 
 def _host_of(url: str) -> str:

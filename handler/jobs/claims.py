@@ -92,11 +92,10 @@ class Jobs:
                 "input.request_id: this id stands for another request, whose workflow, bucket,"
                 " webhook or flags are different; send the new request with a new id"
             )
-        if existing.status is Status.RUNNING:
-            raise AlreadyRunning(
-                "the job with this request_id is running in another invocation",
-                retry_after_s=existing.lease.until - now,
-            )
+        if existing.webhook and existing.lease.until < now:
+            return self._take_delivery(store, existing, record.lease, now)
+        if existing.status is Status.RUNNING or existing.webhook:
+            raise _already_running(existing.lease.until - now)
         emit(JobRepeated())
         return Claim(stored=existing.response)
 
@@ -110,6 +109,25 @@ class Jobs:
         if self._store:
             self._store.close()
         self._store = None
+
+    def _take_delivery(
+        self, store: Store, existing: JobRecord, lease: Lease, now: float
+    ) -> "Claim":
+        """The claim of a completed job whose handler was killed before its webhook was delivered.
+
+        Raises AlreadyRunning if another repeat was faster.
+        """
+        try:
+            is_taken = store.take_delivery(existing.id, lease, now)
+        except Exception as error:
+            _warn("the webhook of a completed job was not called", type(error).__name__)
+            return Claim(stored=existing.response)
+        if not is_taken:
+            raise _already_running(LEASE_S)
+        emit(JobRepeated())
+        record = replace(existing, lease=lease)
+        held = HeldClaim(store, record, None, self._clock, self._settings.jobs_expire_s)
+        return Claim(stored=existing.response, held=held)
 
     def _open(self) -> Store:
         if self._store is None:
@@ -126,9 +144,10 @@ class Jobs:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What `Jobs.claim` came to: a `stored` response, a claim that is `held`, or neither.
+    """What `Jobs.claim` came to: a `stored` response, a claim that is `held`, both, or neither.
 
-    Without a stored response the job is the caller's to run.
+    Without a stored response the job is the caller's to run. With both, the job has completed, and
+    its webhook `webhook_event` is the caller's to call.
     """
 
     stored: Response | None = None
@@ -138,6 +157,20 @@ class Claim:
     def attempt(self) -> Attempt | None:
         """What the files of a claimed job are marked with; None for a job without a claim."""
         return self.held.attempt if self.held else None
+
+    @property
+    def webhook_event(self) -> str:
+        """The id of the event that an earlier handler did not deliver; empty without one."""
+        return self.held.webhook_event if self.held else ""
+
+    def begin_delivery(self, response: Response, event_id: str) -> None:
+        """Store a success before its webhook is called; the claim is held until `end`.
+
+        If the handler is killed during the call, a repeat calls the webhook, with the same event
+        id, and does not run the job.
+        """
+        if self.held:
+            self.held.begin_delivery(response, event_id)
 
     def end(self, response: Response) -> None:
         """Store the response. One that must not be stored ends the claim: the job may run again."""
@@ -168,7 +201,7 @@ class HeldClaim:
         self,
         store: Store,
         record: JobRecord,
-        attempt: Attempt,
+        attempt: Attempt | None,
         clock: Clock,
         keep_s: float,
     ) -> None:
@@ -177,6 +210,18 @@ class HeldClaim:
         self._clock, self._keep_s = clock, keep_s
         self._timer = RepeatingTimer(LEASE_S / _RENEWALS_PER_LEASE, self._renew)
         self._timer.start()
+
+    @property
+    def webhook_event(self) -> str:
+        return self._record.webhook
+
+    def begin_delivery(self, response: Response, event_id: str) -> None:
+        try:
+            kept = storable(response, self._store.max_response_bytes)
+            if kept is not None:
+                self._complete(kept, event_id)
+        except Exception as error:
+            _warn("the response was not stored before its webhook", type(error).__name__)
 
     def end(self, response: Response) -> None:
         self.release()
@@ -208,18 +253,29 @@ class HeldClaim:
         self._timer.stop(wait_s=0)
 
     def _end(self, response: Response) -> None:
+        if self._record.webhook:
+            self._store.end_delivery(self._record.id, self._record.lease.owner)
+            return
         kept = storable(response, self._store.max_response_bytes)
         if kept is None:
             give_up = self._store.delete if _was_refused(response) else self._store.release
             give_up(self._record.id, self._record.lease.owner)
             return
+        self._complete(kept, "")
+
+    def _complete(self, response: Response, webhook: str) -> None:
+        now = self._clock()
         completed = replace(
             self._record,
             status=Status.COMPLETED,
-            response=kept,
-            expires_at=math.ceil(self._clock() + self._keep_s),
+            lease=replace(self._record.lease, until=now + LEASE_S),
+            response=response,
+            expires_at=math.ceil(now + self._keep_s),
+            webhook=webhook,
         )
-        if not self._store.complete(completed):
+        if self._store.complete(completed):
+            self._record = completed
+        else:
             _warn("the response was not stored, a repeat took the job over", "ClaimLapsed")
 
     def _renew(self) -> bool:
@@ -230,6 +286,13 @@ class HeldClaim:
             # The next renewal still comes before the lease ends.
             _warn("the claim was not renewed", type(error).__name__)
             return True
+
+
+def _already_running(retry_after_s: float) -> AlreadyRunning:
+    return AlreadyRunning(
+        "the job with this request_id is running in another invocation",
+        retry_after_s=retry_after_s,
+    )
 
 
 def _was_refused(response: Response) -> bool:

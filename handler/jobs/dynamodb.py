@@ -103,6 +103,35 @@ class DynamoDBStore:
         )
         return error is None
 
+    def take_delivery(self, record_id: str, lease: Lease, now: float) -> bool:
+        error = self._write(
+            self._client.update_item,
+            Key=_typed({"id": record_id}),
+            UpdateExpression="SET in_progress_expiration = :until, #owner = :owner",
+            ConditionExpression="webhook > :none AND in_progress_expiration < :now_ms",
+            ExpressionAttributeNames={"#owner": "owner"},
+            ExpressionAttributeValues=_typed(
+                {
+                    ":owner": lease.owner,
+                    ":until": in_ms(lease.until),
+                    ":now_ms": in_ms(now),
+                    ":none": "",
+                }
+            ),
+        )
+        return error is None
+
+    def end_delivery(self, record_id: str, owner: str) -> bool:
+        error = self._write(
+            self._client.update_item,
+            Key=_typed({"id": record_id}),
+            UpdateExpression="SET webhook = :none",
+            ConditionExpression=_IS_OWN,
+            ExpressionAttributeNames={"#owner": "owner"},
+            ExpressionAttributeValues=_typed({":owner": owner, ":none": ""}),
+        )
+        return error is None
+
     def release(self, record_id: str, owner: str) -> bool:
         error = self._write(
             self._client.update_item,

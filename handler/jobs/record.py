@@ -46,8 +46,9 @@ class Lease:
 class JobRecord:
     """One job, under the `id` that `record_id` gives it. Only a completed job has a `response`.
 
-    `request` is the `request_fingerprint` of the one request that the id stands for. A store
-    forgets the record at `expires_at`, in seconds of Unix time.
+    `request` is the `request_fingerprint` of the one request that the id stands for. `webhook` is
+    the id of a completed job's webhook event until its delivery has ended, else empty; the lease is
+    then that of the delivery. A store forgets the record at `expires_at`, in seconds of Unix time.
     """
 
     id: str
@@ -56,6 +57,7 @@ class JobRecord:
     expires_at: int
     request: str
     response: Response | None = None
+    webhook: str = ""
 
 
 def record_id(request_id: str) -> str:
@@ -88,14 +90,15 @@ def to_item(record: JobRecord) -> dict[str, str | int]:
         "in_progress_expiration": in_ms(record.lease.until),
         "expiration": record.expires_at,
         "request": record.request,
+        "webhook": record.webhook,
         "data": "" if record.response is None else encode_response(record.response),
     }
 
 
 def from_item(item: Mapping[str, Any]) -> JobRecord:
-    """The record that `to_item` made an item of. Earlier versions wrote no `owner`, no `request`.
+    """The record that `to_item` made an item of.
 
-    Raises UnreadableRecord.
+    Earlier versions wrote no `owner`, `request` and `webhook`. Raises UnreadableRecord.
     """
     try:
         status = Status(item["status"])
@@ -106,6 +109,7 @@ def from_item(item: Mapping[str, Any]) -> JobRecord:
             expires_at=int(item["expiration"]),
             request=str(item.get("request", "")),
             response=_decode_response(item["data"]) if status is Status.COMPLETED else None,
+            webhook=str(item.get("webhook", "")),
         )
     except (KeyError, TypeError, ValueError) as error:
         # The item may hold pre-signed URLs: the message names none of its values.

@@ -14,8 +14,8 @@ from typing import Any
 from handler.jobs.record import JobRecord, Lease, Status, from_item, in_ms, to_item
 
 _BUSY_S = 2.0
-# Version 0: the records are in the table `jobs`. Version 1: they have no `request`.
-_VERSION = 2
+# Version 0: the records are in the table `jobs`. Versions 1 and 2: they lack columns of _ADDED.
+_VERSION = 3
 _SCHEMA = (
     """
     CREATE TABLE IF NOT EXISTS job_records (
@@ -24,7 +24,6 @@ _SCHEMA = (
         owner TEXT NOT NULL,
         in_progress_expiration INTEGER NOT NULL,
         expiration INTEGER NOT NULL,
-        request TEXT NOT NULL DEFAULT '',
         data TEXT NOT NULL
     ) WITHOUT ROWID
     """,
@@ -36,12 +35,12 @@ _SCHEMA = (
 _TAKE_OVER_OLD_TABLE = (
     """
     INSERT OR IGNORE INTO job_records
-    SELECT id, status, '', in_progress_expiration, expiration, '', data FROM jobs
+    SELECT id, status, '', in_progress_expiration, expiration, data, '', '' FROM jobs
     """,
     "DROP TABLE jobs",
 )
-_ADD_REQUEST = "ALTER TABLE job_records ADD COLUMN request TEXT NOT NULL DEFAULT ''"
-_COLUMNS = ("id", "status", "owner", "in_progress_expiration", "expiration", "request", "data")
+_ADDED = ("request", "webhook")
+_COLUMNS = ("id", "status", "owner", "in_progress_expiration", "expiration", "data", *_ADDED)
 _PUT_IF = f"""
     INSERT INTO job_records ({", ".join(_COLUMNS)})
     VALUES ({", ".join(f":{name}" for name in _COLUMNS)})
@@ -59,6 +58,11 @@ _GET = f"SELECT {', '.join(_COLUMNS)} FROM job_records WHERE id = :id"
 _RENEW = """
     UPDATE job_records SET in_progress_expiration = :until_ms WHERE id = :id AND owner = :owner
 """
+_TAKE_DELIVERY = """
+    UPDATE job_records SET owner = :owner, in_progress_expiration = :until_ms
+    WHERE id = :id AND webhook <> '' AND in_progress_expiration < :now_ms
+"""
+_END_DELIVERY = "UPDATE job_records SET webhook = '' WHERE id = :id AND owner = :owner"
 _RELEASE = f"""
     UPDATE job_records SET owner = '', in_progress_expiration = 0
     WHERE id = :id AND owner = :owner AND status = '{Status.RUNNING.value}'
@@ -115,6 +119,13 @@ class SqliteStore:
     def complete(self, record: JobRecord) -> bool:
         return self._write(_COMPLETE, to_item(record))
 
+    def take_delivery(self, record_id: str, lease: Lease, now: float) -> bool:
+        values = {"id": record_id, "owner": lease.owner, "until_ms": in_ms(lease.until)}
+        return self._write(_TAKE_DELIVERY, {**values, "now_ms": in_ms(now)})
+
+    def end_delivery(self, record_id: str, owner: str) -> bool:
+        return self._write(_END_DELIVERY, {"id": record_id, "owner": owner})
+
     def release(self, record_id: str, owner: str) -> bool:
         return self._write(_RELEASE, {"id": record_id, "owner": owner})
 
@@ -167,15 +178,23 @@ def _create_tables(db: sqlite3.Connection) -> None:
     with _transaction(db):
         if _version(db) >= _VERSION:
             return
-        if _has(db, "job_records"):
-            db.execute(_ADD_REQUEST)
-        for statement in (*_SCHEMA, *(_TAKE_OVER_OLD_TABLE if _has(db, "jobs") else ())):
+        for statement in _SCHEMA:
             db.execute(statement)
+        for column in _missing_columns(db):
+            db.execute(f"ALTER TABLE job_records ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
+        if _has_old_table(db):
+            for statement in _TAKE_OVER_OLD_TABLE:
+                db.execute(statement)
 
 
-def _has(db: sqlite3.Connection, table: str) -> bool:
-    found = db.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
-    return found is not None
+def _missing_columns(db: sqlite3.Connection) -> list[str]:
+    present = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('job_records')")}
+    return [column for column in _ADDED if column not in present]
+
+
+def _has_old_table(db: sqlite3.Connection) -> bool:
+    row = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'jobs'").fetchone()
+    return row is not None
 
 
 def _version(db: sqlite3.Connection) -> int:

@@ -47,6 +47,15 @@ class Store(Protocol):
         False if the existing one is another owner's, or of another request and without an owner.
         """
 
+    def take_delivery(self, record_id: str, lease: Lease, now: float) -> bool:
+        """Take over the delivery of a completed job's webhook.
+
+        False if there is none to deliver, or if its lease has not lapsed at `now`.
+        """
+
+    def end_delivery(self, record_id: str, owner: str) -> bool:
+        """Forget the webhook event of a completed job. False if the record is another owner's."""
+
     def release(self, record_id: str, owner: str) -> bool:
         """End the lease of a running job, and forget its owner: the same request may run at once.
 

@@ -111,7 +111,7 @@ def test_status_and_retry_after_of_rare_ends(
     failure = {"type": error, "message": "m", "retryable": retryable}
     response = {"status": job, "error": failure, "output": []}
 
-    reply = http.process(sample("http_function_url"), EventContext(handle=lambda _: response))
+    reply = http.process(sample("http_function_url"), EventContext(handle=lambda _, **__: response))
 
     assert reply["statusCode"] == expected
     assert ("Retry-After" in reply["headers"]) == (retryable and expected >= 500)
@@ -187,7 +187,7 @@ def test_reply_is_never_larger_than_its_front_door_accepts(door: str) -> None:
     item = {"filename": "f", "base64": 'A"' * limit}
     response = {"status": "completed", "comfyui_response": {"p": {}}, "output": [item]}
 
-    reply = http.process(sample(door), EventContext(handle=lambda _: response))
+    reply = http.process(sample(door), EventContext(handle=lambda _, **__: response))
 
     assert len(json.dumps(reply).encode()) <= limit
     body = json.loads(reply["body"])

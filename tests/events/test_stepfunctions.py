@@ -207,7 +207,7 @@ def test_output_of_many_files_names_them_without_urls(execution: Execution) -> N
     item = {"filename": "f.png", "local_path": "/output/many/f.png", "url": "https://" + "u" * 1300}
     response = {"id": "many", "status": "completed", "comfyui_response": {}, "output": [item] * 200}
 
-    context = EventContext(handle=lambda _: response)
+    context = EventContext(handle=lambda _, **__: response)
     stepfunctions.process({"task_token": task.token, "input": {}}, context)
 
     output = json.loads(task.end()["output"])

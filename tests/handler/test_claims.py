@@ -251,6 +251,60 @@ def test_stop_after_the_end_of_a_job_keeps_its_response(
     assert claim().stored == RESPONSE
 
 
+def test_repeat_takes_over_the_webhook_of_a_handler_that_was_killed_during_its_call(
+    claim: Callable[[], Claim], clock: Clock
+) -> None:
+    killed = claim()
+    killed.begin_delivery(RESPONSE, "msg_1")
+    killed.release()
+
+    with pytest.raises(AlreadyRunning):
+        claim()
+    clock.now += claims.LEASE_S + 0.1
+    repeat = claim()
+    assert (repeat.stored, repeat.webhook_event) == (RESPONSE, "msg_1")
+    with pytest.raises(AlreadyRunning):
+        claim()
+    repeat.end(RESPONSE)
+    again = claim()
+    assert (again.stored, again.webhook_event) == (RESPONSE, "")
+
+
+def test_webhook_that_was_delivered_is_not_called_by_a_repeat(
+    claim: Callable[[], Claim],
+) -> None:
+    first = claim()
+    first.begin_delivery(RESPONSE, "msg_1")
+    first.end(RESPONSE)
+
+    again = claim()
+    assert (again.stored, again.webhook_event) == (RESPONSE, "")
+
+
+def test_claim_is_renewed_while_the_webhook_is_called(
+    claim: Callable[[], Claim], table: JobTable, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "LEASE_S", 0.3)
+    first = claim()
+    first.begin_delivery(RESPONSE, "msg_1")
+    clock.now += 60
+
+    assert wait_until(lambda: lease_until(table) > NOW + 60)
+    with pytest.raises(AlreadyRunning):
+        claim()
+
+
+def test_failure_is_not_stored_before_its_webhook_is_called(
+    claim: Callable[[], Claim], clock: Clock
+) -> None:
+    killed = claim()
+    killed.begin_delivery(FAILURE, "msg_1")
+    killed.release()
+    clock.now += claims.LEASE_S + 0.1
+
+    assert claim().stored is None
+
+
 def test_failed_job_runs_again(claim: Callable[[], Claim]) -> None:
     claim().end(FAILURE)
 

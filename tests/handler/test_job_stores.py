@@ -139,6 +139,36 @@ def test_lapsed_or_released_claim_is_not_taken_over_by_another_request(store: St
     assert store.claim(other, NOW + 86_400) is None
 
 
+def test_delivery_is_taken_over_once_after_its_lease(store: Store) -> None:
+    store.claim(running("a"), NOW)
+    pending = completed("a", webhook="msg_1")
+    store.complete(pending)
+
+    assert not store.take_delivery("job#1", Lease("b", NOW + 30), NOW + 15)
+    assert store.take_delivery("job#1", Lease("b", NOW + 30), NOW + 15.001)
+    assert not store.take_delivery("job#1", Lease("c", NOW + 31), NOW + 16)
+    assert store.claim(running("c"), NOW + 99) == replace(pending, lease=Lease("b", NOW + 30))
+
+
+def test_delivery_that_has_ended_is_not_taken_over(store: Store) -> None:
+    store.claim(running("a"), NOW)
+    store.complete(completed("a", webhook="msg_1"))
+
+    assert not store.end_delivery("job#1", "b")
+    assert store.end_delivery("job#1", "a")
+    assert not store.take_delivery("job#1", Lease("b", NOW + 90), NOW + 60)
+    assert store.claim(running("b"), NOW + 60) == completed("a")
+
+
+def test_delivery_of_a_job_without_a_webhook_is_not_taken_over(store: Store) -> None:
+    store.claim(running("a"), NOW)
+
+    assert not store.take_delivery("job#1", Lease("b", NOW + 90), NOW + 60)
+    assert not store.take_delivery("job#2", Lease("b", NOW + 90), NOW + 60)
+    store.complete(completed("a"))
+    assert not store.take_delivery("job#1", Lease("b", NOW + 90), NOW + 60)
+
+
 def test_released_job_can_be_claimed_at_once(store: Store) -> None:
     store.claim(running("a"), NOW)
 

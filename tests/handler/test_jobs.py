@@ -201,26 +201,53 @@ def test_job_that_outlives_its_first_claim_keeps_it(table: JobTable, tmp_path: P
     assert error_of(response_of(handler)) == ""
 
 
-def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(
-    s3: LocalS3, webhook_receiver: WebhookReceiver
+@pytest.mark.usefixtures("table")
+def test_handler_killed_during_its_webhook_call_leaves_the_call_to_a_repeat(
+    webhook_receiver: WebhookReceiver,
 ) -> None:
-    fields = s3_fields(s3)
-    hook = {"url": webhook_receiver.url}
-    bucket_client(s3).put_object(Bucket=s3.bucket_name, Key="once/other.png", Body=b"other")
-    # The webhook is called after the upload and before the response is stored.
     webhook_receiver.delay_s = 5.0
-    request = event(image(), request_id="once", s3=fields, webhook=hook)
+    hook = {"url": webhook_receiver.url, "secret": CANARY}
+    request = event(workflows.text("__RANDOM_INT__"), request_id="told", webhook=hook)
+    handler = start_handler(request, seconds=600)
+    assert handler.stdout
+    with handler.stdout:
+        assert wait_until(lambda: bool(webhook_receiver.calls))
+        handler.kill()
+    handler.wait(10)
+    webhook_receiver.delay_s = 0.0
+
+    # The call may still be under way, and a success would end the deliveries of a message.
+    assert error_of(app.lambda_handler(request, Context(60))) == "AlreadyRunning"
+    assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "")
+    app.lambda_handler(request, Context(60))
+
+    (killed, first_body), (repeat, body) = webhook_receiver.calls
+    assert repeat["webhook-id"] == killed["webhook-id"]
+    # The random number: the workflow did not run again.
+    assert json.loads(body) == json.loads(first_body)
+
+
+def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(s3: LocalS3) -> None:
+    fields = s3_fields(s3)
+    bucket_client(s3).put_object(Bucket=s3.bucket_name, Key="once/other.png", Body=b"other")
+    # The job goes on after the upload.
+    workflow = {
+        **image(),
+        "8": workflows.node("PrimitiveFloat", value=5.0),
+        "7": workflows.node("TestSleep", seconds=["8", 0], deaf=False),
+    }
+    request = event(workflow, request_id="once", s3=fields)
     kill_at(start_handler(request, seconds=600), "artifact.stored")
     # Without its cache ComfyUI makes the file again, under another number.
     os.kill(comfyui_pid(worker_status()), signal.SIGKILL)
     left = objects_in(s3, "once/")
-    webhook_receiver.delay_s = 0.0
     assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "")
     response = app.lambda_handler(request, Context(60))
 
     assert len(left) == 2
     kept = objects_in(s3, "once/")
-    assert kept == {"once/other.png", f"once/{response['output'][0]['filename']}"}
+    results = {f"once/{item['filename']}" for item in response["output"]}
+    assert kept == {"once/other.png", *results}
     assert kept != left
 
 

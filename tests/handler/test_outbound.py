@@ -214,11 +214,12 @@ def test_webhook_of_a_request_gets_no_credentials_of_the_machine(
     netrc.chmod(stat.S_IRUSR)
     monkeypatch.setenv("NETRC", str(netrc))
     monkeypatch.setenv("WEBHOOK_SECRET", "canary")
+    monkeypatch.setenv("WEBHOOK_SECOND_SECRET", "canary")
 
     run({}, webhook={"url": webhook_receiver.url})
 
     ((headers, _),) = webhook_receiver.calls
-    assert not {"Authorization", "X-Webhook-Signature"} & headers.keys()
+    assert not {"Authorization", "X-Webhook-Signature", "webhook-signature"} & headers.keys()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "2130706433", "[::ffff:127.0.0.1]", "localhost"])

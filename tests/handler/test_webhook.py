@@ -1,5 +1,6 @@
 """The webhook, received by a real server; its signature is verified by OpenSSL."""
 
+import base64
 import socket
 import subprocess
 import threading
@@ -83,6 +84,79 @@ def test_webhook_reports_a_failure(workflow: Any, webhook_receiver: WebhookRecei
     assert body["message"] == response["message"]
 
 
+def test_failure_has_the_error_of_the_response(webhook_receiver: WebhookReceiver) -> None:
+    response = run({}, webhook={"url": webhook_receiver.url})
+
+    (body,) = webhook_receiver.bodies()
+    assert body["error"] == response["error"]
+    assert body["error"]["type"] == "InvalidRequest"
+
+
+def test_body_has_no_base64(webhook_receiver: WebhookReceiver) -> None:
+    response = run(
+        workflows.image(), webhook={"url": webhook_receiver.url}, return_outputs_as_base64=True
+    )
+
+    (body,) = webhook_receiver.bodies()
+    (item,) = response["output"]
+    assert item.pop("base64")
+    assert body["output"] == [item]
+    assert webhook_problems(body) == []
+    assert "error" not in body
+    assert webhook_problems({**body, "output": [{**item, "base64": "eA=="}]}) != []
+
+
+def standard_signature_by_openssl(headers: dict[str, str], body: bytes, key: bytes) -> str:
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    line = ["openssl", "dgst", "-sha256", "-mac", "HMAC", "-macopt", f"hexkey:{key.hex()}"]
+    answer = subprocess.run([*line, "-binary"], input=signed, capture_output=True, check=True)
+    return "v1," + base64.b64encode(answer.stdout).decode()
+
+
+def test_standard_signature_covers_id_time_and_body(webhook_receiver: WebhookReceiver) -> None:
+    began = int(time.time())
+
+    run({}, webhook={"url": webhook_receiver.url, "secret": SECRET})
+
+    ((headers, body),) = webhook_receiver.calls
+    expected = standard_signature_by_openssl(headers, body, SECRET.encode())
+    assert headers["webhook-signature"] == expected
+    assert began <= int(headers["webhook-timestamp"]) <= time.time()
+
+
+def test_secret_in_the_form_of_standard_webhooks_is_decoded(
+    webhook_receiver: WebhookReceiver,
+) -> None:
+    key = bytes(range(24))
+    secret = "whsec_" + base64.b64encode(key).decode()
+
+    run({}, webhook={"url": webhook_receiver.url, "secret": secret})
+
+    ((headers, body),) = webhook_receiver.calls
+    assert headers["webhook-signature"] == standard_signature_by_openssl(headers, body, key)
+    assert headers["X-Webhook-Signature"] == signature_by_openssl(body, secret)
+
+
+def test_second_secret_signs_the_operators_webhook_as_well(
+    webhook_receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WEBHOOK_URL", webhook_receiver.url)
+    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
+    monkeypatch.setenv("WEBHOOK_SECOND_SECRET", "canary-2")
+
+    run({})
+    run({}, webhook={"secret": "the-callers"})
+
+    (headers, body), (callers, callers_body) = webhook_receiver.calls
+    assert headers["webhook-signature"].split() == [
+        standard_signature_by_openssl(headers, body, key.encode()) for key in (SECRET, "canary-2")
+    ]
+    assert headers["X-Webhook-Signature"] == signature_by_openssl(body, SECRET)
+    assert callers["webhook-signature"] == standard_signature_by_openssl(
+        callers, callers_body, b"the-callers"
+    )
+
+
 def test_url_and_secret_come_from_the_environment_when_not_given(
     webhook_receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +177,18 @@ def test_call_is_repeated_until_the_server_accepts_it(webhook_receiver: WebhookR
 
     assert len(webhook_receiver.calls) == 3
     assert len({body for _, body in webhook_receiver.calls}) == 1
+
+
+def test_repeated_calls_have_one_id_and_those_of_two_jobs_have_two(
+    webhook_receiver: WebhookReceiver,
+) -> None:
+    webhook_receiver.answers = [503]
+
+    run({}, webhook={"url": webhook_receiver.url})
+    run({}, webhook={"url": webhook_receiver.url})
+
+    first, repeated, other = (headers["webhook-id"] for headers, _ in webhook_receiver.calls)
+    assert first == repeated != other
 
 
 def test_refusal_is_final(webhook_receiver: WebhookReceiver) -> None:

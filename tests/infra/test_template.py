@@ -512,7 +512,7 @@ def test_workflow_that_is_dropped_into_the_inbox_becomes_a_job_in_the_queue() ->
     (message,) = sqs.receive_message(QueueUrl=outputs["JobsQueueUrl"], MaxNumberOfMessages=10)[
         "Messages"
     ]
-    context = EventContext(handle=lambda asked: {"asked": asked})
+    context = EventContext(handle=lambda asked, **_: {"asked": asked})
     reply = eventbridge.process(json.loads(message["Body"]), context)
     (request,) = (response["asked"] for response in reply["responses"])
     assert request["input"]["workflow_json"] == workflow
