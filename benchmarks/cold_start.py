@@ -7,9 +7,9 @@ workflow (EmptyImage -> SaveImage, 64x64). The sides take turns:
   /system_stats that answers, plus one warm run by a raw client (its second run).
 - lambda_handler: a new process imports handler.app and calls the handler once. The handler starts
   the worker, which starts ComfyUI. The time ends when the response has arrived.
-- runtime invoke: `python -m runtime invoke -e event.json`, through AWS's runtime client, until the
+- runtime invoke: `lambda-comfyui invoke -e event.json`, through AWS's runtime client, until the
   response is on stdout.
-- container: `python -m runtime serve`, which runs the extension and AWS's runtime client as in the
+- container: `lambda-comfyui serve`, which runs the extension and AWS's runtime client as in the
   image. One call is sent as soon as the port is open. The time ends with its response.
 
 How to read it: the ratio is what this project's processes add to ComfyUI's own start. The last

@@ -1,6 +1,6 @@
 """The structured log of a handler: one JSON object a line, with the ids of the running job.
 
-A line with the key `event` is an event of the job (job_events.py); `python -m runtime invoke` reads
+A line with the key `event` is an event of the job (job_events.py); `lambda-comfyui invoke` reads
 these lines to show progress.
 """
 

@@ -9,6 +9,7 @@ handler/settings.py.
     │   ├── EnvVarsError           sam/env_vars_file.py   the file of --env-vars
     │   ├── HookError              hooks.py               WORKER_HOOKS
     │   ├── MissingExtraError      extras.py              an extra of the package is not installed
+    │   ├── OutFolderError         commands/example.py    the folder of --out
     │   ├── OwnershipError         worker/ownership.py    a folder of the worker cannot be used
     │   └── TemplateError          sam/template.py        the file of --template
     ├── ComfyUIStartError          worker/comfyui_process.py

@@ -23,7 +23,7 @@ class MissingExtraError(UsageError):
         extra = EXTRA_OF[module]
         super().__init__(
             f"{module} is not installed; this command needs the extra `{extra}`:"
-            f" pip install 'lambda-comfyui[{extra}]'"
+            f" run `pip install --editable '.[{extra}]'` in the project's folder"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which room may import which: docs/architecture.md has the table, and the code follows it."""
+"""Which folder may import which: docs/architecture.md has the table, and the code follows it."""
 
 import ast
 import re
@@ -20,24 +20,24 @@ FLOORS = {
 ALL = "all of"
 
 
-def documented_rooms() -> dict[str, set[str]]:
-    """What each room of the table may import; the rooms of a floor after the words "all of"."""
+def documented_folders() -> dict[str, set[str]]:
+    """What each folder of the table may import; "all of" includes the folders below it."""
     text = (PROJECT / "docs" / "architecture.md").read_text()
-    table = text.partition("## Rooms")[2].partition("\n## ")[0]
+    table = text.partition("## Folders")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `([\w/]+?)/?` \| .*? \| (.*) \|$", table, re.MULTILINE)
-    rooms = [room for room, _ in rows]
+    folders = [folder for folder, _ in rows]
     return {
-        room: {
+        folder: {
             other
             for name in re.findall(r"`([\w/]+?)/?`", cell)
-            for other in rooms
+            for other in folders
             if other == name or (ALL in cell and other.startswith(f"{name}/"))
         }
-        for room, cell in rows
+        for folder, cell in rows
     }
 
 
-def room_of(module: str) -> str | None:
+def folder_of(module: str) -> str | None:
     """The folder of a module of ours, as the table names it."""
     parts = module.split(".")
     if parts[0] not in FLOORS:
@@ -58,39 +58,39 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{statement.module}.{alias.name}" for alias in statement.names)
 
 
-def modules_in(room: str) -> list[Path]:
-    return sorted((PROJECT / room).glob("*.py"))
+def modules_in(folder: str) -> list[Path]:
+    return sorted((PROJECT / folder).glob("*.py"))
 
 
-def test_every_room_is_in_the_table() -> None:
+def test_every_folder_is_in_the_table() -> None:
     packages = {
         init.parent.relative_to(PROJECT).as_posix()
         for floor in FLOORS
         for init in (PROJECT / floor).rglob("__init__.py")
     }
 
-    assert packages == documented_rooms().keys()
+    assert packages == documented_folders().keys()
 
 
-@pytest.mark.parametrize("room", documented_rooms())
-def test_room_imports_only_what_the_table_allows(room: str) -> None:
-    allowed = documented_rooms()[room] | {room, None}
+@pytest.mark.parametrize("folder", documented_folders())
+def test_folder_imports_only_what_the_table_allows(folder: str) -> None:
+    allowed = documented_folders()[folder] | {folder, None}
 
     strangers = {
         f"{path.relative_to(PROJECT)} imports {module}"
-        for path in modules_in(room)
+        for path in modules_in(folder)
         for module in imports(path)
         # `from handler import app` names the package and the module: the module counts.
-        if room_of(module) not in allowed and not is_package_of_allowed(module, path)
+        if folder_of(module) not in allowed and not is_package_of_allowed(module, path)
     }
 
     assert strangers == set()
 
 
 def is_package_of_allowed(module: str, importer: Path) -> bool:
-    """Whether `module` is a package that the file imports only for a module of another room."""
+    """Whether `module` is a package that the file imports only for a module of another folder."""
     inner = {name for name in imports(importer) if name.startswith(f"{module}.")}
-    return bool(inner) and any(room_of(name) != room_of(module) for name in inner)
+    return bool(inner) and any(folder_of(name) != folder_of(module) for name in inner)
 
 
 @pytest.mark.parametrize("floor", FLOORS)

@@ -1,4 +1,4 @@
-"""`python -m runtime ask OPERATION`: a request to this machine's worker, its answer as JSON.
+"""`lambda-comfyui ask OPERATION`: a request to this machine's worker, its answer as JSON.
 
 What can be asked, and what is answered, is in handler/worker_protocol.py.
 """
@@ -52,7 +52,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         with contextlib.closing(WorkerConnection(path, _TIMEOUT_S)) as connection:
             answer = _ask(connection, request)
     except OSError as error:
-        print(f"no worker answers at {path}: {error.strerror or error}", file=sys.stderr)
+        reason = error.strerror or error
+        hint = "`lambda-comfyui worker` starts one"
+        print(f"no worker answers at {path}: {reason}; {hint}", file=sys.stderr)
         return 1
     except ProtocolError as error:
         print(f"the answer of the worker at {path} cannot be read: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`python -m runtime clean`: removes now what housekeeping removes, or lists it with `--dry-run`.
+"""`lambda-comfyui clean`: removes now what housekeeping removes, or lists it with `--dry-run`.
 
 What is removed is decided in runtime/worker/housekeeping.py.
 """

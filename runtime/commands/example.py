@@ -1,4 +1,4 @@
-"""`python -m runtime example`: what `make run` does, from an empty machine to files in a folder.
+"""`lambda-comfyui example`: what `make run` does, from an empty machine to files in a folder.
 
 Installs what is missing, serves S3 locally, runs an event, and downloads the files by the URLs of
 the response. Without an event it runs two samples: one that needs no model, as soon as ComfyUI is
@@ -25,11 +25,16 @@ from runtime.commands.invoke import (
     until_stopped,
 )
 from runtime.commands.options import add_verbose
+from runtime.errors import UsageError
 from runtime.local_s3 import local_s3
 from runtime.output_files import download_outputs, files_without_url, job_folder
 
 FIRST_VIDEO = PROJECT / "events" / "samples" / "direct_first_video.json"
 SMALL_WAN = PROJECT / "events" / "samples" / "direct_wan22_t2v_small.json"
+
+
+class OutFolderError(UsageError):
+    """The folder of --out cannot be created or written to."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,20 +48,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """0: every event completed and every file is in OUT; 1: not; 130, 143: a signal.
 
-    Raises EventFileError, InstallError and LocalS3Error.
+    Raises OutFolderError, EventFileError, InstallError and LocalS3Error.
     """
     run_events = _run_samples if args.event is None else _run_event
     return until_stopped(lambda: 0 if run_events(args, settings) else 1)
 
 
+def _make_out_folder(out: Path) -> None:
+    """Before the job, which takes minutes. Raises OutFolderError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+    except OSError as error:
+        raise OutFolderError(f"--out {out}: cannot write there: {error.strerror}") from error
+
+
 def _run_event(args: argparse.Namespace, settings: Settings) -> bool:
     event = read_event(args.event)
+    _make_out_folder(args.out)
     _install_comfyui(settings)
     _generate_standins(settings)
     return _run_to_files(event, args, settings)
 
 
 def _run_samples(args: argparse.Namespace, settings: Settings) -> bool:
+    _make_out_folder(args.out)
     _install_comfyui(settings)
     _say("\nfirst video: a sunrise, without a model")
     if not _run_to_files(read_event(str(FIRST_VIDEO)), args, settings):

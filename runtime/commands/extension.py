@@ -1,4 +1,4 @@
-"""`python -m runtime extension`: owns ComfyUI as an external extension of a Lambda environment.
+"""`lambda-comfyui extension`: owns ComfyUI as an external extension of a Lambda environment.
 
 Lambda's Init phase ends when every extension has asked for its next event. So the extension asks
 when ComfyUI is ready, or when INIT_BUDGET is over.

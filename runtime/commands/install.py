@@ -1,4 +1,4 @@
-"""Installs ComfyUI and a Python of its own: `python -m runtime install`.
+"""Installs ComfyUI and a Python of its own: `lambda-comfyui install`.
 
 Only the steps whose result is missing, broken or of another version are done, so a run after an
 interrupted one continues. What a step does is in runtime/install_steps.py.

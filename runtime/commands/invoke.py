@@ -1,4 +1,4 @@
-"""`python -m runtime invoke`: one event through AWS's own runtime client, the response on stdout.
+"""`lambda-comfyui invoke`: one event through AWS's own runtime client, the response on stdout.
 
 Progress, errors and the paths of files without a URL go to stderr. What the response holds is
 decided in handler/response.py.
@@ -74,14 +74,15 @@ def _run(args: argparse.Namespace, settings: Settings) -> int:
 
 def read_event(name: str) -> Any:
     """Parse the file, or stdin if the name is `-`. Raises EventFileError."""
+    shown = "stdin" if name == "-" else name
     try:
         text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
-        raise EventFileError(f"cannot read {name}: {error.strerror}") from error
+        raise EventFileError(f"cannot read {shown}: {error.strerror}") from error
     try:
         return json.loads(text)
     except ValueError as error:
-        raise EventFileError(f"{name} is not JSON: {error}") from error
+        raise EventFileError(f"{shown} is not JSON: {error}") from error
 
 
 @contextmanager

@@ -31,6 +31,7 @@ _POLL_CONNECTIONS = 2  # of each poller: its own calls and its heartbeat
 _MAX_BATCH = 10  # of SQS
 # 1 and 2 are those of runtime/errors.py.
 _EXIT_UNFIT = 3
+_QUEUE_HINT = "check its URL, the Region and the AWS credentials"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,15 +81,20 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         address = (settings.serve_address, settings.serve_port)
         listener = socket.create_server(address, backlog=_LISTEN_BACKLOG)
     except OSError as error:
-        say(f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}")
+        say(f"cannot listen on {address[0]}:{address[1]}: {_reason(error)} (--host, --port)")
         return 1
     with listener:
         try:
             sqs = _queue(settings)
         except QueueError as error:
-            say(f"cannot use the queue {settings.queue_url}: {error}")
+            say(f"cannot use the queue {settings.queue_url}: {error}; {_QUEUE_HINT}")
             return 1
         return _serve(args.environ, settings, listener, sqs)
+
+
+def _reason(error: OSError) -> str:
+    """The operating system's text, without the address that `create_server` appends to it."""
+    return str(error.strerror or error).partition(" (while attempting")[0]
 
 
 def with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:

@@ -1,4 +1,4 @@
-"""Generates the folder of stand-in weights: `python -m runtime standins`.
+"""Generates the folder of stand-in weights: `lambda-comfyui standins`.
 
 The files hold random numbers and have the names of the Wan 2.2 files, so that its workflow runs
 without the models. infra/standin_weights.py writes them, with ComfyUI's Python; when ComfyUI takes
@@ -26,7 +26,7 @@ README = """\
 These files hold random numbers, not models. They have the names of the Wan 2.2 files, so that the
 documented workflow runs through ComfyUI's own loaders on any machine, with every node. They only
 exercise the code: the resulting video is noise. Never copy them into a folder of real weights.
-`python -m runtime standins` writes them again.
+`lambda-comfyui standins` writes them again.
 """
 
 
@@ -81,7 +81,7 @@ def _write(target: Path, python: Path, comfyui: Path) -> None:
     shutil.rmtree(new, ignore_errors=True)
     run_command(
         [python, SCRIPT, "--comfyui", comfyui, "--into", new],
-        hint="`python -m runtime install`, which installs the ComfyUI and the Python for this",
+        hint="`lambda-comfyui install`, which installs the ComfyUI and the Python for this",
     )
     (new / "README.txt").write_text(README)
     (new / MODEL_PATHS_FILE).write_text(_model_paths(target))

@@ -1,4 +1,4 @@
-"""`python -m runtime worker`: owns ComfyUI until SIGTERM, or until no handler needs it.
+"""`lambda-comfyui worker`: owns ComfyUI until SIGTERM, or until no handler needs it.
 
 Which process may own it is decided in runtime/worker/ownership.py.
 """

@@ -185,7 +185,7 @@ def check_installed(settings: Settings) -> None:
     main = settings.comfyui_code / "main.py"
     if not main.is_file():
         raise ComfyUIStartError(
-            f"there is no ComfyUI at {main}: run `python -m runtime install`, or set COMFYUI_DIR"
+            f"there is no ComfyUI at {main}: run `lambda-comfyui install`, or set COMFYUI_DIR"
             " to the folder that holds its main.py"
         )
     if settings.models_dir and not settings.models_dir.is_dir():
@@ -193,7 +193,7 @@ def check_installed(settings: Settings) -> None:
     if not settings.comfyui_interpreter.exists():
         raise ComfyUIStartError(
             f"there is no Python for ComfyUI at {settings.comfyui_interpreter}:"
-            " run `python -m runtime install`, or set COMFYUI_PYTHON"
+            " run `lambda-comfyui install`, or set COMFYUI_PYTHON"
         )
 
 

@@ -46,7 +46,7 @@ NOT_IN_TEMPLATE = {
     *("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR"),
     # The role has them, the store is AWS.
     *("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "S3_ENDPOINT_URL"),
-    # Lambda does what `python -m runtime serve` does elsewhere.
+    # Lambda does what `lambda-comfyui serve` does elsewhere.
     *("QUEUE_URL", "QUEUE_BATCH_SIZE", "ON_FAILURE_URL", "EVENT_RETRIES", "EVENT_MAX_AGE"),
     *("SERVE_ADDRESS", "SERVE_PORT", "SERVE_CONCURRENCY", "SERVE_TIMEOUT", "SERVE_WAITING"),
     *("SERVE_GRACE", "JOBS_DB", "PYWORKER_LOG", "SHUTDOWN_GRACE"),

@@ -222,7 +222,7 @@ def test_command_whose_extra_is_not_installed_names_it(
     assert done.returncode == 2
     assert done.stderr == (
         f"{module} is not installed; this command needs the extra `local`:"
-        " pip install 'lambda-comfyui[local]'\n"
+        " run `pip install --editable '.[local]'` in the project's folder\n"
     )
 
 

@@ -96,3 +96,15 @@ def test_event_that_cannot_be_read_is_refused_before_anything_is_installed(
 
     assert capfd.readouterr().err.startswith("cannot read")
     assert not (tmp_path / "comfyui").exists()
+
+
+def test_folder_that_cannot_be_written_is_refused_before_anything_is_installed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMFYUI_HOME", str(tmp_path / "comfyui"))
+    file = event_file(tmp_path / "file", event(workflows.one("EmptyImage")))
+
+    assert run("--event", str(file), "--out", str(file)) == 2
+
+    assert capfd.readouterr().err == f"--out {file}: cannot write there: File exists\n"
+    assert not (tmp_path / "comfyui").exists()

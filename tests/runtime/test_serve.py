@@ -251,7 +251,7 @@ def test_port_in_use_is_reported(command: str, capfd: pytest.CaptureFixture[str]
         status = cli.main([command, "--port", str(port)])
 
     assert status == 1
-    message = f"host: cannot listen on 127.0.0.1:{port}: Address already in use"
+    message = f"host: cannot listen on 127.0.0.1:{port}: Address already in use (--host, --port)\n"
     assert message in capfd.readouterr().err
 
 

@@ -40,7 +40,7 @@ def weights(folder: Path) -> dict[str, Path]:
 def comfyui() -> Settings:
     settings = Settings.from_env(os.environ)
     if not settings.comfyui_interpreter.exists():
-        pytest.skip("ComfyUI is not installed: python -m runtime install")
+        pytest.skip("ComfyUI is not installed: lambda-comfyui install")
     return settings
 
 
@@ -128,4 +128,4 @@ def test_missing_interpreter_is_an_error_that_says_what_to_run(
 
     assert run(args, Settings(comfyui_python=Path("/no/python"))) == 1
 
-    assert "python -m runtime install" in capsys.readouterr().err
+    assert "lambda-comfyui install" in capsys.readouterr().err

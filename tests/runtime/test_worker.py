@@ -247,7 +247,7 @@ def test_start_that_takes_too_long_is_ended(start_worker: StartWorker) -> None:
 @pytest.mark.parametrize(
     ("variables", "words"),
     [
-        ({"COMFYUI_DIR": "/nowhere"}, "python -m runtime install"),
+        ({"COMFYUI_DIR": "/nowhere"}, "lambda-comfyui install"),
         ({"COMFYUI_PYTHON": "/nowhere/python"}, "COMFYUI_PYTHON"),
         ({"MODELS_DIR": "/nowhere/models"}, "MODELS_DIR"),
     ],
