@@ -69,6 +69,8 @@ def environment() -> Iterator[Path]:
         "COMFYUI_ARGS": f"--disable-api-nodes --extra-model-paths-config {nodes}",
     }
     yield folder
+    for connections in app._connections.values():
+        connections.close()
     os.environ.clear()
     os.environ.update(before)
     shutil.rmtree(folder, ignore_errors=True)
@@ -85,8 +87,6 @@ def comfyui(environment: Path) -> Iterator[None]:
     yield
     process.terminate()
     assert process.wait(30) == 0
-    for connections in app._connections.values():
-        connections.close()
 
 
 class Context:
