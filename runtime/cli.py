@@ -74,6 +74,7 @@ def make_parser(
     modules = {}
     for name, summary in COMMANDS.items():
         command = commands.add_parser(name, help=summary, description=summary)
+        command.set_defaults(parser=command)
         if name in loaded:
             module = importlib.import_module(f"runtime.commands.{name.replace('-', '_')}")
             module.add_arguments(command)
@@ -85,7 +86,11 @@ def _run(arguments: Sequence[str], prog: str) -> int:
     try:
         # One module alone is imported: the worker must be up at once.
         parser, modules = make_parser(prog, arguments[:1])
-        args = parser.parse_args(arguments)
+        args, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            # argparse itself would print the usage of the program, without the command's options.
+            nearest = args.parser if args.command in modules else parser
+            nearest.error(f"unrecognized arguments: {' '.join(unknown)}")
         args.environ = args.environ_of(args)
         settings = Settings.from_env(args.environ)
         status: int = modules[args.command].run(args, settings)

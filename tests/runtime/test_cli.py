@@ -122,6 +122,27 @@ def test_wrong_argument_is_reported_in_words(
     assert f"error: argument {message}\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("unknown", ["--frobnicate", "more"])
+def test_unknown_argument_is_reported_below_the_usage_of_its_command(
+    unknown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["ask", "state", unknown], prog=cli.SCRIPT)
+
+    usage, _, error = capsys.readouterr().err.partition("lambda-comfyui ask: error: ")
+    assert usage.startswith("usage: lambda-comfyui ask ")
+    assert error == f"unrecognized arguments: {unknown}\n"
+
+
+def test_unknown_option_before_the_command_is_reported_below_the_usage_of_the_program(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["--frobnicate", "ask", "state"], prog=cli.SCRIPT)
+
+    assert capsys.readouterr().err.startswith("usage: lambda-comfyui [-h] ")
+
+
 @pytest.mark.parametrize("is_buffered", [True, False])
 @pytest.mark.parametrize("command", ["--version", "completion bash"])
 def test_closed_pipe_ends_a_command_as_it_ends_unix_tools(command: str, is_buffered: bool) -> None:
