@@ -40,7 +40,11 @@ class OutFolderError(UsageError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--event", metavar="FILE", help="the event, JSON (default: two samples)")
     parser.add_argument(
-        "--out", type=Path, default=Path("out"), metavar="DIR", help="where the files go"
+        "--out",
+        type=Path,
+        default=Path("out"),
+        metavar="DIR",
+        help="folder of the files (default: out)",
     )
     add_verbose(parser)
 

@@ -35,21 +35,24 @@ _QUEUE_HINT = "check its URL, the Region and the AWS credentials"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--queue", metavar="URL", help="the SQS queue to work off (QUEUE_URL)")
+    parser.add_argument("--queue", metavar="URL", help="the SQS queue to poll (QUEUE_URL)")
     parser.add_argument(
         "--batch-size",
         type=whole_number(1, _MAX_BATCH),
         metavar="N",
         help="messages of one event (QUEUE_BATCH_SIZE)",
     )
-    add_endpoint_arguments(parser)
+    add_endpoint_arguments(parser, default_port="SERVE_PORT")
 
 
-def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
+def add_endpoint_arguments(parser: argparse.ArgumentParser, *, default_port: str) -> None:
     """What `serve` and `start-lambda` have in common. The help names each default's variable."""
     parser.add_argument("--host", metavar="ADDRESS", help="listen on this address (SERVE_ADDRESS)")
     parser.add_argument(
-        "--port", type=port, metavar="N", help="listen on this port; 0: any free one (SERVE_PORT)"
+        "--port",
+        type=port,
+        metavar="N",
+        help=f"listen on this port; 0: any free one ({default_port})",
     )
     parser.add_argument(
         "--concurrency",
@@ -61,7 +64,9 @@ def add_endpoint_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=seconds, metavar="S", help="seconds of one event (SERVE_TIMEOUT)"
     )
     parser.add_argument(
-        "--on-failure", metavar="URL", help="queue or HTTP address for lost events (ON_FAILURE_URL)"
+        "--on-failure",
+        metavar="URL",
+        help="SQS queue or HTTP URL for failed events (ON_FAILURE_URL)",
     )
     parser.add_argument(
         "--grace", type=seconds, metavar="S", help="seconds that a stop may take (SERVE_GRACE)"

@@ -16,7 +16,7 @@ PORT = 3001
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    serve.add_endpoint_arguments(parser)
+    serve.add_endpoint_arguments(parser, default_port=str(PORT))
     environment.add_arguments(parser)
     parser.set_defaults(port=PORT, queue=None, batch_size=None)
 

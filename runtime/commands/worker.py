@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--leased",
         action="store_true",
-        help="stop when no handler is connected any more (handlers start it so)",
+        help="stop when no handler is connected any more (set by handlers)",
     )
 
 
