@@ -5,7 +5,6 @@ https://docs.aws.amazon.com/eventbridge/latest/ref/overiew-event-structure.html 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/ev-events.html.
 """
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,9 +12,9 @@ from events import asynchronous, stepfunctions
 from events.default_request_id import with_default_id
 from events.event_context import EventContext, Response
 from events.s3_objects import S3Object, requests_in
+from events.source_log import log_of
 
-# A child of the handler's logger: its lines have the same form.
-_log = logging.getLogger("lambda-comfyui.eventbridge")
+_log = log_of("eventbridge")
 
 
 def matches(event: Any) -> bool:

@@ -5,7 +5,6 @@ invocation is asynchronous: https://docs.aws.amazon.com/lambda/latest/dg/with-s3
 is read is decided in events/s3_objects.py.
 """
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote_plus
@@ -13,9 +12,9 @@ from urllib.parse import unquote_plus
 from events import asynchronous
 from events.event_context import EventContext, Response
 from events.s3_objects import S3Object, requests_in
+from events.source_log import log_of
 
-# A child of the handler's logger: its lines have the same form.
-_log = logging.getLogger("lambda-comfyui.s3")
+_log = log_of("s3")
 
 
 def matches(event: Any) -> bool:

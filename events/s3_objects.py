@@ -5,7 +5,6 @@ decided in events/s3.py and events/eventbridge.py.
 """
 
 import hashlib
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,12 @@ from events.contract.request import EDITOR_FORMAT, MAX_ID_LENGTH, is_editor_form
 from events.decode import json_or_text
 from events.default_request_id import with_default_id
 from events.errors import InvalidRequest
+from events.source_log import log_of
 
 MAX_BYTES = 10 * 1024 * 1024
 # The object was deleted or overwritten after the event.
 _GONE = {"NoSuchKey", "NoSuchVersion", "PreconditionFailed", "404", "412"}
-# A child of the handler's logger: its lines have the same form.
-_log = logging.getLogger("lambda-comfyui.s3")
+_log = log_of("s3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

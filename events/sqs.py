@@ -6,7 +6,6 @@ is decided in events/sqs_visibility.py, what a body may be in events/messages.py
 module is imported with the first batch, which keeps the cold start of other events short.
 """
 
-import logging
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -14,13 +13,13 @@ from typing import TYPE_CHECKING, Any, cast
 from events import dead_letters, messages, sqs_visibility
 from events.asynchronous import TryAgain
 from events.event_context import EventContext, Response
+from events.source_log import log_of
 
 if TYPE_CHECKING:
     from aws_lambda_powertools.utilities.batch import BatchProcessor
     from aws_lambda_powertools.utilities.data_classes.sqs_event import SQSRecord
 
-# A child of the handler's logger: its lines have the same form.
-_log = logging.getLogger("lambda-comfyui.sqs")
+_log = log_of("sqs")
 
 
 def matches(event: Any) -> bool:

@@ -22,7 +22,6 @@ Nothing here raises. If SQS refuses a call, the queue's own visibility timeout h
 """
 
 import json
-import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +34,7 @@ from events.asynchronous import TryAgain
 from events.back_off import back_off_s
 from events.errors import AlreadyRunning
 from events.repeating_timer import RepeatingTimer
+from events.source_log import log_of
 
 HIDDEN_S = 60
 # Two renewals may fail before the message can be received again.
@@ -56,7 +56,7 @@ CALLER_HIDES_MESSAGES = json.dumps({"custom": {"hides-sqs-messages": True}})
 
 # Of ChangeMessageVisibilityBatch.
 _MAX_ENTRIES = 10
-_log = logging.getLogger("lambda-comfyui.sqs")
+_log = log_of("sqs")
 
 
 def caller_hides_messages(lambda_context: Any) -> bool:

@@ -5,7 +5,6 @@ The token is as good as a password for the task. Nothing here logs it, nor a val
 """
 
 import json
-import logging
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from events.default_request_id import with_default_id
 from events.errors import AlreadyRunning, class_of
 from events.event_context import EventContext, Response
 from events.repeating_timer import RepeatingTimer
+from events.source_log import log_of
 
 TOKEN_NAMES = ("task_token", "TaskToken")
 HEARTBEAT_S = 20.0
@@ -26,8 +26,7 @@ MAX_ERROR, MAX_CAUSE = 256, 32_768
 _OVER = {"TaskTimedOut", "TaskDoesNotExist"}
 # No task in this account and Region has the token. The job is run, for its invoker may wait.
 _WITHOUT_TASK = _OVER | {"InvalidToken"}
-# A child of the handler's logger: its lines have the same form.
-_log = logging.getLogger("lambda-comfyui.stepfunctions")
+_log = log_of("stepfunctions")
 
 
 class NotTold(Exception):

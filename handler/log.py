@@ -6,9 +6,10 @@ these lines to show progress.
 
 from aws_lambda_powertools import Logger
 
+from events.source_log import SERVICE
 from handler.job_events import JobEvent
 
-logger = Logger(service="lambda-comfyui", location=None)
+logger = Logger(service=SERVICE, location=None)
 _WRITE_AT = {"INFO": logger.info, "WARNING": logger.warning, "ERROR": logger.error}
 
 
