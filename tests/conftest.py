@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -157,7 +158,9 @@ class WebhookReceiver:
 
 
 @contextmanager
-def serve_webhook(address: str = "127.0.0.1", port: int = 0) -> Iterator[WebhookReceiver]:
+def serve_webhook(
+    address: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> Iterator[WebhookReceiver]:
     receiver = WebhookReceiver()
 
     class Handler(BaseHTTPRequestHandler):
@@ -174,6 +177,8 @@ def serve_webhook(address: str = "127.0.0.1", port: int = 0) -> Iterator[Webhook
 
     with ThreadingHTTPServer((address, port), Handler) as server:
         receiver.url = f"http://{address}:{server.server_port}/hook"
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield receiver

@@ -1,7 +1,9 @@
 """Which addresses the URLs of a request may lead to, with real servers on loopback addresses."""
 
 import socket
+import ssl
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,21 @@ METADATA = [
     *("64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::1"),
 ]
 PUBLIC = ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"]
+
+
+def make_certificate(folder: Path, host: str) -> tuple[Path, Path]:
+    """The files of a self-signed certificate of this host, and of its key."""
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}"),
+            *("-keyout", key, "-out", certificate),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
 
 
 @pytest.fixture
@@ -193,6 +210,28 @@ def test_webhook_of_an_allowed_name_is_called(
 
     assert len(webhook_receiver.calls) == 1
     assert webhook_receiver.calls[0][0]["Host"].startswith("hooks.test:")
+
+
+@pytest.mark.parametrize(("certified", "calls"), [("hooks.test", 1), ("other.test", 0)])
+def test_certificate_of_an_allowed_host_is_verified_by_its_name(
+    certified: str,
+    calls: int,
+    resolve: Callable[[str, list[str]], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    certificate, key = make_certificate(tmp_path, certified)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    monkeypatch.setenv("OUTBOUND_ALLOW", "hooks.test")
+    resolve("hooks.test", ["127.0.0.1"])
+    with serve_webhook(tls=context) as receiver:
+        port = urlsplit(receiver.url).port
+
+        run({}, webhook={"url": f"https://hooks.test:{port}/hook"})
+
+    assert len(receiver.calls) == calls
 
 
 def test_webhook_of_the_environment_is_not_restricted(
