@@ -31,8 +31,7 @@ pytestmark = [
 ]
 
 JOBS, DUPLICATES = 30, 10
-# The messages of a killed machine stay hidden for a minute. If the second delivery of one finds a
-# duplicate running, it goes back for up to five minutes.
+# The messages of a killed machine stay hidden for a minute, and each failure adds its back-off.
 PATIENCE_S = 400.0
 
 

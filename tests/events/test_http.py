@@ -8,6 +8,7 @@ import pytest
 
 from events import http
 from events.contract import response_problems
+from events.errors import AlreadyRunning
 from events.event_context import EventContext
 from handler import app
 from tests import workflows
@@ -101,6 +102,7 @@ def test_status_says_how_the_job_ended(workflow: Any, error: str, expected: int)
         ("failed", "DeadlineExceeded", False, 422),
         ("failed", "DeadlineExceeded", True, 504),
         ("cancelled", "Cancelled", False, 409),
+        ("failed", "IdConflict", False, 409),
         ("failed", "Misconfigured", True, 503),
         ("completed", "UploadFailed", True, 200),
     ],
@@ -115,6 +117,16 @@ def test_status_and_retry_after_of_rare_ends(
 
     assert reply["statusCode"] == expected
     assert ("Retry-After" in reply["headers"]) == (retryable and expected >= 500)
+
+
+def test_job_that_another_invocation_runs_can_be_asked_for_when_its_claim_can_have_ended() -> None:
+    error = AlreadyRunning("m", retry_after_s=11.2).as_dict()
+    response = {"status": "failed", "error": error, "output": []}
+
+    reply = http.process(sample("http_function_url"), EventContext(handle=lambda _, **__: response))
+
+    assert reply["statusCode"] == 503
+    assert reply["headers"]["Retry-After"] == "12"
 
 
 @pytest.mark.parametrize(
