@@ -227,19 +227,22 @@ def test_handler_killed_during_its_webhook_call_leaves_the_call_to_a_repeat(
     assert json.loads(body) == json.loads(first_body)
 
 
-def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(s3: LocalS3) -> None:
+def test_killed_attempt_leaves_no_second_artifact_in_the_bucket(
+    s3: LocalS3, tmp_path: Path
+) -> None:
     fields = s3_fields(s3)
     bucket_client(s3).put_object(Bucket=s3.bucket_name, Key="once/other.png", Body=b"other")
-    # The job goes on after the upload.
+    # The job goes on after the upload, until it is killed.
+    go_on = tmp_path / "go on"
     workflow = {
-        **image(),
-        "8": workflows.node("PrimitiveFloat", value=5.0),
-        "7": workflows.node("TestSleep", seconds=["8", 0], deaf=False),
+        "1": workflows.node("TestNewName", value=str(go_on)),
+        "2": workflows.node("TestWait", file=["1", 0]),
     }
     request = event(workflow, request_id="once", s3=fields)
     kill_at(start_handler(request, seconds=600), "artifact.stored")
-    # Without its cache ComfyUI makes the file again, under another number.
+    # Without its cache ComfyUI makes the file again, under another name.
     os.kill(comfyui_pid(worker_status()), signal.SIGKILL)
+    go_on.touch()
     left = objects_in(s3, "once/")
     assert wait_until(lambda: error_of(app.lambda_handler(request, Context(60))) == "")
     response = app.lambda_handler(request, Context(60))

@@ -130,6 +130,19 @@ class TestWait(_Output):
         return {"ui": {"text": ["waited"]}}
 
 
+class TestNewName(_Output):
+    """Writes a result under another name each time, before the node that gets its value runs."""
+
+    RETURN_TYPES: ClassVar = ("STRING",)
+    inputs: ClassVar = {"value": ("STRING", {})}
+
+    def run(self, value: str) -> dict[str, Any]:
+        name = f"{time.time_ns()}.txt"
+        with open(_output_path(name), "w") as file:
+            file.write(name)
+        return {"ui": {"things": [{"filename": name}]}, "result": (value,)}
+
+
 class TestHold(_Output):
     """Keeps the interpreter lock, as some C extensions do: no other thread runs, no server answers.
 
@@ -351,6 +364,7 @@ NODE_CLASS_MAPPINGS = {
         TestExit,
         TestSleep,
         TestWait,
+        TestNewName,
         TestHold,
         TestCycle,
         TestNoStatus,
