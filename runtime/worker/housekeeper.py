@@ -13,6 +13,8 @@ from runtime.log import log
 from runtime.worker.housekeeping import caches_many_prompts, clean, is_low
 
 CLEAN_EVERY_S = 10.0
+# How often it looks whether the disk is nearly full.
+LOOK_EVERY_S = 1.0
 # ComfyUI keeps a copy of each workflow in its history: 5 MB for a large one.
 FORGET_AFTER_JOBS = 16
 _END_WITHIN_S = 1.0
@@ -95,23 +97,31 @@ class Housekeeper:
             )
 
     def _run(self) -> None:
-        clean_at = time.monotonic()
-        while self._wait_until(clean_at):
+        look_at = clean_at = time.monotonic()
+        while self._wait_until(look_at):
             if prompts := self._take_ended_prompts():
                 self._forget_prompts(prompts)
-            if time.monotonic() >= clean_at:
-                try:
-                    self.clean()
-                except OSError as error:
-                    log(f"cannot clean ComfyUI's folders: {error}")
+            began = time.monotonic()
+            if began >= clean_at or (began >= look_at and is_low(self._settings)):
+                self._try_clean()
                 clean_at = time.monotonic() + CLEAN_EVERY_S
+            if began >= look_at:
+                # On a large disk that stays nearly full, a twentieth of the time at most.
+                took_s = time.monotonic() - began
+                look_at = time.monotonic() + min(max(LOOK_EVERY_S, 20 * took_s), CLEAN_EVERY_S)
 
-    def _wait_until(self, clean_at: float) -> bool:
+    def _try_clean(self) -> None:
+        try:
+            self.clean()
+        except OSError as error:
+            log(f"cannot clean ComfyUI's folders: {error}")
+
+    def _wait_until(self, look_at: float) -> bool:
         """Wait for that time, or for FORGET_AFTER_JOBS jobs; False when stopped."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._is_stopped or len(self._ended_prompts) >= FORGET_AFTER_JOBS,
-                max(clean_at - time.monotonic(), 0.0),
+                max(look_at - time.monotonic(), 0.0),
             )
             return not self._is_stopped
 
