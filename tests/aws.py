@@ -3,8 +3,10 @@
 import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import Any
+from uuid import uuid4
 
 import boto3
 import pytest
@@ -75,6 +77,15 @@ def bucket_client(s3: LocalS3) -> Any:
         aws_secret_access_key=s3.secret_access_key,
         region_name=REGION,
     )
+
+
+def new_bucket(server: LocalS3) -> LocalS3:
+    """The same server with another bucket, which is empty."""
+    name = f"bucket-{uuid4()}"
+    client = bucket_client(server)
+    client.create_bucket(Bucket=name)
+    client.close()
+    return replace(server, bucket_name=name)
 
 
 def objects_in(s3: LocalS3, prefix: str = "") -> set[str]:

@@ -25,6 +25,7 @@ from handler.settings import PROJECT, Settings
 from handler.worker_protocol import SOCKET_NAME, GetState, Request, WorkerStatus
 from runtime.local_s3 import LocalS3, local_s3
 from tests import worker
+from tests.aws import new_bucket
 from tests.processes import connect_to, wait_until
 from tests.workflows import event
 
@@ -135,9 +136,15 @@ def worker_status(kind: Callable[..., Request] = GetState, **fields: Any) -> Wor
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[LocalS3]:
+def s3_server() -> Iterator[LocalS3]:
     with tempfile.TemporaryDirectory(prefix="lc-s3-") as folder, local_s3(Path(folder)) as server:
         yield server
+
+
+@pytest.fixture
+def s3(s3_server: LocalS3) -> LocalS3:
+    """A server with an empty bucket: the id of a job in it is taken by no other test."""
+    return new_bucket(s3_server)
 
 
 @dataclass
