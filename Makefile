@@ -17,7 +17,7 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-tests $(SAM_VENV)/.installed
 	$(PY) -m runtime install
 	$(PY) -m runtime standins
-	$(PY) -m pytest -n 2 --dist loadfile $(TESTS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # The tests that need neither ComfyUI, nor a server, nor time.
 fast: $(VENV)/.installed-tests

@@ -29,7 +29,8 @@ from tests.aws import new_bucket
 from tests.processes import connect_to, wait_until
 from tests.workflows import event
 
-CUSTOM_NODES = PROJECT / "tests" / "custom_nodes"
+TESTS = PROJECT / "tests"
+CUSTOM_NODES = TESTS / "custom_nodes"
 _OURS = (
     *("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEAD", "POWERTOOLS_"),
     *("JOBS_", "OUTBOUND_"),
@@ -41,7 +42,12 @@ _PLACES = ("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that `make fast` leaves out by the fixtures that they use."""
+    """Mark the tests that `make fast` leaves out by the fixtures that they use.
+
+    The tests of whole machines come first: they take longest, and a run of several processes ends
+    when the last of its files does.
+    """
+    items.sort(key=lambda item: item.path.parent != TESTS)
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if "comfyui" in fixtures:
