@@ -101,8 +101,8 @@ def addresses_of(host: str, port: int | None, allowed: Allowed) -> list[str]:
     or UnicodeError if the host has no address.
     """
     host = host.removeprefix("[").removesuffix("]")
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
     for address in addresses:
         allowed.check(host, ipaddress.ip_address(address))
     return addresses
