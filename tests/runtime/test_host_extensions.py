@@ -23,7 +23,10 @@ from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import MAX_FAILURES, LambdaHost
 from tests.processes import is_running, wait_until
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(90),
+]
 
 EXTENSION = Path(__file__).with_name("host_extension.py")
 StartHost = Callable[..., LambdaHost]
@@ -170,7 +173,6 @@ def test_stop_during_init_is_not_a_failure(
     assert states == []
 
 
-@pytest.mark.slow
 def test_extension_that_does_not_stop_is_killed_after_the_grace(
     start_host: StartHost, diary: Diary
 ) -> None:

@@ -23,7 +23,10 @@ from runtime.lambda_host.invoke_api import MAX_REQUEST_BYTES, InvokeApi
 from tests.aws import lambda_client
 from tests.processes import wait_until
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(90),
+]
 
 NAME = "lambda-comfyui"
 Start = Callable[..., Any]

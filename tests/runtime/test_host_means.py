@@ -18,7 +18,10 @@ from runtime.process import child
 from runtime.process.child import Child
 from tests.processes import wait_until
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(90),
+]
 
 
 @pytest.fixture
@@ -74,7 +77,6 @@ def test_environment_that_cannot_be_started_now_is_started_later(
     assert answers[-1] == InvocationResult(b"null")
 
 
-@pytest.mark.slow
 def test_dead_client_gets_no_event_while_its_output_is_still_open(
     start_host: Callable[[str], LambdaHost], monkeypatch: pytest.MonkeyPatch
 ) -> None:

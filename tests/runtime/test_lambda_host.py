@@ -21,7 +21,10 @@ from runtime.lambda_host.invocations import QueueConsumer
 from runtime.lambda_host.runtime_api import MAX_RESPONSE_BYTES
 from tests.processes import is_running, wait_until
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(90),
+]
 
 StartHost = Callable[..., LambdaHost]
 
@@ -209,7 +212,6 @@ def consumer_of(host: LambdaHost) -> QueueConsumer:
     return slot._consumer
 
 
-@pytest.mark.slow
 def test_timeout_ends_the_client_and_all_it_started(start_host: StartHost, tmp_path: Path) -> None:
     host = start_host("sleeps")
     slow = json.dumps({"pids": str(tmp_path / "slow"), "seconds": 60}).encode()
