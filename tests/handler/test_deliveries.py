@@ -15,7 +15,10 @@ from tests.conftest import run
 from tests.handler.test_storage import s3_fields
 from tests.workflows import node
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("comfyui"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 
 def delivery_of(request_id: str) -> Delivery | None:

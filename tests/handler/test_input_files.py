@@ -13,7 +13,10 @@ from tests.conftest import run, worker_status
 from tests.processes import wait_until
 from tests.workflows import Workflow, image, node, one
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("comfyui"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 LOADERS = [
     ("LoadImage", "image"),

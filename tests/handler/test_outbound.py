@@ -212,6 +212,7 @@ def test_webhook_of_an_allowed_name_is_called(
     assert webhook_receiver.calls[0][0]["Host"].startswith("hooks.test:")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("certified", "calls"), [("hooks.test", 1), ("other.test", 0)])
 def test_certificate_of_an_allowed_host_is_verified_by_its_name(
     certified: str,

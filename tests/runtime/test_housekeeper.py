@@ -20,7 +20,10 @@ from tests.conftest import run, worker_status
 from tests.processes import wait_until
 from tests.runtime.test_housekeeping import ALWAYS_MB, DAY_S, deliver, set_age, write, write_job
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("comfyui"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
 
 
 @pytest.fixture
