@@ -52,9 +52,9 @@ def restrict(s3: Any, allowed: Allowed) -> None:
 
 
 def _send_for_boto3(session: requests.Session, request: "AWSPreparedRequest") -> "AWSResponse":
-    """Send a signed request as it is. Raises botocore's error if no server answers."""
+    """Send a signed request as it is. Raises botocore's errors if no server answers."""
     from botocore.awsrequest import AWSResponse  # noqa: PLC0415
-    from botocore.exceptions import EndpointConnectionError  # noqa: PLC0415
+    from botocore.exceptions import EndpointConnectionError, ReadTimeoutError  # noqa: PLC0415
 
     prepared = requests.PreparedRequest()
     prepared.method, prepared.url, prepared.body = request.method, request.url, request.body
@@ -73,6 +73,9 @@ def _send_for_boto3(session: requests.Session, request: "AWSPreparedRequest") ->
         )
     except requests.ConnectionError as error:
         raise EndpointConnectionError(endpoint_url=request.url, error=error) from error
+    except requests.ReadTimeout as error:
+        # botocore repeats a call after its own errors alone.
+        raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
     return AWSResponse(request.url, response.status_code, response.headers, response.raw)
 
 
