@@ -80,7 +80,12 @@ def process(event: dict[str, Any], context: EventContext) -> Response:
 def _run(record: dict[str, Any], context: EventContext) -> None:
     context = replace(context, is_last_delivery=lambda: sqs_visibility.is_last_delivery(record))
     responses = messages.run(record.get("body"), record["messageId"], context)
-    failures = [response["error"] for response in responses if response.get("error")]
+    # A job that was cancelled has ended as somebody wished.
+    failures = [
+        response["error"]
+        for response in responses
+        if response.get("error") and response["status"] != "cancelled"
+    ]
     if failures and context.dead_letter_queue_url:
         dead_letters.send(context.dead_letter_queue_url, record, failures[0])
         sqs_visibility.delete(record)

@@ -9,7 +9,7 @@ All times of that rule are here; the handler (events/sqs.py) and the poller of t
 - Either the handler does that or the poller that invoked it, never both. On Lambda it must be the
   handler: AWS's poller does not. The host's poller does it itself, because it goes on when the
   handler hangs or dies, and sends CALLER_HIDES_MESSAGES with the invocation.
-- HIDDEN_S and CRASH_BACK_OFF_S are longer than the lease in handler/jobs/claims.py: at the
+- HIDDEN_S and CRASH_BACK_OFF_S are longer than the lease in handler/jobs/held_claim.py: at the
   next delivery the claim of a killed handler has ended. A test holds it.
 - A message whose job another delivery runs comes again when the claim of that delivery can have
   ended. If it has not, that delivery goes on, and the message comes again after 25 minutes or more.

@@ -16,6 +16,7 @@ from typing import Any
 import websocket
 
 from events.repeating_timer import RepeatingTimer
+from handler.cancellation import CHECK_EVERY_S
 from handler.comfyui_api import (
     QUESTION_TIMEOUT_S,
     ComfyUIApi,
@@ -88,19 +89,30 @@ class ComfyUI:
         raise explain_rejection(details, workflow, status, self._inputs_of)
 
     def follow(
-        self, prompt_id: str, on_message: Callable[[Message], None], *, deadline: float | None
+        self,
+        prompt_id: str,
+        on_message: Callable[[Message], None],
+        *,
+        deadline: float | None,
+        check: Callable[[], None] = lambda: None,
     ) -> HistoryEntry:
         """Pass on every message of this prompt until it is over; return its history entry.
 
-        `deadline` is a time of `time.monotonic()`. Raises TimeoutError at the deadline,
-        ComfyUIGone and ComfyUIStuck. A lost WebSocket costs messages, never the result.
+        `deadline` is a time of `time.monotonic()`. `check` is called every CHECK_EVERY_S and ends
+        the wait by raising. Raises TimeoutError at the deadline, ComfyUIGone and ComfyUIStuck. A
+        lost WebSocket costs messages, never the result.
         """
         self._stalled_since = None
         until = math.inf if deadline is None else deadline
         is_over = False
+        look_up_at = time.monotonic() + POLL_S
         while (left := until - time.monotonic()) > 0:
+            check()
             # After its last message the job is in the history within milliseconds.
-            message = None if is_over else self._receive(min(POLL_S, left))
+            message = None if is_over else self._receive(min(CHECK_EVERY_S, left))
+            if message is None and not is_over and time.monotonic() < look_up_at:
+                continue
+            look_up_at = time.monotonic() + POLL_S
             if message is None:
                 if (entry := self._look_up(prompt_id, on_message, until)) is not None:
                     return entry
@@ -110,6 +122,13 @@ class ComfyUI:
                 on_message(message)
                 is_over = message["type"] == "executing" and message["data"]["node"] is None
         raise TimeoutError
+
+    def entry(self, prompt_id: str) -> HistoryEntry | None:
+        """The history entry of a prompt; None when there is none, or ComfyUI does not answer."""
+        try:
+            return self._api.history(prompt_id, QUESTION_TIMEOUT_S)
+        except (ComfyUIGone, ComfyUITimeout):
+            return None
 
     def interrupt(self, prompt_id: str, timeout_s: float) -> None:
         """Take the prompt out of the queue, or stop it at its next node or sampler step.
@@ -195,7 +214,13 @@ class ComfyUI:
         if is_running:
             # Its message may have been lost.
             on_message({"type": "execution_start", "data": {"prompt_id": prompt_id}})
-        is_waiting = any(item[1] == prompt_id for item in queue["queue_pending"])
+        before = [item for item in queue["queue_pending"] if item[1] != prompt_id]
+        is_waiting = len(before) < len(queue["queue_pending"])
+        if is_waiting:
+            number = min(item[0] for item in queue["queue_pending"] if item[1] == prompt_id)
+            ahead = sum(item[0] < number for item in before) + len(queue["queue_running"])
+            data = {"prompt_id": prompt_id, "position": ahead}
+            on_message({"type": "queue_position", "data": data})
         self._check_stalled(is_waiting and not queue["queue_running"])
         return is_waiting or is_running
 

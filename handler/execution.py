@@ -1,7 +1,8 @@
 """What ComfyUI's messages say about one run: the order of nodes, progress, outputs.
 
-What a run's failure means is decided in node_failure.py, which percentage the progress is in
-run_progress.py. The messages and their order: execution.py and server.py of ComfyUI.
+What a run's failure means is decided in node_failure.py; which percentage the progress is, in
+graph_progress.py, and for the response in run_progress.py. The messages and their order:
+execution.py and server.py of ComfyUI.
 """
 
 import time
@@ -12,7 +13,9 @@ from events.errors import JobError
 from handler.comfyui import Message
 from handler.comfyui_api import HistoryEntry
 from handler.emit import emit
-from handler.job_events import NodeProgress, NodeStarted
+from handler.graph_progress import GraphProgress
+from handler.job_events import JobWaiting, NodeProgress, NodeStarted
+from handler.node_durations import NodeDurations
 from handler.run_progress import RunProgress
 
 PROGRESS_LOG_EVERY_S = 0.5
@@ -30,7 +33,13 @@ class Execution:
     `began` says whether the run has left ComfyUI's queue, `history_entry` is None until it is over.
     """
 
-    def __init__(self, prompt_id: str, workflow: dict[str, Any], on_output: OnOutput) -> None:
+    def __init__(
+        self,
+        prompt_id: str,
+        workflow: dict[str, Any],
+        on_output: OnOutput,
+        durations: NodeDurations,
+    ) -> None:
         self.prompt_id = prompt_id
         self.workflow = workflow
         self.began = False
@@ -40,7 +49,8 @@ class Execution:
         self._on_output = on_output
         self._created_at = time.monotonic()
         self._began_at = self._created_at
-        self._cached = 0
+        self._graph = GraphProgress(workflow, durations)
+        self._position: int | None = None
         self._progress = RunProgress(workflow)
         self._progress_emitted_at = 0.0
 
@@ -51,8 +61,10 @@ class Execution:
         if kind in _MESSAGES_OF_A_RUN and not self.began:
             self._begin()
         match kind:
+            case "queue_position":
+                self._note_position(data["position"])
             case "execution_cached":
-                self._cached = len(data["nodes"])
+                self._graph.leave_out(data["nodes"])
                 self._progress.leave_out(data["nodes"])
             case "executing" if data["node"] is not None:
                 self._note_node(str(data.get("display_node") or data["node"]))
@@ -68,10 +80,18 @@ class Execution:
             meta = entry["meta"].get(node_id) or {}
             self._on_output(str(meta.get("display_node") or node_id), output)
 
+    def stage(self) -> str:
+        """What the run does now, as the end of a sentence."""
+        if not self.began:
+            return "while it waited in ComfyUI's queue"
+        return f"at node {self.nodes_executed[-1]}" if self.nodes_executed else "as its run began"
+
     def finish(self) -> None:
         """The run has succeeded: its progress is 100 %."""
-        if update := self._progress.finish(time.monotonic() - self._began_at):
-            emit(NodeProgress(node_id=None, **update))
+        time_s = time.monotonic() - self._began_at
+        self._progress.finish(time_s)
+        self._graph.finish()
+        self._emit_progress(None, time_s, 1, 1)
 
     def details(self, error: JobError | None) -> dict[str, Any]:
         """`execution_details` of the response."""
@@ -88,20 +108,34 @@ class Execution:
         self._began_at = time.monotonic()
         self.queue_ms = (self._began_at - self._created_at) * 1000
 
+    def _note_position(self, position: int) -> None:
+        if position != self._position:
+            self._position = position
+            emit(JobWaiting(position=position))
+
     def _note_node(self, node_id: str) -> None:
+        self._graph.enter(node_id)
         if node_id in self.nodes_executed:
             return
         self.nodes_executed.append(node_id)
-        node = self.workflow.get(node_id, {})
+        class_type, title = self._names_of(node_id)
+        graph = self._graph
         emit(
             NodeStarted(
                 node_id=node_id,
-                class_type=node.get("class_type", ""),
-                title=str((node.get("_meta") or {}).get("title") or ""),
-                done=self._cached + len(self.nodes_executed),
-                total=len(self.workflow),
+                class_type=class_type,
+                title=title,
+                done=graph.nodes_done,
+                total=graph.nodes_total,
+                percentage=graph.percentage,
+                eta_s=graph.eta_s,
             )
         )
+
+    def _names_of(self, node_id: str) -> tuple[str, str]:
+        """The class and the title of a node."""
+        node = self.workflow.get(node_id, {})
+        return node.get("class_type", ""), str((node.get("_meta") or {}).get("title") or "")
 
     def _note_progress(self, data: dict[str, Any]) -> None:
         value, maximum = data["value"], data["max"]
@@ -109,6 +143,30 @@ class Execution:
         now = time.monotonic()
         update = self._progress.report(node_id, value, maximum, now - self._began_at)
         is_due = now - self._progress_emitted_at >= PROGRESS_LOG_EVERY_S or value == maximum
-        if update and is_due:
+        if update is None:
+            return
+        self._graph.enter(node_id)
+        self._graph.report(value, maximum)
+        if is_due:
             self._progress_emitted_at = now
-            emit(NodeProgress(node_id=data.get("node"), **update))
+            self._emit_progress(node_id, now - self._began_at, value, maximum)
+
+    def _emit_progress(
+        self, node_id: str | None, time_s: float, value: float, maximum: float
+    ) -> None:
+        class_type, title = self._names_of(node_id) if node_id else ("", "")
+        graph = self._graph
+        emit(
+            NodeProgress(
+                node_id=node_id,
+                class_type=class_type,
+                title=title,
+                time=round(time_s, 3),
+                value=value,
+                max=maximum,
+                done=graph.nodes_done,
+                total=graph.nodes_total,
+                percentage=graph.percentage,
+                eta_s=graph.eta_s,
+            )
+        )

@@ -16,6 +16,7 @@ from typing import Any
 from events.contract import caller_of, parse_request
 from events.errors import (
     AlreadyRunning,
+    Cancelled,
     IdConflict,
     InternalError,
     JobError,
@@ -28,20 +29,30 @@ from events.job import Caller, Job
 from handler import webhook
 from handler.artifacts import Collector, folder_name
 from handler.callers_urls import refuse_forbidden
+from handler.cancellation import Cancellation, no_cancellation
 from handler.clock import Deadline
 from handler.connections import Connections
-from handler.emit import emit
+from handler.emit import emit, subscribed
 from handler.execution import Execution
 from handler.input_files import LoadableFiles, mark_as_used
-from handler.job_events import JobCompleted, JobFailed, JobPostponed, JobReceived
+from handler.job_events import (
+    JobCancelled,
+    JobCompleted,
+    JobFailed,
+    JobPostponed,
+    JobReceived,
+)
 from handler.job_folder import mark_of
-from handler.jobs import Claim
+from handler.jobs.held_claim import HeldClaim
+from handler.jobs.record import WebhookState
 from handler.leftovers import Attempt
 from handler.log import logger
 from handler.machine_faults import cause_of, is_machine_fault
 from handler.model_folders import standins_used
+from handler.node_durations import NodeDurations
 from handler.node_failure import failure_in
 from handler.outputs import JobOutputs
+from handler.recorded_progress import RecordedProgress
 from handler.response import JobResult, build_response
 from handler.runner import JobDied, Runner, Wake
 from handler.storage import Uploads, target_of
@@ -62,7 +73,7 @@ def generate(
     """
     caller = caller_of(event)
     logger.append_keys(request_id=caller.request_id)
-    run = JobRun(caller, connections, deadline, comes_again)
+    run = JobRun(caller, source, connections, deadline, comes_again)
     try:
         emit(JobReceived(request_id=caller.request_id, source=source))
         return run.answer(event)
@@ -78,15 +89,18 @@ class JobRun:
     def __init__(
         self,
         caller: Caller,
+        source: str,
         connections: Connections,
         deadline: Deadline,
         comes_again: Callable[[], bool],
     ) -> None:
+        self._source = source
         self._connections, self._deadline = connections, deadline
         self._comes_again = comes_again
         self._settings = connections.settings
         self._result = JobResult(caller)
         self._timings = self._result.timings
+        self._cancellation = no_cancellation()
 
     @property
     def has_completed(self) -> bool:
@@ -95,27 +109,42 @@ class JobRun:
 
     def answer(self, event: Any) -> dict[str, Any]:
         """The response: of this run, or the stored one of an earlier run of the same request."""
-        claim = Claim()
+        held: HeldClaim | None = None
         try:
             with self._timings.stage("preprocess_ms"):
                 job = parse_request(event, self._result.caller)
-                claim = self._connections.jobs.claim(job)
+                claim = self._connections.jobs.claim(job, self._source)
+                held = claim.held
             if claim.stored is not None:
-                return self._repeat(claim, claim.stored)
-            self._run(job, claim.attempt)
+                return self._repeat(claim.stored, held)
+            if held is None:
+                self._run(job)
+            else:
+                self._cancellation = Cancellation(held.is_cancel_requested)
+                with subscribed(RecordedProgress(held, self._items).note):
+                    self._run(job, held.attempt)
         except JobError as error:
             self._result.error = error
         except JobDied as death:
-            self._result.error = self._failure_of_death(death, claim)
+            self._result.error = self._failure_of_death(death, held)
         except Exception as error:
             logger.exception("unexpected error")
             self._result.error = self._failure_of(error)
         try:
-            return self._end(claim)
+            return self._end(held)
         finally:
-            claim.release()
+            if held:
+                held.release()
 
-    def _run(self, job: Job, attempt: Attempt | None) -> None:
+    def _items(self) -> list[dict[str, Any]]:
+        """The items of `output` that are there by now."""
+        outputs = self._result.outputs
+        return (
+            [item for item in outputs.as_dicts() if "upload_error" not in item] if outputs else []
+        )
+
+    def _run(self, job: Job, attempt: Attempt | None = None) -> None:
+        self._cancellation.check("before it began")
         with self._timings.stage("preprocess_ms"):
             self._result.return_base64 = job.return_base64
             refuse_forbidden(job, self._settings)
@@ -125,7 +154,7 @@ class JobRun:
                 self._connections.worker, model_names(workflow), self._timings, self._deadline
             )
         with self._uploads(job, attempt) as uploads:
-            worker = wake.wait()
+            worker = wake.wait(self._cancellation)
             if uploads:
                 uploads.check()
             collector = Collector(
@@ -135,7 +164,9 @@ class JobRun:
                 made_since=0.0 if self._settings.load_any_file else time.time(),
             )
             outputs = self._result.outputs = JobOutputs(collector, uploads)
-            runner = Runner(self._connections, worker, self._timings, self._deadline)
+            runner = Runner(
+                self._connections, worker, self._timings, self._deadline, self._cancellation
+            )
             loadable = LoadableFiles(
                 worker.folders["input"], worker.folders["output"] / folder_name(job.id)
             )
@@ -179,12 +210,17 @@ class JobRun:
         outputs, result = self._result.outputs, self._result
         with self._timings.stage("upload_ms"):
             if outputs:
-                outputs.wait(self._deadline.answer_left_s())
+                outputs.wait(self._deadline.answer_left_s(), self._cancellation.is_requested)
+                if self._cancellation.is_requested() and not outputs.are_stored:
+                    result.error = Cancelled(
+                        "the job was cancelled by a request, while its files were uploaded"
+                    )
                 result.error = result.error or outputs.upload_failure()
 
     def _execute(self, workflow: dict[str, Any], runner: Runner, outputs: JobOutputs) -> Execution:
         """Run the workflow as one prompt. Raises the JobError that its history entry amounts to."""
-        execution = Execution(str(uuid.uuid4()), workflow, outputs.add)
+        durations = NodeDurations(self._settings.worker_dir)
+        execution = Execution(str(uuid.uuid4()), workflow, outputs.add, durations)
         self._result.execution = execution
         logger.append_keys(prompt_id=execution.prompt_id)
         entry = runner.run(execution)
@@ -201,12 +237,15 @@ class JobRun:
             raise failure
         return execution
 
-    def _failure_of_death(self, death: JobDied, claim: Claim) -> JobError:
+    def _failure_of_death(self, death: JobDied, held: HeldClaim | None) -> JobError:
         """The job is failed for good after its second death, if the machine is sound then."""
-        if claim.note_death():
+        # Without a store, no death is known to be the second one.
+        if held and held.note_death():
             try:
                 # The ComfyUI that follows serves only if it has passed the self-test.
-                Wake(self._connections.worker, (), self._timings, self._deadline).wait()
+                Wake(self._connections.worker, (), self._timings, self._deadline).wait(
+                    self._cancellation
+                )
             except JobError:
                 pass
             else:
@@ -226,35 +265,41 @@ class JobRun:
         request_id = self._result.caller.request_id
         self._connections.worker.report_fault(request_id, failure.message)
 
-    def _end(self, claim: Claim) -> dict[str, Any]:
+    def _end(self, held: HeldClaim | None) -> dict[str, Any]:
         response = build_response(self._result)
-        if self._is_end() and webhook.is_named(self._result.caller, self._settings):
+        is_end, state = self._is_end(), WebhookState.NONE
+        if is_end and webhook.is_named(self._result.caller, self._settings):
             event_id = webhook.new_event_id()
             # A handler that is killed during the call leaves only the call to a repeat.
-            claim.begin_delivery(response, event_id)
-            self._call_webhook(response, event_id)
-        claim.end(response)
+            if held:
+                held.begin_delivery(response, event_id)
+            state = self._call_webhook(response, event_id)
+        if held:
+            held.end(response, webhook_state=state, comes_again=not is_end)
         if self._result.outputs:
             self._result.outputs.record_delivery(self._settings.worker_dir)
         # After the claim: a job whose end was logged does not run again.
         _emit_end(response)
         return response
 
-    def _repeat(self, claim: Claim, stored: dict[str, Any]) -> dict[str, Any]:
-        """The stored response; an earlier handler may have been killed before its webhook call."""
-        if claim.webhook_event:
-            self._call_webhook(stored, claim.webhook_event)
-            claim.end(stored)
+    def _repeat(self, stored: dict[str, Any], held: HeldClaim | None) -> dict[str, Any]:
+        """The stored response; its webhook may be still to be called."""
+        if held:
+            state = WebhookState.NONE
+            if webhook.is_named(self._result.caller, self._settings):
+                state = self._call_webhook(stored, held.webhook_event)
+            held.end(stored, webhook_state=state)
         return stored
 
-    def _call_webhook(self, response: dict[str, Any], event_id: str) -> None:
-        webhook.deliver(
+    def _call_webhook(self, response: dict[str, Any], event_id: str) -> WebhookState:
+        is_delivered = webhook.deliver(
             response,
             self._result.caller,
             self._settings,
             event_id=event_id,
             budget_s=self._deadline.answer_left_s(),
         )
+        return WebhookState.DELIVERED if is_delivered else WebhookState.FAILED
 
     def _is_end(self) -> bool:
         """Whether the job of this id has ended: it runs nowhere else, and does not come again.
@@ -283,5 +328,7 @@ def _emit_end(response: dict[str, Any]) -> None:
     elif class_of(error) is AlreadyRunning:
         # Not a failure: the job runs elsewhere.
         emit(JobPostponed(message=error["message"]))
+    elif class_of(error) is Cancelled:
+        emit(JobCancelled(message=error["message"], timings=timings))
     else:
         emit(JobFailed(error=error, timings=timings))

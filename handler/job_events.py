@@ -116,8 +116,21 @@ class JobQueued(JobEvent):
         return "job queued"
 
 
+class JobWaiting(JobEvent):
+    """The workflow waits in ComfyUI's queue, behind `position` others."""
+
+    name = "job.waiting"
+    position: int
+
+    def log_message(self) -> str:
+        return f"waiting behind {self.position} jobs"
+
+
 class NodeStarted(JobEvent):
-    """A node began. `done` counts it and those before it, cached ones included."""
+    """A node began. `done` counts the nodes before it, cached ones included.
+
+    `percentage` is that of the whole graph, 0 to 100; `eta_s` an estimate of the seconds left.
+    """
 
     name = "node.started"
     node_id: str
@@ -125,6 +138,8 @@ class NodeStarted(JobEvent):
     title: str
     done: int
     total: int
+    percentage: float
+    eta_s: float | None
 
     def log_message(self) -> str:
         return f"node {self.node_id} started"
@@ -133,15 +148,21 @@ class NodeStarted(JobEvent):
 class NodeProgress(JobEvent):
     """A step of the running node, at most two a second; `time`: seconds since the run began.
 
-    `percentage` is that of the run, 0 to 100. `node_id` is None for the update that completes it.
+    The other fields are those of NodeStarted. `node_id` is None at the end of a run that succeeded,
+    where the percentage is 100.
     """
 
     name = "node.progress"
     node_id: str | None
+    class_type: str
+    title: str
     time: float
     value: float
     max: float
+    done: int
+    total: int
     percentage: float
+    eta_s: float | None
 
     def log_message(self) -> str:
         return f"{self.percentage} %"
@@ -224,6 +245,14 @@ class JobCompleted(JobEvent):
         return "job completed"
 
 
+class JobCancelled(JobEvent):
+    """The job was cancelled; `timings` is that of the response."""
+
+    name = "job.cancelled"
+    message: str
+    timings: dict[str, float]
+
+
 class JobFailed(JobEvent):
     """The job has failed; `error` and `timings` are those of the response."""
 
@@ -261,6 +290,8 @@ def decode(entry: Mapping[str, Any]) -> JobEvent | None:
 
 
 def _typed(value: Any, expected: Any) -> Any:
+    if expected == float | None:
+        return None if value is None else _typed(value, float)
     if expected is float and isinstance(value, int | float) and math.isfinite(value):
         return float(value)
     if not isinstance(value, dict if get_origin(expected) is dict else expected):

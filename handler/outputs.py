@@ -3,7 +3,9 @@
 What counts as an artifact is decided in artifacts.py, how it is uploaded in storage.py.
 """
 
-from collections.abc import Collection
+import math
+import time
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 from events.errors import ExecutionFailed, IdConflict, JobError, UploadFailed, WorkerUnavailable
 from handler import deliveries
 from handler.artifacts import Artifact, Collector, Fault
+from handler.cancellation import CHECK_EVERY_S
 from handler.storage import Stored, Uploads
 
 _MAX_NAMES = 5
@@ -74,10 +77,18 @@ class JobOutputs:
         self._outputs = [item for item in self._outputs if item[0].node_id not in nodes]
         self._collector.forget(nodes)
 
-    def wait(self, timeout_s: float | None) -> None:
-        """Wait for the uploads that have begun, `timeout_s` seconds at most."""
+    @property
+    def are_stored(self) -> bool:
+        """Whether every upload has ended."""
+        return all(_has_ended(upload) for _, upload in self._outputs if upload)
+
+    def wait(self, timeout_s: float | None, is_over: Callable[[], bool]) -> None:
+        """Wait for the uploads that have begun, `timeout_s` seconds at most, or until `is_over`."""
         uploads = [upload for _, upload in self._outputs if upload]
-        wait(uploads, None if timeout_s is None else max(timeout_s, 0.0))
+        until = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while (left_s := until - time.monotonic()) > 0 and not is_over():
+            if not wait(uploads, min(left_s, CHECK_EVERY_S)).not_done:
+                return
 
     def upload_failure(self) -> UploadFailed | IdConflict | None:
         """The error that names the files which are not in the bucket now; None if all are."""

@@ -9,7 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from events.errors import DeadlineExceeded, WorkerUnavailable
+from events.errors import Cancelled, DeadlineExceeded, WorkerUnavailable
+from handler.cancellation import Cancellation
 from handler.clock import Deadline, Timings
 from handler.comfyui import SUBMIT_TIMEOUT_S, ComfyUI, ComfyUIStuck
 from handler.comfyui_api import ComfyUIGone, ComfyUITimeout, HistoryEntry
@@ -18,10 +19,12 @@ from handler.emit import emit
 from handler.execution import Execution
 from handler.input_files import LoadableFiles, check_files
 from handler.job_events import JobQueued, WorkerReady, WorkerStarting
+from handler.node_failure import failure_in
 from handler.worker_client import ReadyWorker, WorkerClient
 
 _INTERRUPT_WAIT_S = 5.0
 _INTERRUPT_POLL_S = 0.05
+_INTERRUPT_EVERY_S = 0.5
 _MAX_SUBMISSIONS = 5
 
 
@@ -52,11 +55,17 @@ class Wake:
         if not self._is_warm:
             emit(WorkerStarting())
 
-    def wait(self) -> ReadyWorker:
-        """The worker, once its ComfyUI is ready. Raises WorkerUnavailable and DeadlineExceeded."""
+    def wait(self, cancellation: Cancellation) -> ReadyWorker:
+        """The worker, once its ComfyUI is ready.
+
+        Raises WorkerUnavailable, DeadlineExceeded, Cancelled.
+        """
         began = time.monotonic()
         try:
-            worker = self._worker.wait_ready(self._deadline.work_left_s())
+            worker = self._worker.wait_ready(
+                self._deadline.work_left_s(),
+                lambda: cancellation.check("while ComfyUI was starting"),
+            )
         except TimeoutError:
             message = (
                 "the invocation ran out of time while ComfyUI was starting; the job was not begun."
@@ -76,10 +85,16 @@ class Runner:
     """Runs the prompts of one job on the ComfyUI of this container."""
 
     def __init__(
-        self, connections: Connections, worker: ReadyWorker, timings: Timings, deadline: Deadline
+        self,
+        connections: Connections,
+        worker: ReadyWorker,
+        timings: Timings,
+        deadline: Deadline,
+        cancellation: Cancellation,
     ) -> None:
         self._connections, self._worker = connections, connections.worker
         self._timings, self._deadline = timings, deadline
+        self._cancellation = cancellation
         self._ready = worker
 
     def run(self, execution: Execution) -> HistoryEntry:
@@ -87,7 +102,7 @@ class Runner:
 
         The history entry says how it ended. If ComfyUI dies before the job began, the job is
         submitted again, _MAX_SUBMISSIONS times at most: it pays for no other job. Raises
-        WorkflowRejected, WorkerUnavailable, DeadlineExceeded, JobDied.
+        WorkflowRejected, WorkerUnavailable, DeadlineExceeded, Cancelled, JobDied.
         """
         began = time.monotonic()
         try:
@@ -95,7 +110,9 @@ class Runner:
                 try:
                     return self._run_once(execution)
                 except _DiedBeforeJobBegan:
-                    self._ready = Wake(self._worker, (), self._timings, self._deadline).wait()
+                    self._ready = Wake(self._worker, (), self._timings, self._deadline).wait(
+                        self._cancellation
+                    )
             try:
                 return self._run_once(execution)
             except _DiedBeforeJobBegan as death:
@@ -118,6 +135,7 @@ class Runner:
         self._connections.connect_comfyui(self._ready).free()
 
     def _run_once(self, execution: Execution) -> HistoryEntry:
+        self._cancellation.check("before it was given to ComfyUI")
         comfyui = self._connections.connect_comfyui(self._ready)
         self._submit(execution, comfyui)
         emit(JobQueued(prompt_id=execution.prompt_id, nodes=len(execution.workflow)))
@@ -146,8 +164,21 @@ class Runner:
     def _follow(self, execution: Execution, comfyui: ComfyUI) -> HistoryEntry:
         try:
             return comfyui.follow(
-                execution.prompt_id, execution.observe, deadline=self._deadline.work_until
+                execution.prompt_id,
+                execution.observe,
+                deadline=self._deadline.work_until,
+                check=lambda: self._cancellation.check(execution.stage()),
             )
+        except Cancelled:
+            self._interrupt(execution, comfyui)
+            entry = comfyui.entry(execution.prompt_id)
+            if entry is None:
+                raise
+            if not isinstance(failure_in(entry), Cancelled):
+                # It had ended before ComfyUI read the interrupt.
+                return entry
+            execution.end(entry)
+            raise
         except TimeoutError:
             self._interrupt(execution, comfyui)
             raise _deadline_exceeded(execution) from None
@@ -178,14 +209,18 @@ class Runner:
         left_s = self._deadline.answer_left_s()
         wait_s = _INTERRUPT_WAIT_S if left_s is None else min(_INTERRUPT_WAIT_S, left_s / 2)
         until = time.monotonic() + wait_s
+        repeat_at = 0.0
         with contextlib.suppress(ComfyUIGone):
-            comfyui.interrupt(execution.prompt_id, wait_s / 2)
-            while not comfyui.is_over(execution.prompt_id, until - time.monotonic()):
-                if time.monotonic() > until:
-                    if execution.began or self._worker.is_ours_alone():
-                        self._worker.restart()
+            while time.monotonic() <= until:
+                # A run that begins at this moment clears an interrupt that came before it.
+                if time.monotonic() >= repeat_at:
+                    comfyui.interrupt(execution.prompt_id, max(until - time.monotonic(), 0) / 2)
+                    repeat_at = time.monotonic() + _INTERRUPT_EVERY_S
+                if comfyui.is_over(execution.prompt_id, until - time.monotonic()):
                     return
                 time.sleep(_INTERRUPT_POLL_S)
+            if execution.began or self._worker.is_ours_alone():
+                self._worker.restart()
 
 
 def _deadline_exceeded(execution: Execution) -> DeadlineExceeded:

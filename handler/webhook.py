@@ -45,14 +45,13 @@ def deliver(
     *,
     event_id: str,
     budget_s: float | None,
-) -> None:
+) -> bool:
     """POST the webhook body, signed if there is a secret, at most four times within `budget_s`.
 
-    Never raises. All attempts have the same `event_id`, body and time.
+    Returns whether the receiver took it. Never raises. All attempts have the same `event_id`, body
+    and time.
     """
     url = caller.webhook_url or settings.webhook_url
-    if not url:
-        return
     host = _host_of(url)
     budget_s = max(min(_BUDGET_S, _BUDGET_S if budget_s is None else budget_s), _LEAST_TIMEOUT_S)
     try:
@@ -78,8 +77,9 @@ def deliver(
     else:
         if status < 300:
             emit(WebhookDelivered(host=host, status=status))
-        else:
-            emit(WebhookFailed(host=host, reason=f"HTTP {status}"))
+            return True
+        emit(WebhookFailed(host=host, reason=f"HTTP {status}"))
+    return False
 
 
 def is_named(caller: Caller, settings: Settings) -> bool:

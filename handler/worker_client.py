@@ -8,12 +8,13 @@ handler/runner.py.
 import contextlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from events.errors import WorkerUnavailable
+from handler.cancellation import CHECK_EVERY_S
 from handler.settings import Settings
 from handler.worker_connection import WorkerConnection
 from handler.worker_protocol import (
@@ -104,8 +105,12 @@ class WorkerClient:
             self._wake = self._send_wake(models, limit_s)
         return self._wake.worker.state is State.READY
 
-    def wait_ready(self, timeout_s: float | None) -> ReadyWorker:
+    def wait_ready(
+        self, timeout_s: float | None, check: Callable[[], None] = lambda: None
+    ) -> ReadyWorker:
         """The ComfyUI that `begin_wake` asked for, waiting at most `timeout_s` seconds.
+
+        `check` is called every CHECK_EVERY_S and ends the wait by raising.
 
         Raises WorkerUnavailable with ComfyUI's last log lines when it did not come up,
         TimeoutError when the time was over first, ConnectionError when the worker has ended.
@@ -116,7 +121,7 @@ class WorkerClient:
         if self._wake is None:
             raise ConnectionError("no job was begun")
         if not self._wake.is_final:
-            self._wake = _as_status(self._receive(self._wake.id, limit_s))
+            self._wake = self._wait_for_wake(self._wake.id, time.monotonic() + limit_s, check)
         worker = self._wake.worker
         match worker.state:
             case State.READY:
@@ -128,6 +133,16 @@ class WorkerClient:
                 # A failure that it names may be long past.
                 reason = f"the worker is {worker.state}"
         raise WorkerUnavailable(f"ComfyUI is not available: {reason}")
+
+    def _wait_for_wake(self, request_id: int, give_up: float, check: Callable[[], None]) -> Status:
+        while True:
+            left_s = give_up - time.monotonic()
+            try:
+                return _as_status(self._receive(request_id, min(left_s, CHECK_EVERY_S)))
+            except TimeoutError:
+                if left_s <= CHECK_EVERY_S:
+                    raise
+            check()
 
     def announce_prompt(self, prompt_id: str) -> None:
         """Name the job's prompt: if this process is killed, ComfyUI drops it."""

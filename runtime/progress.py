@@ -16,6 +16,7 @@ from typing import Protocol, Self, TextIO
 
 from handler import job_events
 from handler.job_events import JobEvent
+from runtime.time_left import time_left
 
 _RING_LINES = 40
 _STEP_EVERY_S = 1.0
@@ -65,10 +66,10 @@ class Renderer(Protocol):
     def begin(self, text: str) -> None:
         """Begin an activity; the one before it ends."""
 
-    def step(self, value: float, maximum: float, percentage: float) -> None:
+    def step(self, value: float, maximum: float, percentage: float, eta_s: float | None) -> None:
         """Show that the current activity has done `value` of `maximum` steps.
 
-        `percentage` is that of the whole run, 0 to 100.
+        `percentage` is that of the whole run, 0 to 100; `eta_s` its seconds left, None if unknown.
         """
 
     def end(self, text: str = "") -> None:
@@ -94,11 +95,12 @@ class PlainRenderer:
         self._stepped_at = float("-inf")
         self.note(text)
 
-    def step(self, value: float, maximum: float, percentage: float) -> None:
+    def step(self, value: float, maximum: float, percentage: float, eta_s: float | None) -> None:
         now = self._elapsed_s()
         if now - self._stepped_at >= _STEP_EVERY_S or value >= maximum:
             self._stepped_at = now
-            self.note(f"  step {value:g}/{maximum:g} {percentage:.0f} %")
+            text = f"  step {value:g}/{maximum:g} {percentage:.0f} % {time_left(eta_s)}"
+            self.note(text.rstrip())
 
     def end(self, text: str = "") -> None:
         if text:
@@ -204,13 +206,23 @@ class Progress:
     @_show.register
     def _(self, event: job_events.NodeStarted) -> None:
         names = _one_line(f"{event.node_id} {event.class_type}")
-        text = f"node {event.done}/{event.total}  {names}  {_one_line(event.title)}"
+        text = f"node {event.done + 1}/{event.total}  {names}  {_one_line(event.title)}"
         self._renderer.begin(text.rstrip())
 
     @_show.register
     def _(self, event: job_events.NodeProgress) -> None:
-        if event.max > 0:
-            self._renderer.step(event.value, event.max, event.percentage)
+        # At the end of the run, nothing is left to show.
+        if event.max > 0 and event.node_id is not None:
+            self._renderer.step(event.value, event.max, event.percentage, event.eta_s)
+
+    @_show.register
+    def _(self, event: job_events.JobCancelled) -> None:
+        self._renderer.end()
+        self._renderer.note(_one_line(event.message), style="yellow")
+
+    @_show.register
+    def _(self, event: job_events.JobWaiting) -> None:
+        self._renderer.begin(event.log_message())
 
     @_show.register
     def _(self, event: job_events.ArtifactStored) -> None:

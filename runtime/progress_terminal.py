@@ -16,9 +16,10 @@ from rich.progress import (
     Task,
     TaskID,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
+
+from runtime.time_left import time_left
 
 _REFRESH_PER_S = 10
 
@@ -44,9 +45,7 @@ class TerminalRenderer:
             TextColumn("   {task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:.0f} %"),
-            _SecondsColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
         )
         self._bar: TaskID | None = None
         self._live = Live(
@@ -67,12 +66,14 @@ class TerminalRenderer:
         self._activity_text, self._began = text, time.monotonic()
         self._activity.add_task(text, total=None)
 
-    def step(self, value: float, maximum: float, percentage: float) -> None:
+    def step(self, value: float, maximum: float, percentage: float, eta_s: float | None) -> None:
         if self._bar is None:
-            # Begun where the run is: the time left is counted from here.
-            self._bar = self._steps.add_task("", total=100, completed=int(percentage))
+            self._bar = self._steps.add_task("", total=100, left="")
         self._steps.update(
-            self._bar, completed=percentage, description=f"step {value:g}/{maximum:g}"
+            self._bar,
+            completed=percentage,
+            description=f"step {value:g}/{maximum:g}",
+            left=time_left(eta_s),
         )
 
     def end(self, text: str = "") -> None:

@@ -6,16 +6,19 @@ One row a record, every change a transaction. What a row holds is decided in `re
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from handler.jobs.record import JobRecord, Lease, Status, from_item, in_ms, to_item
+from handler.jobs.listing import Cursor, page_of
+from handler.jobs.moves import Move
+from handler.jobs.record import FORGOTTEN, JobRecord, Status, from_item, in_ms, to_item
+from handler.jobs.store import Changed, JobPage, JobQuery
 
 _BUSY_S = 2.0
-# Version 0: the records are in the table `jobs`. Versions 1 and 2: they lack columns of _ADDED.
-_VERSION = 3
+# Before version 4, records lack columns of _ADDED.
+_VERSION = 4
 _SCHEMA = (
     """
     CREATE TABLE IF NOT EXISTS job_records (
@@ -30,44 +33,54 @@ _SCHEMA = (
     "CREATE INDEX IF NOT EXISTS job_records_by_expiration ON job_records (expiration)",
     "CREATE TABLE IF NOT EXISTS store (only INTEGER PRIMARY KEY CHECK (only = 1), name TEXT)",
     "INSERT OR IGNORE INTO store VALUES (1, hex(randomblob(16)))",
+    # Of earlier versions, whose records had other ids.
+    "DROP TABLE IF EXISTS jobs",
     f"PRAGMA user_version = {_VERSION}",
 )
-_TAKE_OVER_OLD_TABLE = (
-    """
-    INSERT OR IGNORE INTO job_records
-    SELECT id, status, '', in_progress_expiration, expiration, data, '', '' FROM jobs
+_TEXT, _NUMBER = "TEXT NOT NULL DEFAULT ''", "INTEGER NOT NULL DEFAULT 0"
+_ADDED = {
+    **dict.fromkeys(("request", "webhook", "source", "worker", "progress", "outputs"), _TEXT),
+    "webhook_state": _TEXT,
+    **dict.fromkeys(("created", "started", "finished", "attempt", "deaths", "version"), _NUMBER),
+    **dict.fromkeys(("retained_until", "cancel_requested", "must_rerun"), _NUMBER),
+}
+_HAS_DATA = f"data NOT IN ('', '{FORGOTTEN}')"
+_INDEXES = (
+    "CREATE INDEX IF NOT EXISTS job_records_by_created ON job_records (created, id)",
+    # Of the records that have something to forget.
+    f"""
+    CREATE INDEX IF NOT EXISTS job_records_to_blank ON job_records (retained_until)
+    WHERE {_HAS_DATA}
     """,
-    "DROP TABLE jobs",
+    "CREATE INDEX IF NOT EXISTS job_records_by_status ON job_records (status, retained_until)",
 )
-_ADDED = ("request", "webhook")
-_COLUMNS = ("id", "status", "owner", "in_progress_expiration", "expiration", "data", *_ADDED)
-_PUT_IF = f"""
-    INSERT INTO job_records ({", ".join(_COLUMNS)})
+_KEEP_OLD_RETENTION = """
+    UPDATE job_records SET retained_until = expiration WHERE retained_until = 0
+"""
+_COLUMNS = (
+    *("id", "status", "owner", "in_progress_expiration", "expiration", "data"),
+    *_ADDED,
+)
+_LISTED = tuple(name for name in _COLUMNS if name not in ("data", "progress", "outputs"))
+_PUT = f"""
+    INSERT OR REPLACE INTO job_records ({", ".join(_COLUMNS)})
     VALUES ({", ".join(f":{name}" for name in _COLUMNS)})
-    ON CONFLICT (id) DO UPDATE
-    SET {", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[1:])}
-    WHERE job_records.owner = excluded.owner
 """
-_IS_SAME_RUNNING = f"""(
-    job_records.status = '{Status.RUNNING.value}' AND job_records.request = excluded.request
-)"""
-_CLAIM = f"{_PUT_IF} OR ({_IS_SAME_RUNNING} AND job_records.in_progress_expiration < :now_ms)"
-_COMPLETE = f"{_PUT_IF} OR ({_IS_SAME_RUNNING} AND job_records.owner = '')"
-_FORGET_EXPIRED = "DELETE FROM job_records WHERE expiration <= :now"
+_FORGET = "DELETE FROM job_records WHERE expiration <= :now"
+_BLANK = f"""
+    UPDATE job_records SET data = '{FORGOTTEN}', progress = '', outputs = ''
+    WHERE retained_until <= :now AND {_HAS_DATA}
+"""
 _GET = f"SELECT {', '.join(_COLUMNS)} FROM job_records WHERE id = :id"
-_RENEW = """
-    UPDATE job_records SET in_progress_expiration = :until_ms WHERE id = :id AND owner = :owner
+_IS_CANCEL_REQUESTED = "SELECT cancel_requested FROM job_records WHERE id = :id"
+_COUNTS = "SELECT status, COUNT(*) FROM job_records WHERE retained_until > :now GROUP BY status"
+_LIST = f"""
+    SELECT {", ".join(_LISTED)} FROM job_records
+    WHERE retained_until > :now AND (created, id) < (:created, :id)
 """
-_TAKE_DELIVERY = """
-    UPDATE job_records SET owner = :owner, in_progress_expiration = :until_ms
-    WHERE id = :id AND webhook <> '' AND in_progress_expiration < :now_ms
-"""
-_END_DELIVERY = "UPDATE job_records SET webhook = '' WHERE id = :id AND owner = :owner"
-_RELEASE = f"""
-    UPDATE job_records SET owner = '', in_progress_expiration = 0
-    WHERE id = :id AND owner = :owner AND status = '{Status.RUNNING.value}'
-"""
-_DELETE = "DELETE FROM job_records WHERE id = :id AND owner = :owner"
+_LIST_ORDER = " ORDER BY created DESC, id DESC LIMIT :limit"
+# Greater than every time in milliseconds.
+_NEWEST = 2**62
 
 
 class SqliteStore:
@@ -77,6 +90,10 @@ class SqliteStore:
     """
 
     max_response_bytes: int | None = None
+    # A look-up in a local file takes some microseconds.
+    cancel_poll_s = 0.2
+
+    has_one_clock = True
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -96,53 +113,67 @@ class SqliteStore:
             self._db.close()
             raise
 
-    def claim(self, record: JobRecord, now: float) -> JobRecord | None:
-        values = {**to_item(record), "now": int(now), "now_ms": in_ms(now)}
+    def change(
+        self, record_id: str, move: Move, now: float, known: JobRecord | None = None
+    ) -> Changed:
         with self._lock, _transaction(self._db):
             # SQLite has no time to live. This also keeps the file small.
-            self._db.execute(_FORGET_EXPIRED, values)
-            if self._db.execute(_CLAIM, values).rowcount == 1:
-                return None
-            row = self._db.execute(_GET, values).fetchone()
-        return _record_in(row)
+            self._db.execute(_FORGET, {"now": int(now)})
+            self._db.execute(_BLANK, {"now": int(now)})
+            before = self._read(record_id)
+            after = move(before)
+            if after is None:
+                return Changed(before, before, is_made=False)
+            after = replace(after, version=(before.version if before else 0) + 1)
+            self._db.execute(_PUT, to_item(after))
+        return Changed(before, after, is_made=True)
 
     def get(self, record_id: str, now: float) -> JobRecord | None:
         with self._lock:
-            row = self._db.execute(_GET, {"id": record_id}).fetchone()
-        record = _record_in(row) if row else None
-        return record if record and record.expires_at > int(now) else None
+            record = self._read(record_id)
+        return record if record and record.is_known(now) else None
 
-    def renew(self, record_id: str, lease: Lease) -> bool:
-        until_ms = in_ms(lease.until)
-        return self._write(_RENEW, {"id": record_id, "owner": lease.owner, "until_ms": until_ms})
+    def is_cancel_requested(self, record_id: str) -> bool:
+        with self._lock:
+            row = self._db.execute(_IS_CANCEL_REQUESTED, {"id": record_id}).fetchone()
+        return row is not None and bool(row[0])
 
-    def complete(self, record: JobRecord) -> bool:
-        return self._write(_COMPLETE, to_item(record))
+    def list(self, query: JobQuery, now: float) -> JobPage:
+        before = query.created_before
+        start = Cursor(_NEWEST if before is None else in_ms(before), "")
+        if query.cursor:
+            start = Cursor.decode(query.cursor)
+        values: dict[str, str | int] = {
+            "now": int(now),
+            "created": start.created_ms,
+            "id": start.record_id,
+            "limit": query.limit + 1,
+            "source": query.source,
+        }
+        statement = _LIST
+        if query.source:
+            statement += " AND source = :source"
+        if query.statuses:
+            marks = {f"status{n}": s.value for n, s in enumerate(sorted(query.statuses))}
+            values |= marks
+            statement += f" AND status IN ({', '.join(f':{name}' for name in marks)})"
+        with self._lock:
+            rows = self._db.execute(statement + _LIST_ORDER, values).fetchall()
+        items = [dict(zip(_LISTED, row, strict=True)) for row in rows]
+        return page_of(items, query.limit)
 
-    def take_delivery(self, record_id: str, lease: Lease, now: float) -> bool:
-        values = {"id": record_id, "owner": lease.owner, "until_ms": in_ms(lease.until)}
-        return self._write(_TAKE_DELIVERY, {**values, "now_ms": in_ms(now)})
-
-    def end_delivery(self, record_id: str, owner: str) -> bool:
-        return self._write(_END_DELIVERY, {"id": record_id, "owner": owner})
-
-    def release(self, record_id: str, owner: str) -> bool:
-        return self._write(_RELEASE, {"id": record_id, "owner": owner})
-
-    def delete(self, record_id: str, owner: str) -> bool:
-        return self._write(_DELETE, {"id": record_id, "owner": owner})
+    def counts(self, now: float) -> Mapping[Status, int]:
+        with self._lock:
+            rows = self._db.execute(_COUNTS, {"now": int(now)}).fetchall()
+        known = {status.value for status in Status}
+        return {Status(status): count for status, count in rows if status in known}
 
     def close(self) -> None:
         self._db.close()
 
-    def _write(self, statement: str, values: dict[str, Any]) -> bool:
-        """Run the statement; return whether a row met its condition."""
-        with self._lock, _transaction(self._db):
-            return self._db.execute(statement, values).rowcount == 1
-
-
-def _record_in(row: tuple[Any, ...]) -> JobRecord:
-    return from_item(dict(zip(_COLUMNS, row, strict=True)))
+    def _read(self, record_id: str) -> JobRecord | None:
+        row = self._db.execute(_GET, {"id": record_id}).fetchone()
+        return from_item(dict(zip(_COLUMNS, row, strict=True))) if row else None
 
 
 @contextmanager
@@ -181,20 +212,15 @@ def _create_tables(db: sqlite3.Connection) -> None:
         for statement in _SCHEMA:
             db.execute(statement)
         for column in _missing_columns(db):
-            db.execute(f"ALTER TABLE job_records ADD COLUMN {column} TEXT NOT NULL DEFAULT ''")
-        if _has_old_table(db):
-            for statement in _TAKE_OVER_OLD_TABLE:
-                db.execute(statement)
+            db.execute(f"ALTER TABLE job_records ADD COLUMN {column} {_ADDED[column]}")
+        for statement in _INDEXES:
+            db.execute(statement)
+        db.execute(_KEEP_OLD_RETENTION)
 
 
 def _missing_columns(db: sqlite3.Connection) -> list[str]:
     present = {name for (name,) in db.execute("SELECT name FROM pragma_table_info('job_records')")}
     return [column for column in _ADDED if column not in present]
-
-
-def _has_old_table(db: sqlite3.Connection) -> bool:
-    row = db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'jobs'").fetchone()
-    return row is not None
 
 
 def _version(db: sqlite3.Connection) -> int:

@@ -1,14 +1,57 @@
 """What a store of job records can do, and which one the settings ask for.
 
-A change is one conditional write: when two invocations ask at once, one of them gets it. The two
-stores are `sqlite`, for the handlers of one machine, and `dynamodb`, for those of many. Each is
-imported with the first job that needs it, because boto3 takes longer than the rest of the handler.
+Every change is atomic: a store applies a `Move` to the record that it holds, so when two ask at
+once, the second one sees what the first one has made. The two stores are `sqlite`, for the handlers
+of one machine, and `dynamodb`, for those of many. Each is imported with the first job that needs
+it, because boto3 takes longer than the rest of the handler.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
-from handler.jobs.record import JobRecord, Lease
+from handler.jobs.moves import Move
+from handler.jobs.record import JobRecord, Status
 from handler.settings import Settings
+
+
+class StoreError(RuntimeError):
+    """A store cannot do what was asked; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a change came to.
+
+    `before` is the record that the move was applied to, `after` the record as it is now; both are
+    None if there is none. `is_made` is False if the move has refused the change.
+    """
+
+    before: JobRecord | None
+    after: JobRecord | None
+    is_made: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobQuery:
+    """Which records are listed, the newest first: `limit` of them, those after `cursor`.
+
+    Empty `statuses` and `source` mean all. `cursor` is that of the page before.
+    """
+
+    statuses: frozenset[Status] = frozenset()
+    source: str = ""
+    created_before: float | None = None
+    limit: int = 50
+    cursor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Records without progress, outputs and response; `cursor` is "" on the last page."""
+
+    records: tuple[JobRecord, ...]
+    cursor: str = ""
 
 
 class Store(Protocol):
@@ -25,45 +68,39 @@ class Store(Protocol):
     def max_response_bytes(self) -> int | None:
         """The size of the largest response that it takes, as `encode_response` makes it."""
 
-    def claim(self, record: JobRecord, now: float) -> JobRecord | None:
-        """Store the record of a job that begins to run. Return None, or the record that forbids it.
+    @property
+    def cancel_poll_s(self) -> float:
+        """How often, in seconds, a running job may ask whether its end was requested."""
 
-        A completed record forbids it, and so does a running one of another owner whose lease has
-        not lapsed at `now` (Unix time in seconds) or whose request is another one. A record that
-        has expired at `now` counts as absent. A second call with the same owner succeeds like the
-        first, because boto3 repeats a call whose answer was lost. Raises UnreadableRecord if the
-        existing record is damaged.
+    @property
+    def has_one_clock(self) -> bool:
+        """Whether all that use the store have the same clock, so that leases can be compared."""
+
+    def change(
+        self, record_id: str, move: Move, now: float, known: JobRecord | None = None
+    ) -> Changed:
+        """Apply the move to the record, and store what it becomes.
+
+        `known` is the record as the caller saw it last; a store that has to ask another machine
+        begins with it. A change that boto3 repeats, because its answer was lost, is made once.
+        Raises UnreadableRecord if the existing record is damaged and has not expired at `now`
+        (Unix time in seconds).
         """
 
     def get(self, record_id: str, now: float) -> JobRecord | None:
-        """The record; None if it is absent or has expired at `now`. Raises UnreadableRecord."""
+        """The record; None if it is absent or its id was forgotten. Raises UnreadableRecord."""
 
-    def renew(self, record_id: str, lease: Lease) -> bool:
-        """Let the lease end at `lease.until`. False if the record is absent or another owner's."""
+    def is_cancel_requested(self, record_id: str) -> bool:
+        """Whether somebody has asked for the job's end."""
 
-    def complete(self, record: JobRecord) -> bool:
-        """Store the record of a completed job.
+    def list(self, query: JobQuery, now: float) -> JobPage:
+        """Records that are retained. Raises ValueError for a cursor that no page had, StoreError.
 
-        False if the existing one is another owner's, or of another request and without an owner.
+        A damaged record is left out.
         """
 
-    def take_delivery(self, record_id: str, lease: Lease, now: float) -> bool:
-        """Take over the delivery of a completed job's webhook.
-
-        False if there is none to deliver, or if its lease has not lapsed at `now`.
-        """
-
-    def end_delivery(self, record_id: str, owner: str) -> bool:
-        """Forget the webhook event of a completed job. False if the record is another owner's."""
-
-    def release(self, record_id: str, owner: str) -> bool:
-        """End the lease of a running job, and forget its owner: the same request may run at once.
-
-        False if the record is absent, completed or another owner's.
-        """
-
-    def delete(self, record_id: str, owner: str) -> bool:
-        """Forget the job. False if the record is absent or another owner's."""
+    def counts(self, now: float) -> Mapping[Status, int]:
+        """How many jobs have each status; a store of many machines counts the newest 1000."""
 
     def close(self) -> None:
         """Close the connection."""

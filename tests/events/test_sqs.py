@@ -17,7 +17,7 @@ from events.errors import AlreadyRunning, JobError, OutOfMemory, WorkerUnavailab
 from events.event_context import EventContext
 from handler import app
 from handler.job_events import JobQueued, JobRepeated
-from handler.jobs.claims import LEASE_S
+from handler.jobs.held_claim import LEASE_S
 from tests import workflows
 from tests.conftest import Context, WebhookReceiver
 from tests.events.samples import sample
