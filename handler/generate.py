@@ -43,7 +43,7 @@ from handler.job_events import (
     JobReceived,
 )
 from handler.job_folder import mark_of
-from handler.jobs.held_claim import HeldClaim
+from handler.jobs import Claim
 from handler.jobs.record import WebhookState
 from handler.leftovers import Attempt
 from handler.log import logger
@@ -109,32 +109,27 @@ class JobRun:
 
     def answer(self, event: Any) -> dict[str, Any]:
         """The response: of this run, or the stored one of an earlier run of the same request."""
-        held: HeldClaim | None = None
+        claim = Claim()
         try:
             with self._timings.stage("preprocess_ms"):
                 job = parse_request(event, self._result.caller)
                 claim = self._connections.jobs.claim(job, self._source)
-                held = claim.held
             if claim.stored is not None:
-                return self._repeat(claim.stored, held)
-            if held is None:
-                self._run(job)
-            else:
-                self._cancellation = Cancellation(held.is_cancel_requested)
-                with subscribed(RecordedProgress(held, self._items).note):
-                    self._run(job, held.attempt)
+                return self._repeat(claim, claim.stored)
+            self._cancellation = Cancellation(claim.is_cancel_requested)
+            with subscribed(RecordedProgress(claim, self._items).note):
+                self._run(job, claim.attempt)
         except JobError as error:
             self._result.error = error
         except JobDied as death:
-            self._result.error = self._failure_of_death(death, held)
+            self._result.error = self._failure_of_death(death, claim)
         except Exception as error:
             logger.exception("unexpected error")
             self._result.error = self._failure_of(error)
         try:
-            return self._end(held)
+            return self._end(claim)
         finally:
-            if held:
-                held.release()
+            claim.release()
 
     def _items(self) -> list[dict[str, Any]]:
         """The items of `output` that are there by now."""
@@ -143,7 +138,7 @@ class JobRun:
             [item for item in outputs.as_dicts() if "upload_error" not in item] if outputs else []
         )
 
-    def _run(self, job: Job, attempt: Attempt | None = None) -> None:
+    def _run(self, job: Job, attempt: Attempt | None) -> None:
         self._cancellation.check("before it began")
         with self._timings.stage("preprocess_ms"):
             self._result.return_base64 = job.return_base64
@@ -237,10 +232,9 @@ class JobRun:
             raise failure
         return execution
 
-    def _failure_of_death(self, death: JobDied, held: HeldClaim | None) -> JobError:
+    def _failure_of_death(self, death: JobDied, claim: Claim) -> JobError:
         """The job is failed for good after its second death, if the machine is sound then."""
-        # Without a store, no death is known to be the second one.
-        if held and held.note_death():
+        if claim.note_death():
             try:
                 # The ComfyUI that follows serves only if it has passed the self-test.
                 Wake(self._connections.worker, (), self._timings, self._deadline).wait(
@@ -265,30 +259,28 @@ class JobRun:
         request_id = self._result.caller.request_id
         self._connections.worker.report_fault(request_id, failure.message)
 
-    def _end(self, held: HeldClaim | None) -> dict[str, Any]:
+    def _end(self, claim: Claim) -> dict[str, Any]:
         response = build_response(self._result)
         is_end, state = self._is_end(), WebhookState.NONE
         if is_end and webhook.is_named(self._result.caller, self._settings):
             event_id = webhook.new_event_id()
             # A handler that is killed during the call leaves only the call to a repeat.
-            if held:
-                held.begin_delivery(response, event_id)
+            claim.begin_delivery(response, event_id)
             state = self._call_webhook(response, event_id)
-        if held:
-            held.end(response, webhook_state=state, comes_again=not is_end)
+        claim.end(response, webhook_state=state, comes_again=not is_end)
         if self._result.outputs:
             self._result.outputs.record_delivery(self._settings.worker_dir)
         # After the claim: a job whose end was logged does not run again.
         _emit_end(response)
         return response
 
-    def _repeat(self, stored: dict[str, Any], held: HeldClaim | None) -> dict[str, Any]:
+    def _repeat(self, claim: Claim, stored: dict[str, Any]) -> dict[str, Any]:
         """The stored response; its webhook may be still to be called."""
-        if held:
+        if claim.webhook_event:
             state = WebhookState.NONE
             if webhook.is_named(self._result.caller, self._settings):
-                state = self._call_webhook(stored, held.webhook_event)
-            held.end(stored, webhook_state=state)
+                state = self._call_webhook(stored, claim.webhook_event)
+            claim.end(stored, webhook_state=state)
         return stored
 
     def _call_webhook(self, response: dict[str, Any], event_id: str) -> WebhookState:

@@ -1,7 +1,7 @@
 """How long nodes took on this worker, kept in a file of WORKER_DIR for later jobs.
 
-A node is known by its class and its numbers without the seed: the steps of a sampler and the size of
-a picture decide how long it takes, its texts do not. The file is a hint: what cannot be read or
+A node is known by its class and its numbers without the seed: the steps of a sampler and the size
+of a picture decide how long it takes, its texts do not. The file is a hint: what cannot be read or
 written is left out.
 """
 

@@ -15,18 +15,18 @@ from handler.job_events import (
     NodeProgress,
     NodeStarted,
 )
-from handler.jobs.held_claim import HeldClaim
+from handler.jobs import Claim
 from handler.jobs.record import Progress
 
 
 class RecordedProgress:
-    """A subscriber to the events of the job that `held` claims.
+    """A subscriber to the events of the job that holds `claim`.
 
     `items` returns the items of `output` that are there by now.
     """
 
-    def __init__(self, held: HeldClaim, items: Callable[[], list[dict[str, Any]]]) -> None:
-        self._held, self._items = held, items
+    def __init__(self, claim: Claim, items: Callable[[], list[dict[str, Any]]]) -> None:
+        self._claim, self._items = claim, items
         self._progress = Progress()
 
     def note(self, event: JobEvent) -> None:
@@ -34,9 +34,9 @@ class RecordedProgress:
         progress = progress_after(self._progress, event)
         if progress is not self._progress:
             self._progress = progress
-            self._held.note_progress(progress)
+            self._claim.note_progress(progress)
         if isinstance(event, ArtifactStored | NodeStarted):
-            self._held.note_outputs(self._items())
+            self._claim.note_outputs(self._items())
 
 
 def progress_after(progress: Progress, event: JobEvent) -> Progress:

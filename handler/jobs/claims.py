@@ -11,9 +11,10 @@ import math
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from events.errors import AlreadyRunning, IdConflict
 from events.job import Job
@@ -22,7 +23,15 @@ from handler.job_events import JobRepeated
 from handler.jobs import held_claim, moves
 from handler.jobs.fingerprint import fingerprint, request_fingerprint
 from handler.jobs.held_claim import Clock, HeldClaim, warn
-from handler.jobs.record import JobRecord, Lease, Response, Status, WebhookState, record_id
+from handler.jobs.record import (
+    JobRecord,
+    Lease,
+    Progress,
+    Response,
+    Status,
+    WebhookState,
+    record_id,
+)
 from handler.jobs.store import Changed, Store, is_store_configured, open_store
 from handler.leftovers import Attempt
 from handler.settings import Settings
@@ -182,14 +191,47 @@ class Claim:
         """The id of the event that was not delivered yet; empty without one."""
         return self.held.webhook_event if self.held else ""
 
-    @property
-    def is_cancel_requested(self) -> Callable[[], bool]:
-        """Asks whether the job's end was requested; see HeldClaim."""
-        return self.held.is_cancel_requested if self.held else never
+    def is_cancel_requested(self) -> bool:
+        """Whether somebody has asked for the job's end, as known since the latest poll."""
+        return self.held is not None and self.held.is_cancel_requested()
 
+    def note_progress(self, progress: Progress) -> None:
+        """Store it with the next renewal of the claim."""
+        if self.held:
+            self.held.note_progress(progress)
 
-def never() -> bool:
-    return False
+    def note_outputs(self, items: Sequence[dict[str, Any]]) -> None:
+        """Store the items of `output` that are there by now with the next renewal."""
+        if self.held:
+            self.held.note_outputs(items)
+
+    def note_death(self) -> bool:
+        """Note that ComfyUI died while it ran the job. True if it had done so before.
+
+        False where no store keeps the claim.
+        """
+        return self.held is not None and self.held.note_death()
+
+    def begin_delivery(self, response: Response, event_id: str) -> None:
+        """Store the end of the job before its webhook is called; see HeldClaim."""
+        if self.held:
+            self.held.begin_delivery(response, event_id)
+
+    def end(
+        self,
+        response: Response,
+        *,
+        webhook_state: WebhookState = WebhookState.NONE,
+        comes_again: bool = False,
+    ) -> None:
+        """Store the end of the job, or of the call of its webhook; see HeldClaim."""
+        if self.held:
+            self.held.end(response, webhook_state=webhook_state, comes_again=comes_again)
+
+    def release(self) -> None:
+        """Stop the renewal of the claim: unless it was ended before, it lapses."""
+        if self.held:
+            self.held.release()
 
 
 def _already_running(retry_after_s: float) -> AlreadyRunning:

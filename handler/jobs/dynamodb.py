@@ -172,7 +172,7 @@ class DynamoDBStore:
                     **parameters,
                 )
             except ClientError as error:
-                if error.response["Error"]["Code"] == "ValidationException" and not cursor:
+                if "index" in error.response["Error"].get("Message", ""):
                     raise StoreError(_NO_INDEX) from error
                 raise
             items += [_plain(item) for item in answer["Items"]]

@@ -26,7 +26,7 @@ Move = Callable[[JobRecord | None], JobRecord | None]
 # From which status a job may come into which; None: it is not known, or its retention is over.
 # tests/handler/test_job_moves.py tries all others.
 MOVES: Mapping[Status | None, frozenset[Status]] = {
-    None: frozenset({Status.QUEUED, Status.RUNNING, Status.COMPLETED, Status.FAILED}),
+    None: frozenset(Status),
     Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.COMPLETED}),
     Status.RUNNING: frozenset(
         {Status.RUNNING, Status.QUEUED, Status.COMPLETED, Status.FAILED, Status.CANCELLED}
@@ -122,6 +122,8 @@ def finish(record: JobRecord) -> Move:
         if existing is None:
             return record
         if existing.lease.owner == record.lease.owner:
+            if existing.status is not Status.RUNNING:
+                return None
             return replace(record, is_cancel_requested=existing.is_cancel_requested)
         is_given_up = existing.status is Status.QUEUED and existing.lease == FREE
         if is_given_up and not is_other(existing, record) and record.status is Status.COMPLETED:
@@ -199,7 +201,8 @@ def end_delivery(owner: str, state: WebhookState) -> Move:
     def move(existing: JobRecord | None) -> JobRecord | None:
         if existing is None or existing.lease.owner != owner or not existing.status.is_final:
             return None
-        return replace(existing, webhook_state=state, lease=Lease(owner, 0.0))
+        webhook = existing.webhook if state else ""
+        return replace(existing, webhook=webhook, webhook_state=state, lease=Lease(owner, 0.0))
 
     return move
 

@@ -69,9 +69,13 @@ class DynamoDBTable:
         self.settings = Settings(jobs_table=self.NAME)
         self._client = client
 
-    def create(self) -> None:
-        table = properties("JobsTable")
-        names = ("BillingMode", "AttributeDefinitions", "KeySchema")
+    def create(self, *, with_index: bool = True) -> None:
+        table = dict(properties("JobsTable"))
+        names = ["BillingMode", "AttributeDefinitions", "KeySchema"]
+        if with_index:
+            names.append("GlobalSecondaryIndexes")
+        else:
+            table["AttributeDefinitions"] = table["AttributeDefinitions"][:1]
         self._client.create_table(TableName=self.NAME, **{name: table[name] for name in names})
 
     def items(self) -> list[dict[str, Any]]:

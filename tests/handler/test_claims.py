@@ -4,7 +4,6 @@ The same tests on SQLite and on DynamoDB (moto's server), with a clock that the 
 handlers with repeated requests are in test_jobs.py.
 """
 
-import json
 import logging
 import os
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 from events.contract import caller_of, parse_request
 from events.errors import AlreadyRunning, IdConflict
 from events.job import Job
-from handler.jobs import Claim, Jobs, claims
+from handler.jobs import Claim, Jobs, claims, held_claim
 from handler.log import logger
 from handler.settings import PROJECT
 from tests.handler.job_tables import DynamoDBTable, JobTable, SqliteTable, lease_until
@@ -52,7 +51,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def jobs(table: JobTable, clock: Clock) -> Iterator[Jobs]:
+def jobs(table: JobTable, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    monkeypatch.setattr(claims, "OBSERVE_S", 0.01)
     with closing(Jobs(table.settings, clock)) as jobs:
         yield jobs
 
@@ -144,7 +144,7 @@ def test_id_of_a_running_job_is_refused_to_another_request(
         with pytest.raises(IdConflict, match="stands for another request"):
             claim(**other)
         # A claim that has lapsed is free for the same request alone.
-        clock.now += claims.LEASE_S + 0.1
+        clock.now += held_claim.LEASE_S + 0.1
     assert claim().attempt is not None
 
 
@@ -193,42 +193,6 @@ def test_id_is_free_when_its_response_was_forgotten(
     assert claim(workflow=OTHER_WORKFLOW).attempt is not None
 
 
-def put_earlier(table: JobTable, **changes: Any) -> None:
-    """Store a record of the job as earlier versions did; the store's table exists already."""
-    item = {
-        "id": "job#b7cb39813e469b5df7980438051f70ed4f6093f23227799bd003a481cfda2b53",
-        "status": "COMPLETED",
-        "owner": "o",
-        "in_progress_expiration": int(NOW + 15) * 1000,
-        "expiration": int(NOW) + 86_400,
-        "data": json.dumps(RESPONSE),
-    }
-    table.put({**item, **changes})
-
-
-def test_response_that_an_earlier_version_stored_answers_the_repeat(
-    claim: Callable[..., Claim], table: JobTable
-) -> None:
-    claim(request_id="creates the table").end(RESPONSE)
-    put_earlier(table)
-
-    assert claim().stored == RESPONSE
-    with pytest.raises(IdConflict):
-        claim(workflow=OTHER_WORKFLOW)
-
-
-def test_claim_of_an_earlier_version_holds_until_it_lapses(
-    claim: Callable[..., Claim], table: JobTable, clock: Clock
-) -> None:
-    claim(request_id="creates the table").end(RESPONSE)
-    put_earlier(table, status="INPROGRESS", data="")
-
-    with pytest.raises(AlreadyRunning):
-        claim()
-    clock.now += claims.LEASE_S + 0.1
-    assert claim().attempt is not None
-
-
 def test_claim_that_is_given_up_is_free_for_the_same_request(
     claim: Callable[..., Claim], jobs: Jobs
 ) -> None:
@@ -260,7 +224,7 @@ def test_repeat_takes_over_the_webhook_of_a_handler_that_was_killed_during_its_c
 
     with pytest.raises(AlreadyRunning):
         claim()
-    clock.now += claims.LEASE_S + 0.1
+    clock.now += held_claim.LEASE_S + 0.1
     repeat = claim()
     assert (repeat.stored, repeat.webhook_event) == (RESPONSE, "msg_1")
     with pytest.raises(AlreadyRunning):
@@ -284,7 +248,7 @@ def test_webhook_that_was_delivered_is_not_called_by_a_repeat(
 def test_claim_is_renewed_while_the_webhook_is_called(
     claim: Callable[[], Claim], table: JobTable, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "LEASE_S", 0.3)
+    monkeypatch.setattr(held_claim, "LEASE_S", 0.3)
     first = claim()
     first.begin_delivery(RESPONSE, "msg_1")
     clock.now += 60
@@ -300,7 +264,7 @@ def test_failure_is_not_stored_before_its_webhook_is_called(
     killed = claim()
     killed.begin_delivery(FAILURE, "msg_1")
     killed.release()
-    clock.now += claims.LEASE_S + 0.1
+    clock.now += held_claim.LEASE_S + 0.1
 
     assert claim().stored is None
 
@@ -316,7 +280,7 @@ def test_claim_that_is_only_released_lapses(claim: Callable[[], Claim], clock: C
 
     with pytest.raises(AlreadyRunning):
         claim()
-    clock.now += claims.LEASE_S + 0.1
+    clock.now += held_claim.LEASE_S + 0.1
     assert claim().attempt is not None
 
 
@@ -325,7 +289,7 @@ def test_late_holder_leaves_the_response_of_the_next_alone(
     claim: Callable[[], Claim], clock: Clock, late_response: dict[str, Any]
 ) -> None:
     late = claim()
-    clock.now += claims.LEASE_S + 0.1
+    clock.now += held_claim.LEASE_S + 0.1
     claim().end(RESPONSE)
 
     late.end(late_response)
@@ -338,7 +302,7 @@ def test_late_holder_leaves_the_claim_of_the_next_alone(
     claim: Callable[[], Claim], clock: Clock, late_response: dict[str, Any]
 ) -> None:
     late = claim()
-    clock.now += claims.LEASE_S + 0.1
+    clock.now += held_claim.LEASE_S + 0.1
     following = claim()
 
     late.end(late_response)
@@ -353,7 +317,7 @@ def test_late_success_is_logged(
     claim: Callable[[], Claim], clock: Clock, log: list[dict[str, Any]]
 ) -> None:
     late = claim()
-    clock.now += claims.LEASE_S + 0.1
+    clock.now += held_claim.LEASE_S + 0.1
     claim()
 
     late.end(RESPONSE)
@@ -365,7 +329,7 @@ def test_success_is_stored_after_its_time_where_no_other_holds_the_job(
     claim: Callable[[], Claim], clock: Clock
 ) -> None:
     late = claim()
-    clock.now += claims.LEASE_S + 0.1
+    clock.now += held_claim.LEASE_S + 0.1
 
     late.end(RESPONSE)
 
@@ -388,7 +352,7 @@ def test_response_is_kept_from_the_end_of_the_job_for_its_time(
 def test_claim_is_renewed_three_times_a_lease_until_it_is_released(
     claim: Callable[[], Claim], table: JobTable, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
-    monkeypatch.setattr(claims, "LEASE_S", 0.3)
+    monkeypatch.setattr(held_claim, "LEASE_S", 0.3)
     held = claim()
 
     for _ in range(3):
@@ -406,7 +370,7 @@ def test_renewal_goes_on_after_one_that_failed(
     clock: Clock,
     log: list[dict[str, Any]],
 ) -> None:
-    monkeypatch.setattr(claims, "LEASE_S", 0.3)
+    monkeypatch.setattr(held_claim, "LEASE_S", 0.3)
     held = claim()
     (item,) = table.items()
     table.drop()
@@ -436,7 +400,7 @@ def test_store_that_fails_at_the_end_is_logged_and_the_claim_lapses(
     table.put(item)
     with pytest.raises(AlreadyRunning):
         claim()
-    clock.now += claims.LEASE_S + 0.1
+    clock.now += held_claim.LEASE_S + 0.1
     assert claim().attempt is not None
 
 
@@ -458,8 +422,11 @@ def test_job_with_a_damaged_record_runs_without_a_claim(
     ]
 
 
-def test_request_without_an_id_is_not_claimed(jobs: Jobs, sqlite: SqliteTable) -> None:
-    assert jobs.claim(job(request_id="")) == Claim()
+def test_request_without_an_id_is_on_record(claim: Callable[..., Claim], table: JobTable) -> None:
+    claim(request_id="").end(RESPONSE)
+
+    (item,) = table.items()
+    assert item["status"] == "COMPLETED"
 
 
 def test_record_is_found_by_the_id_and_files_have_the_mark_of_earlier_versions(

@@ -40,9 +40,9 @@ LEASE_S = 3.0
 HANDLER = """
 import json, sys
 from handler import app
-from handler.jobs import claims
+from handler.jobs import held_claim
 from tests.conftest import Context
-claims.LEASE_S = float(sys.argv[2])
+held_claim.LEASE_S = float(sys.argv[2])
 event = json.load(sys.stdin)
 print(json.dumps(app.lambda_handler(event, Context(float(sys.argv[1])))))
 """

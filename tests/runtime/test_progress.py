@@ -63,7 +63,30 @@ def line(event: JobEvent) -> str:
 
 def step(value: float, maximum: float, percentage: float) -> NodeProgress:
     """A step of one node; the percentage is that of the run."""
-    return NodeProgress(node_id="96", time=0.1, value=value, max=maximum, percentage=percentage)
+    return NodeProgress(
+        node_id="96",
+        class_type="KSamplerAdvanced",
+        title="",
+        time=0.1,
+        value=value,
+        max=maximum,
+        done=4,
+        total=14,
+        percentage=percentage,
+        eta_s=None,
+    )
+
+
+def started(node_id: str, class_type: str, title: str, done: int, total: int) -> NodeStarted:
+    return NodeStarted(
+        node_id=node_id,
+        class_type=class_type,
+        title=title,
+        done=done,
+        total=total,
+        percentage=0.0,
+        eta_s=None,
+    )
 
 
 def feed_a_run(feed: Callable[[JobEvent, float], None]) -> None:
@@ -72,18 +95,12 @@ def feed_a_run(feed: Callable[[JobEvent, float], None]) -> None:
     feed(WorkerReady(cold_start_ms=5123.4), 5.2)
     feed(JobQueued(prompt_id="p", nodes=14), 5.3)
     feed(
-        NodeStarted(
-            node_id="96",
-            class_type="KSamplerAdvanced",
-            title="Sampler, high noise",
-            done=4,
-            total=14,
-        ),
+        started("96", "KSamplerAdvanced", "Sampler, high noise", 3, 14),
         12.3,
     )
     for value, at in [(1, 12.5), (2, 13.0), (3, 13.6), (9, 13.7), (10, 13.8)]:
         feed(step(value, 10, 5 * value), at)
-    feed(NodeStarted(node_id="7", class_type="SaveVideo", title="", done=14, total=14), 14.0)
+    feed(started("7", "SaveVideo", "", 13, 14), 14.0)
     feed(ArtifactStored(file="a.mp4", size_bytes=1_234_567, ms=210.4), 15.0)
     feed(WebhookDelivered(host="h", status=204), 15.1)
     feed(JobCompleted(timings={"total_ms": 15_200}), 15.2)
@@ -135,9 +152,7 @@ def test_second_sampling_in_one_node_does_not_put_the_bar_back() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
 
     with Progress(lambda: TerminalRenderer(console), elapsed_s=lambda: 0.0) as progress:
-        progress.feed(
-            line(NodeStarted(node_id="1", class_type="[red]X", title="", done=1, total=1))
-        )
+        progress.feed(line(started("1", "[red]X", "", 0, 1)))
         for value, maximum in [(4, 4), (1, 20)]:
             progress.feed(line(step(value, maximum, 60)))
 
@@ -195,7 +210,7 @@ def test_last_log_lines_are_kept_for_a_function_error() -> None:
 def test_every_event_is_shown(event: JobEvent) -> None:
     watched = Watched()
 
-    watched.feed(NodeStarted(node_id="1", class_type="KSampler", title="", done=1, total=1))
+    watched.feed(started("1", "KSampler", "", 0, 1))
     watched.feed(event, at=1.0)
     watched.progress.summarize("completed", is_success=True)
 
