@@ -23,6 +23,13 @@ class Handle(Protocol):
         """
 
 
+AnswerHttp = Callable[[dict[str, Any], Handle], Response]
+
+
+def _no_http(event: dict[str, Any], handle: Handle) -> Response:
+    raise NotImplementedError
+
+
 def _no_limit() -> float | None:
     return None
 
@@ -32,6 +39,7 @@ class EventContext:
     """How the requests of one event are run, and within which limits.
 
     - `handle` runs one request.
+    - `answer_http` answers an HTTP call; it is not used for other events.
     - `time_left_s` returns the seconds until the invocation must answer; None without a limit.
     - `dead_letter_queue_url` is the variable DEAD_LETTER_QUEUE_URL; "" if it is not set.
     - `caller_hides_messages` is True if the invoker keeps the event's SQS messages hidden itself
@@ -41,6 +49,7 @@ class EventContext:
     """
 
     handle: Handle
+    answer_http: AnswerHttp = _no_http
     time_left_s: Callable[[], float | None] = _no_limit
     dead_letter_queue_url: str = ""
     caller_hides_messages: bool = False

@@ -2,19 +2,23 @@
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from events import sources, sqs_visibility
 from events.contract import caller_of
 from events.errors import Misconfigured
-from events.event_context import EventContext, never
+from events.event_context import EventContext, Handle, never
 from handler.clock import Deadline
 from handler.connections import Connections
 from handler.generate import generate
 from handler.response import JobResult, build_response
 from handler.settings import Settings, SettingsError
 
+if TYPE_CHECKING:
+    from handler.api.function_api import FunctionApi
+
 _connections: dict[Settings, Connections] = {}
+_fronts: dict[Settings, "FunctionApi"] = {}
 
 
 def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
@@ -38,11 +42,21 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
         event,
         EventContext(
             handle=handle,
+            answer_http=lambda call, handle: _answer_http(call, handle, settings),
             time_left_s=deadline.answer_left_s,
             dead_letter_queue_url=settings.dead_letter_queue_url,
             caller_hides_messages=sqs_visibility.caller_hides_messages(context),
         ),
     )
+
+
+def _answer_http(event: dict[str, Any], handle: Handle, settings: Settings) -> dict[str, Any]:
+    if settings not in _fronts:
+        from handler.api.function_api import FunctionApi  # noqa: PLC0415 - 0.2 s, for HTTP alone
+
+        _fronts.clear()
+        _fronts[settings] = FunctionApi(settings)
+    return _fronts[settings].answer(event, handle)
 
 
 def _settings() -> tuple[Settings, Misconfigured | None]:

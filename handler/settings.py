@@ -118,6 +118,12 @@ class Settings:
     serve_grace_s: float = _var("SERVE_GRACE", _positive_seconds, 25.0)
     dead_letter_queue_url: str = _var("DEAD_LETTER_QUEUE_URL")
 
+    api_token: str = _var("API_TOKEN", secret=True)
+    api_address: str = _var("API_ADDRESS", default="127.0.0.1")
+    api_port: int = _var("API_PORT", _port, 18288)
+    api_max_body_mb: int = _var("API_MAX_BODY", _positive, 64)
+    jobs_queue_url: str = _var("JOBS_QUEUE_URL")
+
     worker_dir_given: Path | None = _var("WORKER_DIR", _path, None)
     worker_hooks: tuple[str, ...] = _var("WORKER_HOOKS", _names, ())
     pyworker_log: Path | None = _var("PYWORKER_LOG", _path, None)

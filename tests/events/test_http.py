@@ -1,4 +1,7 @@
-"""`POST /generate/sync` through each front door: the call and the reply."""
+"""Calls of the API through each front door of a function: the call and the reply.
+
+The routes themselves are tested in tests/handler/api/.
+"""
 
 import base64
 import json
@@ -11,6 +14,8 @@ from events.contract import response_problems
 from events.errors import AlreadyRunning
 from events.event_context import EventContext
 from handler import app
+from handler.api.function_api import FunctionApi
+from handler.settings import Settings
 from tests import workflows
 from tests.conftest import Context
 from tests.events.samples import NAMES, sample
@@ -28,6 +33,13 @@ def call(http_event: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
     assert headers["content-type"] == "application/json"
     assert reply["isBase64Encoded"] is False
     return reply["statusCode"], headers, json.loads(reply["body"])
+
+
+def answer(door: str, response: dict[str, Any]) -> dict[str, Any]:
+    """The reply to the sample, whose job has this response."""
+    api = FunctionApi(Settings())
+    context = EventContext(handle=lambda _, **__: response, answer_http=api.answer)
+    return http.process(sample(door), context)
 
 
 def with_body(door: str, body: str | None, *, is_base64: bool = False) -> dict[str, Any]:
@@ -113,20 +125,20 @@ def test_status_and_retry_after_of_rare_ends(
     failure = {"type": error, "message": "m", "retryable": retryable}
     response = {"status": job, "error": failure, "output": []}
 
-    reply = http.process(sample("http_function_url"), EventContext(handle=lambda _, **__: response))
+    reply = answer("http_function_url", response)
 
     assert reply["statusCode"] == expected
-    assert ("Retry-After" in reply["headers"]) == (retryable and expected >= 500)
+    assert ("retry-after" in reply["headers"]) == (retryable and expected >= 500)
 
 
 def test_job_that_another_invocation_runs_can_be_asked_for_when_its_claim_can_have_ended() -> None:
     error = AlreadyRunning("m", retry_after_s=11.2).as_dict()
     response = {"status": "failed", "error": error, "output": []}
 
-    reply = http.process(sample("http_function_url"), EventContext(handle=lambda _, **__: response))
+    reply = answer("http_function_url", response)
 
     assert reply["statusCode"] == 503
-    assert reply["headers"]["Retry-After"] == "12"
+    assert reply["headers"]["retry-after"] == "12"
 
 
 @pytest.mark.parametrize(
@@ -146,12 +158,20 @@ def test_stage_and_base_path_are_left_out(door: str, path: str) -> None:
 
 
 @every_door
-@pytest.mark.parametrize("path", ["/", "/generate", "/generate/sync/x", "/generate/syncx", "/é"])
-def test_other_path_is_a_404_that_names_the_route(door: str, path: str) -> None:
+@pytest.mark.parametrize("path", ["/", "/generate/sync/x", "/generate/syncx", "/é"])
+def test_other_path_is_a_404_that_names_the_list_of_routes(door: str, path: str) -> None:
     status, _, body = call(with_path(door, path))
 
     assert status == 404
-    assert body == {"message": "the only route is POST /generate/sync"}
+    assert "GET /docs lists them" in body["message"]
+
+
+@every_door
+def test_what_a_function_without_a_queue_cannot_do_is_a_501(door: str) -> None:
+    status, _, body = call(with_path(door, "/generate"))
+
+    assert status == 501
+    assert "JOBS_TABLE" in body["message"]
 
 
 @pytest.mark.parametrize("door", ["http_alb", "http_function_url"])
@@ -168,7 +188,8 @@ def test_other_method_is_a_405_that_names_the_right_one(door: str, method: str) 
 
     assert status == 405
     assert headers["allow"] == "POST"
-    assert "POST /generate/sync" in body["message"]
+    if method != "HEAD":
+        assert "but POST /generate/sync" in body["message"]
 
 
 @every_door
@@ -199,7 +220,7 @@ def test_reply_is_never_larger_than_its_front_door_accepts(door: str) -> None:
     item = {"filename": "f", "base64": 'A"' * limit}
     response = {"status": "completed", "comfyui_response": {"p": {}}, "output": [item]}
 
-    reply = http.process(sample(door), EventContext(handle=lambda _, **__: response))
+    reply = answer(door, response)
 
     assert len(json.dumps(reply).encode()) <= limit
     body = json.loads(reply["body"])

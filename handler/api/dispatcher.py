@@ -1,0 +1,94 @@
+"""What the API needs to run jobs, and to say how their worker is.
+
+The application writes the job's record first, then calls the dispatcher; both may be repeated.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from events.event_context import Response
+from events.job import Job
+
+MIN_RETRY_AFTER_S = 1
+
+
+class QueueFull(Exception):
+    """As many jobs wait as the limit allows; another try may succeed after `retry_after_s`."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = max(round(retry_after_s), MIN_RETRY_AFTER_S)
+
+
+class NotOffered(Exception):
+    """This front door does not offer what was asked; the message says which one does."""
+
+
+class Unavailable(Exception):
+    """What the job needs does not answer now, for example a queue."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A job, and its request as a JSON text in which its id is filled in."""
+
+    job: Job
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether jobs are worked on, and whether a new one would be; `reason` says why not."""
+
+    is_healthy: bool
+    is_ready: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveEvent:
+    """One event of a job; a client that reconnects names the last `id` that it has seen."""
+
+    id: str
+    name: str
+    data: Mapping[str, Any]
+
+
+class Dispatcher(Protocol):
+    """How jobs are run behind this front door."""
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether `events` works, and whether the client's disconnect is noticed."""
+
+    async def run(self, accepted: Accepted) -> Response:
+        """Run the job and return the documented response.
+
+        One that takes too long for this front door goes on; the response is then that of a job that
+        has not ended. Raises QueueFull, Unavailable.
+        """
+
+    async def accept(self, accepted: Accepted) -> None:
+        """Put the job into a queue that outlives this process. The same job may come again.
+
+        Raises QueueFull, NotOffered, Unavailable.
+        """
+
+    def events(self, request_id: str, after: str) -> AsyncIterator[LiveEvent | None]:
+        """The events of a job after the one with the id `after` ("": from now on).
+
+        None stands for a while without any. It ends with the job. Raises NotOffered.
+        """
+
+    def queue_position(self, request_id: str) -> int | None:
+        """How many jobs are before this one; None if that is not known."""
+
+    def waiting(self) -> int | None:
+        """How many jobs wait; None if that is not known."""
+
+    async def worker(self) -> Mapping[str, Any] | None:
+        """The state of the worker as JSON; None if this front door has none."""
+
+    async def health(self) -> Health:
+        """How the front door and its worker are."""

@@ -1,0 +1,48 @@
+"""`GET /metrics`: how many jobs there are, how long they take, and what the worker does.
+
+prometheus_client is imported with the first call.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from handler.jobs.record import Status
+from handler.worker_protocol import State
+
+if TYPE_CHECKING:
+    pass
+
+# https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def render(
+    counts: Mapping[Status, int],
+    waiting: int | None,
+    usual_run_s: float | None,
+    worker: Mapping[str, Any] | None,
+) -> str:
+    """The metrics as text; what is not known is left out."""
+    from prometheus_client import CollectorRegistry, Gauge, generate_latest  # noqa: PLC0415
+
+    registry: CollectorRegistry = CollectorRegistry()
+    jobs = Gauge("lambda_comfyui_jobs", "Jobs on record", ["status"], registry=registry)
+    for status in Status:
+        jobs.labels(status.name.lower()).set(counts.get(status, 0))
+    if waiting is not None:
+        gauge = Gauge("lambda_comfyui_queue_waiting", "Jobs that wait", registry=registry)
+        gauge.set(waiting)
+    if usual_run_s is not None:
+        text = "Median time of the latest jobs that completed"
+        Gauge("lambda_comfyui_job_seconds", text, registry=registry).set(usual_run_s)
+    if worker is not None:
+        states = Gauge(
+            "lambda_comfyui_worker_state", "1 for the state", ["state"], registry=registry
+        )
+        for state in State:
+            states.labels(state.value).set(1 if worker.get("state") == state.value else 0)
+        text = "Starts of ComfyUI since the worker began"
+        Gauge("lambda_comfyui_worker_starts", text, registry=registry).set(worker.get("starts", 0))
+        text = "Jobs that the worker has now"
+        Gauge("lambda_comfyui_worker_jobs", text, registry=registry).set(worker.get("jobs", 0))
+    return generate_latest(registry).decode()

@@ -1,0 +1,352 @@
+"""The description of the API for programs, from the published schemas of request and response.
+
+OpenAPI 3.1 uses JSON Schema 2020-12, as they do: https://spec.openapis.org/oas/v3.1.0
+"""
+
+from functools import cache
+from typing import Any
+
+from events.contract import schema
+
+# Runs on every ComfyUI, without a model.
+EXAMPLE = {
+    "input": {
+        "workflow_json": {
+            "1": {
+                "class_type": "EmptyImage",
+                "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 255},
+            },
+            "2": {
+                "class_type": "SaveImage",
+                "inputs": {"images": ["1", 0], "filename_prefix": "example"},
+            },
+        }
+    }
+}
+_MESSAGE = {
+    "type": "object",
+    "required": ["message"],
+    "properties": {"message": {"type": "string"}},
+}
+_PROGRESS = {
+    "description": "How far the run is; only of a job that has not ended.",
+    "type": "object",
+    "properties": {
+        "percentage": {"type": "number", "minimum": 0, "maximum": 100},
+        "node_id": {"type": ["string", "null"]},
+        "class_type": {"type": "string"},
+        "title": {"type": "string"},
+        "step": {"type": ["number", "null"]},
+        "steps": {"type": ["number", "null"]},
+        "nodes_done": {"type": "integer"},
+        "nodes_total": {"type": "integer"},
+        "queue_position": {"type": ["integer", "null"]},
+        "eta_s": {"type": ["number", "null"]},
+    },
+}
+_JOB = {
+    "type": "object",
+    "required": ["id", "status", "created_at"],
+    "properties": {
+        "id": {"type": "string"},
+        "status": {"type": "string"},
+        "source": {"type": "string"},
+        "created_at": {"type": ["string", "null"]},
+        "started_at": {"type": ["string", "null"]},
+        "finished_at": {"type": ["string", "null"]},
+        "attempt": {"type": "integer"},
+        "worker": {"type": "string"},
+    },
+}
+_ID = {
+    "name": "id",
+    "in": "path",
+    "required": True,
+    "description": "The id of the job.",
+    "schema": {"type": "string", "minLength": 1},
+    "example": "my-id",
+}
+_LIMIT = {"type": "integer", "minimum": 1, "maximum": 500}
+_JSON = "application/json"
+_ENVELOPE_OR_MESSAGE = {"anyOf": [{"$ref": "#/components/schemas/Response"}, _MESSAGE]}
+
+
+@cache
+def description() -> dict[str, Any]:
+    """The OpenAPI document."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "lambda-comfyui",
+            "version": "1",
+            "description": "Runs ComfyUI workflows. A job is known by its id.",
+        },
+        "security": [{}, {"token": []}],
+        "paths": {
+            "/generate/sync": {
+                "post": _operation(
+                    "Run a job and wait for its response",
+                    "If the client disconnects, the job is cancelled, unless `detach` is true.",
+                    {
+                        **_ends(),
+                        "202": _envelope("The job goes on: ask for its result."),
+                    },
+                    body=True,
+                    parameters=[
+                        {
+                            "name": "detach",
+                            "in": "query",
+                            "description": "Let the job run on if the client disconnects.",
+                            "schema": {"type": "boolean"},
+                        }
+                    ],
+                )
+            },
+            "/generate": {
+                "post": _operation(
+                    "Accept a job",
+                    "It is run later, also if the machine is stopped meanwhile.",
+                    {
+                        "200": _envelope("The same request has ended before."),
+                        "202": _envelope("Accepted."),
+                        **_refusals(),
+                    },
+                    body=True,
+                )
+            },
+            "/generate/stream": {
+                "post": _operation(
+                    "Accept a job and watch it",
+                    "The answer is that of `GET /generate/stream/{id}`.",
+                    {"200": _stream(), **_refusals()},
+                    body=True,
+                )
+            },
+            "/generate/stream/{id}": {
+                "get": _operation(
+                    "Watch a job",
+                    "Server-Sent Events: how the job is now, each event after that, and its"
+                    " response at the end. The header `Last-Event-ID` resumes.",
+                    {"200": _stream(), **_lookups()},
+                    parameters=[_ID],
+                )
+            },
+            "/result/{id}": {
+                "get": _operation(
+                    "How a job is now",
+                    "Its response, if it has ended.",
+                    {"200": _envelope("The job."), **_lookups()},
+                    parameters=[_ID],
+                )
+            },
+            "/cancel/{id}": {
+                "post": _operation(
+                    "Cancel a job",
+                    "In every state, and as often as you like. A job that has ended stays as it"
+                    " is.",
+                    {
+                        "200": _envelope("The job has ended."),
+                        "202": _envelope("The job is about to end."),
+                        **_lookups(),
+                    },
+                    parameters=[_ID],
+                )
+            },
+            "/jobs": {
+                "get": _operation(
+                    "List jobs",
+                    "The newest first.",
+                    {
+                        "200": _json(
+                            "A page of jobs.",
+                            {
+                                "type": "object",
+                                "required": ["jobs"],
+                                "properties": {
+                                    "jobs": {"type": "array", "items": _JOB},
+                                    "next_cursor": {"type": "string"},
+                                },
+                            },
+                        ),
+                        "400": _json("A parameter is wrong.", _MESSAGE),
+                        **_common(),
+                    },
+                    parameters=[
+                        _query("status", "Statuses, separated by commas.", {"type": "string"}),
+                        _query("source", "The event source.", {"type": "string"}),
+                        _query("created_before", "Unix time in seconds.", {"type": "number"}),
+                        _query(
+                            "limit",
+                            "Jobs a page.",
+                            {"type": "integer", "minimum": 1, "maximum": 500},
+                        ),
+                        _query("cursor", "`next_cursor` of the page before.", {"type": "string"}),
+                    ],
+                )
+            },
+            "/queue-info": {
+                "get": _operation(
+                    "How many jobs wait and run",
+                    "",
+                    {"200": _json("The queue.", {"type": "object"}), **_common()},
+                )
+            },
+            "/upload/image": {
+                "post": {
+                    **_operation(
+                        "Store an input file",
+                        "As ComfyUI's own route. A workflow can then name the file.",
+                        {
+                            "200": _json("The stored file.", {"type": "object"}),
+                            "400": _json("The form is wrong.", _MESSAGE),
+                            "413": _json("The file is too large.", _MESSAGE),
+                            **_common(),
+                        },
+                    ),
+                    "requestBody": {
+                        "content": {
+                            "multipart/form-data": {
+                                "schema": {
+                                    "type": "object",
+                                    "required": ["image"],
+                                    "properties": {
+                                        "image": {"type": "string", "format": "binary"},
+                                        "overwrite": {"type": "string"},
+                                        "subfolder": {"type": "string"},
+                                        "type": {"type": "string"},
+                                    },
+                                }
+                            }
+                        }
+                    },
+                }
+            },
+            "/health": {"get": _report("Whether jobs are worked on")},
+            "/ready": {"get": _report("Whether a new job would be taken")},
+            "/worker": {
+                "get": _operation(
+                    "The state of the worker",
+                    "",
+                    {"200": _json("The worker.", {"type": "object"}), **_common()},
+                )
+            },
+            "/metrics": {
+                "get": _operation(
+                    "Metrics for Prometheus",
+                    "",
+                    {
+                        "200": {
+                            "description": "Text.",
+                            "content": {"text/plain": {"schema": {"type": "string"}}},
+                        },
+                        **_common(),
+                    },
+                )
+            },
+        },
+        "components": {
+            "schemas": {
+                "Request": _component("request"),
+                "Response": _response_schema(),
+            },
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _component(name: str) -> dict[str, Any]:
+    """A published schema, whose references begin at itself."""
+    return {"$id": f"https://lambda-comfyui.invalid/{name}.json", **schema(name)}
+
+
+def _response_schema() -> dict[str, Any]:
+    published = _component("response")
+    return {**published, "properties": {**published["properties"], "progress": _PROGRESS}}
+
+
+def _operation(
+    summary: str,
+    text: str,
+    responses: dict[str, Any],
+    *,
+    body: bool = False,
+    parameters: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    operation: dict[str, Any] = {"summary": summary, "description": text, "responses": responses}
+    if parameters:
+        operation["parameters"] = parameters
+    if body:
+        content = {"schema": {"$ref": "#/components/schemas/Request"}, "example": EXAMPLE}
+        operation["requestBody"] = {"required": True, "content": {_JSON: content}}
+    return operation
+
+
+def _query(name: str, text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": text, "schema": schema}
+
+
+def _json(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"description": text, "content": {_JSON: {"schema": schema}}}
+
+
+def _envelope(text: str) -> dict[str, Any]:
+    return _json(text, {"$ref": "#/components/schemas/Response"})
+
+
+def _either(text: str) -> dict[str, Any]:
+    return _json(text, _ENVELOPE_OR_MESSAGE)
+
+
+def _stream() -> dict[str, Any]:
+    return {
+        "description": "Server-Sent Events.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+
+
+def _common() -> dict[str, Any]:
+    return {
+        "401": _json("The token is missing or wrong.", _MESSAGE),
+        "500": _json("A defect of this project.", _MESSAGE),
+        "501": _json("Not offered by this front door.", _MESSAGE),
+        "503": _either("Try again after `Retry-After` seconds."),
+    }
+
+
+def _refusals() -> dict[str, Any]:
+    return {
+        "400": _envelope("The request breaks the contract."),
+        "409": _envelope("The id stands for another request."),
+        "413": _json("The body is too large.", _MESSAGE),
+        **_common(),
+    }
+
+
+def _ends() -> dict[str, Any]:
+    return {
+        "200": _envelope("The job has completed."),
+        **_refusals(),
+        "409": _envelope("The id stands for another request, or the job was cancelled."),
+        "422": _envelope("The job has failed, and would fail again."),
+        "504": _envelope("The time of the call ran out."),
+    }
+
+
+def _lookups() -> dict[str, Any]:
+    return {
+        "404": _json("No job has this id.", _MESSAGE),
+        "410": _json("The response of the job is no longer kept.", _MESSAGE),
+        **_common(),
+    }
+
+
+def _report(summary: str) -> dict[str, Any]:
+    operation = _operation(
+        summary,
+        "Needs no token.",
+        {
+            "200": _json("It is.", {"type": "object"}),
+            "503": _json("It is not; `message` says why.", {"type": "object"}),
+        },
+    )
+    return {**operation, "security": [{}]}

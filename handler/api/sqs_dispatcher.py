@@ -1,0 +1,57 @@
+"""Runs jobs through the queue of another function: the API of a function without a GPU."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+from events.event_context import Response
+from handler.api.dispatcher import Accepted, Health, LiveEvent, NotOffered, Unavailable
+from handler.api.envelope import envelope_of
+from handler.api.job_board import JobBoard
+
+_POLL_S = 1.0
+# For the answer itself.
+_MARGIN_S = 2.0
+
+
+class SqsDispatcher:
+    """`send` puts a job into the queue. `time_left_s` is that of the invocation, set for each."""
+
+    can_stream = False
+
+    def __init__(self, board: JobBoard, send: Callable[[Accepted], None]) -> None:
+        self._board, self._send = board, send
+        self.time_left_s: Callable[[], float | None] = lambda: None
+
+    async def run(self, accepted: Accepted) -> Response:
+        """Queue the job, and wait for its end for as long as the invocation may."""
+        self._send(accepted)
+        left_s = self.time_left_s()
+        until = time.monotonic() + (60.0 if left_s is None else left_s - _MARGIN_S)
+        while True:
+            record = self._board.get(accepted.job.id)
+            if record is None:
+                raise Unavailable("the job is not on record any more")
+            if record.status.is_final or time.monotonic() + _POLL_S > until:
+                return envelope_of(record, self._board.now())
+            await asyncio.sleep(_POLL_S)
+
+    async def accept(self, accepted: Accepted) -> None:
+        self._send(accepted)
+
+    async def events(self, request_id: str, after: str) -> AsyncIterator[LiveEvent | None]:
+        raise NotOffered("a function cannot stream events; ask GET /result/{id} instead")
+        yield None  # type: ignore[unreachable]
+
+    def queue_position(self, request_id: str) -> int | None:
+        return None
+
+    def waiting(self) -> int | None:
+        return None
+
+    async def worker(self) -> Mapping[str, Any] | None:
+        return None
+
+    async def health(self) -> Health:
+        return Health(is_healthy=True, is_ready=True)

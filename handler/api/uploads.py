@@ -1,0 +1,112 @@
+"""`POST /upload/image`: stores an input file as ComfyUI's own route does.
+
+https://docs.comfy.org/development/comfyui-server/comms_routes. A workflow can then name the file.
+"""
+
+import os
+import tempfile
+from hashlib import sha256
+from pathlib import Path
+
+from anyio import to_thread
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from handler.api.dispatcher import NotOffered
+from handler.api.request_body import BodyTooLarge
+
+_CHUNK_BYTES = 1024 * 1024
+_MAX_NAME = 200
+_FORM = "send a form with a file in the field 'image'"
+
+
+class _BadUpload(ValueError):
+    """The form is wrong; the message says what is expected."""
+
+
+async def upload_image(request: Request) -> Response:
+    """Store the file, and answer with `{name, subfolder, type}`."""
+    context = request.app.state.context
+    folder = context.input_folder()
+    if folder is None:
+        raise NotOffered(
+            "this front door has no disk that ComfyUI reads; give the input as a URL or data: URI"
+        )
+    limit = context.max_body_bytes
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise BodyTooLarge(limit)
+    try:
+        async with request.form(max_files=1, max_fields=10) as form:
+            image = form.get("image")
+            if not isinstance(image, UploadFile):
+                return JSONResponse({"message": _FORM}, 400)
+            if (image.size or 0) > limit:
+                raise BodyTooLarge(limit)
+            kind = str(form.get("type") or "input")
+            if kind != "input":
+                return JSONResponse({"message": "type: expected 'input'"}, 400)
+            subfolder = str(form.get("subfolder") or "")
+            is_replaced = str(form.get("overwrite") or "").lower() in ("true", "1")
+            try:
+                name = await to_thread.run_sync(
+                    store_upload, Path(folder), image, subfolder, is_replaced
+                )
+            except _BadUpload as error:
+                return JSONResponse({"message": str(error)}, 400)
+    except (MultiPartException, AssertionError):
+        return JSONResponse({"message": _FORM}, 400)
+    return JSONResponse({"name": name, "subfolder": subfolder, "type": kind})
+
+
+def store_upload(folder: Path, image: UploadFile, subfolder: str, is_replaced: bool) -> str:
+    """Store the file below `folder`; the name that it gets.
+
+    A file with the same content keeps its name, another one gets a number. Raises _BadUpload,
+    OSError.
+    """
+    name = Path(image.filename or "").name
+    if not name or name in (".", "..") or len(name.encode()) > _MAX_NAME or "\0" in name:
+        raise _BadUpload("image: expected a file name of 200 bytes at most")
+    target_folder = (folder / subfolder).resolve()
+    if not target_folder.is_relative_to(folder.resolve()) or "\0" in subfolder:
+        raise _BadUpload("subfolder: expected a folder below ComfyUI's input folder")
+    target_folder.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=target_folder, prefix=".upload-", suffix=".part")
+    digest = sha256()
+    try:
+        with os.fdopen(handle, "wb") as file:
+            while chunk := image.file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                file.write(chunk)
+        os.chmod(part, 0o644)
+        target = target_folder / name
+        number = 1
+        while not is_replaced and not _link(part, target):
+            if _digest_of(target) == digest.digest():
+                break
+            target = target_folder / f"{Path(name).stem} ({number}){Path(name).suffix}"
+            number += 1
+        if is_replaced:
+            os.replace(part, target)
+    finally:
+        Path(part).unlink(missing_ok=True)
+    return target.name
+
+
+def _link(part: str, target: Path) -> bool:
+    """Give the file its name; False if there is one with that name."""
+    try:
+        os.link(part, target)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _digest_of(path: Path) -> bytes:
+    digest = sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.digest()
