@@ -11,6 +11,10 @@ def never() -> bool:
     return False
 
 
+def always() -> bool:
+    return True
+
+
 class Handle(Protocol):
     """Runs one request, valid or not, and returns the documented response. It never raises."""
 

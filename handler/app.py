@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from events import sources, sqs_visibility
+from events import invoker, sources, sqs_visibility
 from events.contract import caller_of
 from events.errors import Misconfigured
-from events.event_context import EventContext, Handle, never
+from events.event_context import EventContext, Handle, always, never
 from handler.clock import Deadline
 from handler.connections import Connections
 from handler.generate import generate
@@ -33,7 +33,11 @@ def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     settings, misconfigured = _settings()
     deadline = Deadline(context, settings.deadline_margin_s)
 
+    is_repeated = invoker.comes_again(context)
+
     def handle(request: Any, /, *, comes_again: Callable[[], bool] = never) -> dict[str, Any]:
+        if is_repeated:
+            comes_again = always
         if misconfigured:
             return build_response(JobResult(caller_of(request), error=misconfigured))
         return generate(request, _connect(settings), deadline, sources.name_of(source), comes_again)

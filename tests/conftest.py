@@ -33,7 +33,7 @@ TESTS = PROJECT / "tests"
 CUSTOM_NODES = TESTS / "custom_nodes"
 _OURS = (
     *("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEAD", "POWERTOOLS_"),
-    *("JOBS_", "OUTBOUND_"),
+    *("JOBS_", "OUTBOUND_", "API_"),
 )
 # Fixtures that start a server.
 _SERVICES = {"aws", "dynamodb", "s3"}
@@ -72,6 +72,7 @@ def environment() -> Iterator[Path]:
         "WORKER_DIR": str(folder / "worker"),
         "COMFYUI_DATA_DIR": str(folder / "data"),
         "COMFYUI_PORT": "0",
+        "API_PORT": "0",
         # The webhook receivers and the S3 servers of the tests that a request names.
         "OUTBOUND_ALLOW": "127.0.0.1",
         "COMFYUI_ARGS": f"--disable-api-nodes --extra-model-paths-config {nodes}",

@@ -7,23 +7,34 @@ import argparse
 import contextlib
 import queue
 import socket
+import sqlite3
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
+from events import aws
 from handler.settings import Settings
+from runtime.commands.local_development import is_loopback
 from runtime.commands.options import port, seconds, whole_number
+from runtime.errors import LambdaComfyUIError
 from runtime.extras import require
 from runtime.lambda_host.async_invocations import AsyncRules
 from runtime.lambda_host.destination import destination_of
+from runtime.lambda_host.event_store import EventStore
 from runtime.lambda_host.failures import WORKER_UNFIT, Failure
 from runtime.lambda_host.function import HANDLER, Function
-from runtime.lambda_host.service import Service, ServiceRules
+from runtime.lambda_host.service import Service, ServiceRules, Sources
 from runtime.lambda_host.sqs_poller import PollerRules
 from runtime.lambda_host.sqs_queue import QueueError, SqsQueue
 from runtime.process.signals import get_beside_signals, on_stop_signal
 
+if TYPE_CHECKING:
+    from runtime.lambda_host.api_front import ApiRules
+
+LOOPBACK = "127.0.0.1"
+# Beside the store of jobs.
+_EVENTS_FILE = "events.sqlite"
 # As on Managed Instances: the function's timeout, but at least 130 s and at most 900.
 _MIN_INIT_S, _MAX_INIT_S = 130.0, 900.0
 _LISTEN_BACKLOG = 128
@@ -43,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="messages of one event (QUEUE_BATCH_SIZE)",
     )
     add_endpoint_arguments(parser, default_port="SERVE_PORT")
+    parser.add_argument("--no-api", action="store_true", help="do not serve the HTTP API")
+    parser.add_argument(
+        "--api-host", metavar="ADDRESS", help="address of the HTTP API (API_ADDRESS)"
+    )
+    parser.add_argument(
+        "--api-port", type=port, metavar="N", help="port of the HTTP API; 0: any (API_PORT)"
+    )
 
 
 def add_endpoint_arguments(parser: argparse.ArgumentParser, *, default_port: str) -> None:
@@ -79,22 +97,51 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     0: stopped by SIGTERM or SIGINT; 1: it could not start, or its environments fail; 3: this
     machine is unfit for jobs.
     """
-    settings = with_arguments(settings, args)
+    settings = _with_job_store(with_arguments(settings, args))
     require("awslambdaric")
     # Before any process starts: a port in use and a missing queue are frequent mistakes.
     try:
-        address = (settings.serve_address, settings.serve_port)
-        listener = socket.create_server(address, backlog=_LISTEN_BACKLOG)
-    except OSError as error:
-        say(f"cannot listen on {address[0]}:{address[1]}: {_reason(error)} (--host, --port)")
-        return 1
-    with listener:
-        try:
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(
+                _listen(settings.serve_address, settings.serve_port, "--host, --port")
+            )
+            api = None if args.no_api else _api(settings, stack)
             sqs = _queue(settings)
-        except QueueError as error:
-            say(f"cannot use the queue {settings.queue_url}: {error}; {_QUEUE_HINT}")
-            return 1
-        return _serve(args.environ, settings, listener, sqs)
+            return _serve(args.environ, settings, listener, sqs, api)
+    except StartError as error:
+        say(str(error))
+        return 1
+
+
+class StartError(LambdaComfyUIError):
+    """The host cannot start; the message says why, and what to change."""
+
+
+def _listen(address: str, port: int, arguments: str) -> socket.socket:
+    """Raises StartError, which names the arguments."""
+    try:
+        return socket.create_server((address, port), backlog=_LISTEN_BACKLOG)
+    except OSError as error:
+        text = f"cannot listen on {address}:{port}: {_reason(error)} ({arguments})"
+        raise StartError(text) from error
+
+
+def _api(settings: Settings, stack: contextlib.ExitStack) -> "ApiRules":
+    """Raises StartError."""
+    require("uvicorn")
+    from handler.api.authentication import read_token  # noqa: PLC0415 - starlette, for the API alone
+    from runtime.lambda_host.api_front import ApiRules  # noqa: PLC0415 - uvicorn
+
+    try:
+        token = read_token(settings.api_token)
+    except Exception as error:
+        raise StartError(f"cannot read API_TOKEN: {aws.error_name(error)}") from error
+    address = settings.api_address
+    if not token and not is_loopback(address):
+        say(f"no API_TOKEN: the HTTP API listens on {LOOPBACK} instead of {address}")
+        address = LOOPBACK
+    listener = _listen(address, settings.api_port, "--api-host, --api-port, --no-api")
+    return ApiRules(stack.enter_context(listener), settings, token)
 
 
 def _reason(error: OSError) -> str:
@@ -113,19 +160,41 @@ def with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:
         "on_failure_url": args.on_failure,
         "queue_url": args.queue,
         "queue_batch_size": args.batch_size,
+        "api_address": args.api_host,
+        "api_port": args.api_port,
     }
     return replace(settings, **{n: v for n, v in arguments.items() if v not in (None, "")})
 
 
 def _queue(settings: Settings) -> SqsQueue | None:
-    """Raises QueueError."""
+    """Raises StartError."""
     if not settings.queue_url:
         return None
-    return SqsQueue(settings.queue_url, connections=_POLL_CONNECTIONS * settings.serve_concurrency)
+    try:
+        return SqsQueue(
+            settings.queue_url, connections=_POLL_CONNECTIONS * settings.serve_concurrency
+        )
+    except QueueError as error:
+        text = f"cannot use the queue {settings.queue_url}: {error}; {_QUEUE_HINT}"
+        raise StartError(text) from error
+
+
+def _event_store(settings: Settings) -> EventStore:
+    """Raises StartError."""
+    assert settings.jobs_db is not None
+    path = settings.jobs_db.with_name(_EVENTS_FILE)
+    try:
+        return EventStore(path)
+    except (OSError, sqlite3.Error) as error:
+        raise StartError(f"cannot use {path}: {error}; set JOBS_DB to another folder") from error
 
 
 def _serve(
-    environ: Mapping[str, str], settings: Settings, listener: socket.socket, sqs: SqsQueue | None
+    environ: Mapping[str, str],
+    settings: Settings,
+    listener: socket.socket,
+    sqs: SqsQueue | None,
+    api: "ApiRules | None",
 ) -> int:
     function = _function(environ, settings)
     rules = ServiceRules(
@@ -141,15 +210,14 @@ def _serve(
         service = Service(
             function,
             rules,
-            listener,
-            sqs,
+            Sources(listener, _event_store(settings), sqs, api),
             on_line=show,
             on_state=say,
             on_failure=destination_of(settings.on_failure_url, say),
             on_give_up=lambda failure: status.put(_note_end(failure)),
         )
         with service:
-            _announce(function, listener, sqs)
+            _announce(function, listener, sqs, api)
             code = get_beside_signals(status)
             say(f"stopping, within {rules.grace_s:g} s" if code == 0 else "giving up")
     say("stopped")
@@ -167,18 +235,23 @@ def _note_end(failure: Failure) -> int:
 def _function(environ: Mapping[str, str], settings: Settings) -> Function:
     return Function(
         handler=HANDLER,
-        environ=_with_job_store(environ, settings),
+        environ=_with_store(environ, settings),
         concurrency=settings.serve_concurrency,
         extensions=extension_commands(),
         init_timeout_s=min(max(settings.serve_timeout_s, _MIN_INIT_S), _MAX_INIT_S),
     )
 
 
-def _with_job_store(environ: Mapping[str, str], settings: Settings) -> Mapping[str, str]:
-    """A queue delivers a message more than once, so its handlers store their responses."""
-    if settings.jobs_table or settings.jobs_db:
-        return environ
-    return {**environ, "JOBS_DB": str(settings.worker_dir / "jobs.sqlite")}
+def _with_job_store(settings: Settings) -> Settings:
+    """A queue delivers a message more than once, and the API lists jobs, so jobs are on record."""
+    if settings.jobs_db:
+        return settings
+    return replace(settings, jobs_db=settings.worker_dir / "jobs.sqlite")
+
+
+def _with_store(environ: Mapping[str, str], settings: Settings) -> Mapping[str, str]:
+    """The environment of the handlers, which use the same store."""
+    return environ if settings.jobs_table else {**environ, "JOBS_DB": str(settings.jobs_db)}
 
 
 def extension_commands() -> Sequence[Sequence[str]]:
@@ -186,12 +259,17 @@ def extension_commands() -> Sequence[Sequence[str]]:
     return [[sys.executable, "-m", "runtime", "extension"]]
 
 
-def _announce(function: Function, listener: socket.socket, sqs: SqsQueue | None) -> None:
+def _announce(
+    function: Function, listener: socket.socket, sqs: SqsQueue | None, api: "ApiRules | None"
+) -> None:
     address, port = listener.getsockname()[:2]
     say(
         f"listening on http://{address}:{port}, function {function.name},"
         f" {function.concurrency} at a time"
     )
+    if api:
+        address, port = api.listener.getsockname()[:2]
+        say(f"HTTP API on http://{address}:{port}, described at /docs")
     if sqs:
         say(f"taking messages from {sqs.arn}")
 

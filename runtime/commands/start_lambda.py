@@ -18,7 +18,8 @@ PORT = 3001
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     serve.add_endpoint_arguments(parser, default_port=str(PORT))
     environment.add_arguments(parser)
-    parser.set_defaults(port=PORT, queue=None, batch_size=None)
+    parser.set_defaults(port=PORT, queue=None, batch_size=None, no_api=True, api_host=None)
+    parser.set_defaults(api_port=None)
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:

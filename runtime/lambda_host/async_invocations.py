@@ -1,44 +1,39 @@
-"""Asynchronous invocations: accepted at once, run later, tried again after a function error.
+"""Asynchronous invocations: accepted at once, run later, tried again after a failure.
 
 The rules are Lambda's:
-https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html. The queue is in
-memory: it ends with the host, and the events that are in it then go to the on-failure destination.
-An event that must survive a power cut belongs into an SQS queue.
+https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html. The job of an
+event that the API has accepted is also tried again if its response says that it may succeed then.
+The events are in a file (event_store.py): those that wait when the host ends run after its next
+start.
 """
 
-import heapq
-import itertools
+import json
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
+from events.invoker import COMES_AGAIN
 from runtime.lambda_host.destination import FailedEvent
+from runtime.lambda_host.event_store import EventStore, StoredEvent
 from runtime.lambda_host.failures import InvocationResult
 from runtime.lambda_host.host import LambdaHost, is_unavailable
+from runtime.lambda_host.invocations import Invocation
 
 # Lambda waits one minute before the second try and two before the third.
 FIRST_RETRY_AFTER_S = 60.0
-_UNAVAILABLE_PAUSE_S = 1.0
+_ALREADY_RUNNING = "AlreadyRunning"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsyncRules:
-    """`retries` after a function error; `limit` events at once; `max_age_s` seconds of an event."""
+    """`retries` after a failure; `limit` events at once; `max_age_s` seconds of an event."""
 
     retries: int = 2
     max_age_s: float = 21_600.0
-    limit: int = 100
+    limit: int = 1000
     first_retry_after_s: float = FIRST_RETRY_AFTER_S
-
-
-@dataclass(eq=False, slots=True)
-class _Pending:
-    event: bytes
-    request_id: str
-    born_at: float = field(default_factory=time.monotonic)
-    tries: int = 0
-    result: InvocationResult | None = None
 
 
 class AsyncInvocations:
@@ -50,17 +45,16 @@ class AsyncInvocations:
     def __init__(
         self,
         host: LambdaHost,
+        store: EventStore,
         rules: AsyncRules,
         *,
         timeout_s: float,
         on_failure: Callable[[FailedEvent], object],
     ) -> None:
-        self._host, self._rules, self._timeout_s = host, rules, timeout_s
-        self._on_failure = on_failure
+        self._host, self._store, self._rules = host, store, rules
+        self._timeout_s, self._on_failure = timeout_s, on_failure
         self._changed = threading.Condition()
-        self._due: list[tuple[float, int, _Pending]] = []
-        self._order = itertools.count()
-        self._count = 0
+        self._running: set[int] = set()
         self._is_stopped = False
         self._threads = [
             threading.Thread(target=self._work, daemon=True)
@@ -71,90 +65,112 @@ class AsyncInvocations:
         for thread in self._threads:
             thread.start()
 
-    def accept(self, event: bytes, request_id: str) -> bool:
-        """False when the queue is full, or closed."""
+    def accept(self, event: bytes, request_id: str, *, is_job: bool = False) -> bool:
+        """Store the event. False when the queue is full, or closed; one that is stored is not."""
         with self._changed:
-            if self._is_stopped or self._count >= self._rules.limit:
+            if self._is_stopped:
                 return False
-            self._count += 1
-            self._schedule(_Pending(event, request_id), 0)
+            if self._store.count() >= self._rules.limit and not self._store.has(request_id):
+                return False
+            self._store.put(request_id, event, is_job=is_job)
+            self._changed.notify_all()
             return True
 
+    def waiting(self) -> int:
+        """How many events are stored and do not run."""
+        with self._changed:
+            return self._store.count() - len(self._running)
+
+    def position(self, request_id: str) -> int | None:
+        """How many events are before this one; None if it is not stored."""
+        return self._store.position(request_id)
+
     def stop(self) -> None:
-        """Begin no other event; those that run go on."""
+        """Begin no other event; those that run go on, and the others stay stored."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
 
     def close(self, timeout_s: float) -> bool:
-        """Wait for the events that run, and give up the others; False after `timeout_s` seconds.
+        """Wait for the events that run; False after `timeout_s` seconds.
 
         Stop the host first: it ends the events that run.
         """
         self.stop()
-        closing = threading.Thread(target=self._give_up_all, daemon=True)
-        closing.start()
-        closing.join(timeout_s)
-        return not closing.is_alive()
-
-    def _give_up_all(self) -> None:
+        until = time.monotonic() + timeout_s
         for thread in self._threads:
-            thread.join()
-        while self._due:
-            self._give_up(heapq.heappop(self._due)[2], "HostStopped")
-
-    def _schedule(self, pending: _Pending, after_s: float) -> None:
-        with self._changed:
-            due_at = time.monotonic() + after_s
-            heapq.heappush(self._due, (due_at, next(self._order), pending))
-            self._changed.notify_all()
+            thread.join(max(until - time.monotonic(), 0))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
-        while pending := self._take():
-            self._try(pending)
+        while event := self._take():
+            try:
+                self._try(event)
+            finally:
+                with self._changed:
+                    self._running.discard(event.number)
 
-    def _take(self) -> _Pending | None:
+    def _take(self) -> StoredEvent | None:
         with self._changed:
             while not self._is_stopped:
-                now = time.monotonic()
-                if self._due and self._due[0][0] <= now:
-                    return heapq.heappop(self._due)[2]
-                self._changed.wait(self._due[0][0] - now if self._due else None)
+                event = self._store.next(self._running)
+                left_s = event.due_at - time.time() if event else None
+                if event and left_s is not None and left_s <= 0:
+                    self._running.add(event.number)
+                    return event
+                self._changed.wait(left_s)
             return None
 
-    def _try(self, pending: _Pending) -> None:
-        if time.monotonic() - pending.born_at > self._rules.max_age_s:
-            self._give_up(pending, "EventAgeExceeded")
+    def _try(self, event: StoredEvent) -> None:
+        if time.time() - event.born_at > self._rules.max_age_s:
+            self._give_up(event, event.tries, "EventAgeExceeded", None)
             return
-        result = self._host.invoke(
-            pending.event, timeout_s=self._timeout_s, request_id=pending.request_id
-        )
-        if is_unavailable(result):
-            # It did not run. The host is stopping, so `close` gives it up.
-            self._schedule(pending, _UNAVAILABLE_PAUSE_S)
+        invocation = Invocation(event.event, self._timeout_s, event.id)
+        tries = event.tries + 1
+        if event.is_job and tries <= self._rules.retries:
+            invocation.client_context = COMES_AGAIN
+        result = self._host.run(invocation)
+        if is_unavailable(result) or self._was_cut_off(result):
+            # It is run after the next start of the host.
             return
-        pending.tries += 1
-        pending.result = result
-        if result.function_error is None:
-            self._forget()
-        elif pending.tries > self._rules.retries:
-            self._give_up(pending, "RetriesExhausted")
+        failure = _failure_in(event, result)
+        if failure is None:
+            self._store.remove(event)
+        elif failure.get("type") == _ALREADY_RUNNING:
+            # Not a try: the job runs elsewhere, or ran when the host was killed.
+            due_at = time.time() + float(failure.get("retry_after_s", 1.0))
+            self._store.postpone(event, due_at, event.tries)
+        elif tries > self._rules.retries:
+            self._give_up(event, tries, "RetriesExhausted", result)
         else:
-            self._schedule(pending, self._rules.first_retry_after_s * pending.tries)
+            due_at = time.time() + self._rules.first_retry_after_s * tries
+            self._store.postpone(event, due_at, tries)
 
-    def _give_up(self, pending: _Pending, condition: str) -> None:
-        self._forget()
+    def _was_cut_off(self, result: InvocationResult) -> bool:
+        """Whether the stop of the host has ended the invocation."""
+        return self._is_stopped and result.function_error is not None
+
+    def _give_up(
+        self, event: StoredEvent, tries: int, condition: str, result: InvocationResult | None
+    ) -> None:
         self._on_failure(
             FailedEvent(
-                request_id=pending.request_id,
+                request_id=event.id,
                 function_arn=self._host.function.arn,
                 condition=condition,
-                tries=pending.tries,
-                event=pending.event,
-                result=pending.result,
+                tries=tries,
+                event=event.event,
+                result=result,
             )
         )
+        self._store.remove(event)
 
-    def _forget(self) -> None:
-        with self._changed:
-            self._count -= 1
+
+def _failure_in(event: StoredEvent, result: InvocationResult) -> dict[str, Any] | None:
+    """Why the event is to be tried again; None if it is not."""
+    if result.function_error is not None:
+        return {"type": result.function_error}
+    if not event.is_job:
+        return None
+    error = json.loads(result.payload).get("error") or {}
+    return error if error.get("retryable") else None

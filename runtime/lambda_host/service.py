@@ -1,4 +1,4 @@
-"""A host with its sources of events: the invoke endpoint, the queue of events, an SQS poller.
+"""A host with its sources of events: two endpoints, the queue of events, an SQS poller.
 
 This module decides in which order they start and stop, and nothing else.
 """
@@ -7,16 +7,21 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from runtime.lambda_host.async_invocations import AsyncInvocations, AsyncRules
 from runtime.lambda_host.destination import FailedEvent
+from runtime.lambda_host.event_store import EventStore
 from runtime.lambda_host.failures import Failure
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.invoke_api import InvokeApi
+from runtime.lambda_host.live_events import LiveEvents
 from runtime.lambda_host.sqs_poller import PollerRules, SqsPoller
 from runtime.lambda_host.sqs_queue import SqsQueue
+
+if TYPE_CHECKING:
+    from runtime.lambda_host.api_front import ApiFront, ApiRules
 
 # The part of the grace that is kept for the processes: the extension has a ComfyUI to stop.
 _SHUTDOWN_S = 5.0
@@ -38,8 +43,21 @@ class ServiceRules:
     poller: PollerRules = field(default_factory=PollerRules)
 
 
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where events come from: the invoke endpoint on `listener`, and `queue` and `api` if given.
+
+    `events` are those that were accepted; the service closes it at its end.
+    """
+
+    listener: socket.socket
+    events: EventStore
+    queue: SqsQueue | None = None
+    api: "ApiRules | None" = None
+
+
 class Service:
-    """Serves `listener`, and `queue` if there is one, while it is entered.
+    """Serves the sources while it is entered.
 
     Leaving it waits for the jobs that run; a stop takes `rules.grace_s` seconds at most. `on_state`
     gets a sentence for every change of state, `on_line` every line that a process writes,
@@ -51,8 +69,7 @@ class Service:
         self,
         function: Function,
         rules: ServiceRules,
-        listener: socket.socket,
-        queue: SqsQueue | None = None,
+        sources: Sources,
         *,
         on_line: Callable[[str], object],
         on_state: Callable[[str], object],
@@ -60,31 +77,60 @@ class Service:
         on_give_up: Callable[[Failure], object],
     ) -> None:
         self._rules, self._on_state = rules, on_state
-        self._host = LambdaHost(function, on_line=on_line, on_state=on_state, on_give_up=on_give_up)
-        self._events = AsyncInvocations(
-            self._host, rules.events, timeout_s=rules.timeout_s, on_failure=on_failure
+        self._event_store = sources.events
+        live = LiveEvents()
+
+        def take_line(line: str) -> None:
+            on_line(line)
+            live.feed(line)
+
+        self._host = LambdaHost(
+            function, on_line=take_line, on_state=on_state, on_give_up=on_give_up
         )
+        self._events = AsyncInvocations(
+            self._host,
+            sources.events,
+            rules.events,
+            timeout_s=rules.timeout_s,
+            on_failure=on_failure,
+        )
+        self._front = sources.api and self._make_front(sources.api, live)
         self._api = InvokeApi(
-            listener,
+            sources.listener,
             self._host,
             self._events,
             timeout_s=rules.timeout_s,
             limit=rules.waiting,
             on_state=on_state,
         )
-        self._poller = queue and SqsPoller(
+        self._poller = sources.queue and SqsPoller(
             self._host,
-            queue,
+            sources.queue,
             rules.poller,
             concurrency=function.concurrency,
             timeout_s=rules.timeout_s,
             on_state=on_state,
         )
 
+    def _make_front(self, api: "ApiRules", live: LiveEvents) -> "ApiFront":
+        # Its libraries take 0.3 s to import, and `start-lambda` does not need them.
+        from runtime.lambda_host.api_front import ApiFront  # noqa: PLC0415
+
+        return ApiFront(
+            api,
+            self._host,
+            self._events,
+            live,
+            timeout_s=self._rules.timeout_s,
+            limit=self._rules.waiting,
+        )
+
     def __enter__(self) -> Self:
         self._host.__enter__()
         self._events.start()
         self._api.__enter__()
+        if self._front:
+            self._front.start()
         if self._poller:
             self._poller.start()
         return self
@@ -100,8 +146,11 @@ class Service:
         self._host.close(max(until - time.monotonic() - _ANSWERS_S, 0))
         # All invocations have ended; their callers get the results now.
         if not self._events.close(max(until - time.monotonic(), _ANSWERS_S)):
-            self._on_state("events are lost: the on-failure destination takes too long")
+            self._on_state("the on-failure destination takes too long; its event is sent again")
         self._api.wait_until_answered(_ANSWERS_S)
+        if self._front:
+            self._front.stop()
+        self._event_store.close()
         if self._poller and not self._poller.join(max(until - time.monotonic(), _ANSWERS_S)):
             self._on_state("queue: a poll is still open; its messages are visible in a minute")
         self._api.__exit__(None, None, None)

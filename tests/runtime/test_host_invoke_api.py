@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError
 
 from runtime.lambda_host.async_invocations import AsyncInvocations, AsyncRules
 from runtime.lambda_host.destination import FailedEvent
+from runtime.lambda_host.event_store import EventStore
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.invoke_api import MAX_REQUEST_BYTES, InvokeApi
@@ -44,7 +45,7 @@ def hosts() -> list[LambdaHost]:
 
 
 @pytest.fixture
-def start(failed: list[FailedEvent], hosts: list[LambdaHost]) -> Iterator[Start]:
+def start(failed: list[FailedEvent], hosts: list[LambdaHost], tmp_path: Path) -> Iterator[Start]:
     """Starts an endpoint and returns a boto3 client for it."""
     with ExitStack() as stack:
 
@@ -53,8 +54,10 @@ def start(failed: list[FailedEvent], hosts: list[LambdaHost]) -> Iterator[Start]
             host = stack.enter_context(LambdaHost(function, on_line=lambda _: None))
             hosts.append(host)
             rules = {"first_retry_after_s": 0.1, **rules}
+            store = EventStore(tmp_path / "events.sqlite")
+            stack.callback(store.close)
             events = AsyncInvocations(
-                host, AsyncRules(**rules), timeout_s=timeout_s, on_failure=failed.append
+                host, store, AsyncRules(**rules), timeout_s=timeout_s, on_failure=failed.append
             )
             events.start()
             stack.callback(events.close, 30)
@@ -161,7 +164,7 @@ def test_dry_run_runs_nothing(start: Start, tmp_path: Path) -> None:
     invoke(client, Payload={"marks": str(tmp_path), "name": "wet"})
 
     assert answer["StatusCode"] == 204
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["wet.begin", "wet.end"]
+    assert sorted(path.name for path in tmp_path.glob("*wet*")) == ["wet.begin", "wet.end"]
 
 
 def test_refusal_has_the_error_name_of_aws(start: Start) -> None:
@@ -330,21 +333,22 @@ def test_event_over_the_limit_is_refused_and_a_stop_loses_none_of_the_others(
 ) -> None:
     function = Function(handler="tests.runtime.host_handlers.acts", environ=os.environ)
     rules = AsyncRules(limit=2)
-    with LambdaHost(function, on_line=lambda _: None) as host:
-        events = AsyncInvocations(host, rules, timeout_s=10, on_failure=failed.append)
+    store = EventStore(tmp_path / "events.sqlite")
+    with closing(store), LambdaHost(function, on_line=lambda _: None) as host:
+        events = AsyncInvocations(host, store, rules, timeout_s=10, on_failure=failed.append)
         events.start()
         running = json.dumps({"marks": str(tmp_path), "name": "a", "seconds": 60}).encode()
         accepted = [events.accept(running, "1")]
         assert wait_until((tmp_path / "a.begin").exists)
         accepted += [events.accept(b"{}", "2"), events.accept(b"{}", "3")]
+        # One that is stored already needs no place.
+        accepted.append(events.accept(b"{}", "2"))
 
         events.stop()
         host.close(0.1)
         assert events.close(30)
+        positions = [store.position(number) for number in "123"]
 
-    assert accepted == [True, True, False]
-    # The first one was tried, and would have been tried again.
-    assert {(each.request_id, each.condition, each.tries) for each in failed} == {
-        ("1", "HostStopped", 1),
-        ("2", "HostStopped", 0),
-    }
+    assert accepted == [True, True, False, True]
+    assert failed == []
+    assert positions == [0, 1, None]

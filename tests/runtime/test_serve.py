@@ -83,7 +83,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def start(*arguments: str, **environ: str) -> Serving:
-            serving = Serving(tmp_path, environ, *arguments)
+            store = {"JOBS_DB": str(tmp_path / "jobs.sqlite")}
+            serving = Serving(tmp_path, store | environ, *arguments)
             stack.callback(serving.process.wait)
             stack.callback(serving.process.kill)
             return serving
@@ -109,7 +110,10 @@ def test_machine_works_off_a_queue_until_it_is_stopped(
     start: Start, sqs: Any, tmp_path: Path
 ) -> None:
     url = sqs.create_queue(QueueName="jobs")["QueueUrl"]
-    serving = start("serve", "--port", "0", "--queue", url, "--concurrency", "2", "--grace", "20")
+    serving = start(
+        *("serve", "--no-api", "--port", "0", "--queue", url),
+        *("--concurrency", "2", "--grace", "20"),
+    )
     release = tmp_path / "release"
     for name, until in (("a", tmp_path), ("b", release)):
         sqs.send_message(QueueUrl=url, MessageBody=act(tmp_path, name, until=str(until)))
@@ -141,7 +145,7 @@ def test_job_that_does_not_end_within_the_grace_is_killed(
     start: Start, sqs: Any, tmp_path: Path
 ) -> None:
     url = sqs.create_queue(QueueName="jobs")["QueueUrl"]
-    serving = start("serve", "--port", "0", "--queue", url, "--grace", "6")
+    serving = start("serve", "--no-api", "--port", "0", "--queue", url, "--grace", "6")
     never = str(tmp_path / "never")
     sqs.send_message(QueueUrl=url, MessageBody=act(tmp_path, "endless", until=never))
     assert wait_until((tmp_path / "endless.begin").exists)
@@ -156,7 +160,7 @@ def test_job_that_does_not_end_within_the_grace_is_killed(
 
 
 def test_killed_command_leaves_no_process(start: Start, tmp_path: Path) -> None:
-    serving = start("serve", "--port", "0")
+    serving = start("serve", "--no-api", "--port", "0")
     client = serving.lambda_client()
     client.invoke(
         FunctionName="function", InvocationType="Event", Payload=act(tmp_path, "a", seconds=60)
@@ -199,25 +203,27 @@ def test_caller_is_answered_during_a_stop_and_the_next_one_refused(
     assert refusal.value.response["Error"]["Code"] == "ServiceException"
 
 
-def test_events_that_a_stop_cuts_off_go_to_the_destination(
-    start: Start, sqs: Any, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_events_that_the_end_of_the_host_cuts_off_run_after_its_next_start(
+    start: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
-    url = sqs.create_queue(QueueName="lost")["QueueUrl"]
-    serving = start("start-lambda", "--port", "0", "--grace", "6", "--on-failure", url)
+    serving = start("start-lambda", "--port", "0", "--grace", "6")
     client = serving.lambda_client()
     for name in "ab":
-        client.invoke(
-            FunctionName="function", InvocationType="Event", Payload=act(tmp_path, name, seconds=60)
-        )
+        action = act(tmp_path, name, until=str(tmp_path / "release"))
+        client.invoke(FunctionName="function", InvocationType="Event", Payload=action)
     client.close()
     assert wait_until((tmp_path / "a.begin").exists)
+    serving.stop(number)
+    assert not (tmp_path / "a.end").exists()
+    assert not (tmp_path / "b.begin").exists()
 
-    assert serving.stop() == 0
+    (tmp_path / "release").touch()
+    again = start("start-lambda", "--port", "0", "--grace", "6")
 
-    messages = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]
-    records = [json.loads(message["Body"]) for message in messages]
-    assert {record["requestPayload"]["name"] for record in records} == {"a", "b"}
-    assert {record["requestContext"]["condition"] for record in records} == {"HostStopped"}
+    assert wait_until((tmp_path / "b.end").exists)
+    assert (tmp_path / "a.end").exists()
+    assert again.stop() == 0
 
 
 def test_endpoint_serves_the_function_of_a_template_with_its_variables_and_its_timeout(
@@ -269,7 +275,13 @@ def test_variables_are_the_defaults_of_the_arguments(
     start: Start, sqs: Any, tmp_path: Path
 ) -> None:
     url = sqs.create_queue(QueueName="jobs")["QueueUrl"]
-    serving = start("serve", SERVE_PORT="0", QUEUE_URL=url, SERVE_CONCURRENCY="3", SERVE_GRACE="3")
+    serving = start(
+        *("serve", "--no-api"),
+        SERVE_PORT="0",
+        QUEUE_URL=url,
+        SERVE_CONCURRENCY="3",
+        SERVE_GRACE="3",
+    )
 
     serving.wait_for_line("(?s:3 at a time\n.*)host: taking messages from .*:jobs")
     serving.stop()

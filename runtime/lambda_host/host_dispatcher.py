@@ -1,0 +1,172 @@
+"""Runs the jobs of the HTTP API on this host: at once, or through its queue of events."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from events.errors import WorkerUnavailable
+from events.event_context import Response
+from handler.api.dispatcher import Accepted, Health, LiveEvent, QueueFull
+from handler.api.job_board import JobBoard
+from handler.jobs.record import Status
+from handler.response import JobResult, build_response
+from handler.worker_protocol import (
+    GetState,
+    State,
+    WorkerStatus,
+    decode_answer,
+    encode,
+)
+from handler.worker_protocol import Status as StatusMessage
+from runtime.lambda_host.async_invocations import AsyncInvocations
+from runtime.lambda_host.host import HostBusyError, LambdaHost
+from runtime.lambda_host.invocations import Invocation
+from runtime.lambda_host.live_events import LiveEvents
+
+# Proxies close a connection that is silent for a minute, and some for half a minute.
+_COMMENT_EVERY_S = 15.0
+_USUAL_RUN_S = 10.0
+_WORKER_ANSWERS_WITHIN_S = 2.0
+# No node of a job is that long without any sign; the largest samplers report each step.
+_STUCK_AFTER_S = 1800.0
+
+
+class HostDispatcher:
+    """`limit` jobs wait for their response at most; `worker_socket` is the path of the worker's."""
+
+    can_stream = True
+
+    def __init__(
+        self,
+        host: LambdaHost,
+        events: AsyncInvocations,
+        live: LiveEvents,
+        board: JobBoard,
+        *,
+        timeout_s: float,
+        limit: int,
+        worker_socket: str,
+    ) -> None:
+        self._host, self._events, self._live, self._board = host, events, live, board
+        self._timeout_s, self._limit, self._worker_socket = timeout_s, limit, worker_socket
+        # Each waits for one job. They are not anyio's, of which there are 40.
+        self._threads = ThreadPoolExecutor(limit + host.function.concurrency + 1, "sync-job")
+
+    async def run(self, accepted: Accepted) -> Response:
+        invocation = Invocation(accepted.body, self._timeout_s)
+        loop = asyncio.get_running_loop()
+        try:
+            result = await loop.run_in_executor(
+                self._threads, partial(self._host.run, invocation, limit=self._limit)
+            )
+        except HostBusyError as error:
+            raise QueueFull(str(error), self._retry_after_s(self._limit)) from error
+        if result.function_error is None:
+            response: Response = json.loads(result.payload)
+            return response
+        reason = json.loads(result.payload).get("errorMessage") or result.function_error
+        failure = WorkerUnavailable(f"the handler ended before the job did: {reason}")
+        return build_response(JobResult(accepted.job.caller, error=failure))
+
+    async def accept(self, accepted: Accepted) -> None:
+        is_accepted = await asyncio.to_thread(
+            self._events.accept, accepted.body, accepted.job.id, is_job=True
+        )
+        if not is_accepted:
+            waiting = self._events.waiting()
+            text = f"{waiting} jobs wait already, or the host is stopping"
+            raise QueueFull(text, self._retry_after_s(waiting))
+
+    async def events(self, request_id: str, after: str) -> AsyncIterator[LiveEvent | None]:
+        number = int(after) if after.isdecimal() else 0
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        notify: Callable[[], object] = partial(loop.call_soon_threadsafe, changed.set)
+        self._live.listen(request_id, notify)
+        try:
+            # It may have ended before anybody listened, or elsewhere.
+            has_ended = await self._has_ended(request_id)
+            while True:
+                changed.clear()
+                events, is_over = self._live.after(request_id, number)
+                for event in events:
+                    number = event.number
+                    yield LiveEvent(str(number), event.name, event.data)
+                if has_ended or (is_over and await self._has_ended(request_id)):
+                    return
+                try:
+                    await asyncio.wait_for(changed.wait(), _COMMENT_EVERY_S if not is_over else 0.1)
+                except TimeoutError:
+                    has_ended = await self._has_ended(request_id)
+                    if not is_over and not has_ended:
+                        yield None
+        finally:
+            self._live.unlisten(request_id, notify)
+
+    def queue_position(self, request_id: str) -> int | None:
+        return self._events.position(request_id)
+
+    def waiting(self) -> int | None:
+        return self._events.waiting()
+
+    async def worker(self) -> Mapping[str, Any] | None:
+        status = await asyncio.to_thread(self._worker_status)
+        if status is None:
+            return {"state": "stopped"}
+        return {
+            "state": status.state.value,
+            "starts": status.starts,
+            "jobs": status.jobs,
+            "cold_start_ms": status.cold_start_ms,
+            "failure": status.failure,
+            "running_since": status.running_since,
+        }
+
+    async def health(self) -> Health:
+        if self._host.is_closed:
+            return Health(is_healthy=True, is_ready=False, reason="the host is stopping")
+        status = await asyncio.to_thread(self._worker_status)
+        if status is not None and status.state is State.FAILED:
+            return Health(False, False, f"the worker has failed: {status.failure}")
+        silent_s = time.monotonic() - self._live.happened_at
+        if status is not None and status.jobs and silent_s > _STUCK_AFTER_S:
+            return Health(False, False, f"a job runs, and nothing happened for {silent_s:.0f} s")
+        return Health(is_healthy=True, is_ready=True)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def end_abandoned(self) -> None:
+        """End the jobs that waited for a host which has ended, and for which nobody waits now."""
+        from handler.jobs.store import JobQuery  # noqa: PLC0415
+
+        page = self._board.list(JobQuery(statuses=frozenset({Status.QUEUED}), source="http"))
+        for record in page.records:
+            if self._events.position(record.request_id) is None:
+                self._board.cancel(record.request_id)
+
+    async def _has_ended(self, request_id: str) -> bool:
+        record = await asyncio.to_thread(self._board.get, request_id)
+        return record is None or record.status.is_final
+
+    def _retry_after_s(self, waiting: int) -> float:
+        usual_s = self._board.usual_run_s() or _USUAL_RUN_S
+        return min(usual_s * max(waiting, 1) / self._host.function.concurrency / 2, 600.0)
+
+    def _worker_status(self) -> WorkerStatus | None:
+        """What the worker says; None if none answers."""
+        try:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(_WORKER_ANSWERS_WITHIN_S)
+                connection.connect(self._worker_socket)
+                connection.sendall(encode(GetState(id=1)))
+                with connection.makefile("rb") as file:
+                    answer = decode_answer(file.readline())
+        except (OSError, ValueError):
+            return None
+        return answer.worker if isinstance(answer, StatusMessage) else None
