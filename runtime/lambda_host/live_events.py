@@ -12,15 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from handler.job_events import EVENT_TYPES, JobCancelled, JobCompleted, JobFailed, JobRepeated
+from handler.job_events import JobCancelled, JobCompleted, JobFailed, JobRepeated, decode
 
 _KEPT_EVENTS = 200
 _KEPT_JOBS = 2000
-_ENDS = frozenset(kind.name for kind in (JobCompleted, JobFailed, JobCancelled, JobRepeated))
-# Of the log line, but not of the event.
-_OF_THE_LINE = frozenset(
-    {"level", "location", "message", "timestamp", "service", "request_id", "prompt_id", "event"}
-)
+_ENDS = (JobCompleted, JobFailed, JobCancelled, JobRepeated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +53,17 @@ class LiveEvents:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             return
-        request_id, name = entry.get("request_id"), entry.get("event")
-        if not isinstance(request_id, str) or name not in EVENT_TYPES:
+        if not isinstance(entry, dict) or not isinstance(entry.get("request_id"), str):
             return
-        data = {key: value for key, value in entry.items() if key not in _OF_THE_LINE}
+        if (event := decode(entry)) is None:
+            return
+        request_id = entry["request_id"]
         with self._lock:
             self.happened_at = time.monotonic()
             job = self._job(request_id)
             self._number += 1
-            job.events.append(NumberedEvent(self._number, name, data))
-            job.has_ended = name in _ENDS
-            listeners = tuple(job.listeners)
-        for notify in listeners:
-            notify()
-
-    def end(self, request_id: str) -> None:
-        """The job has ended without an event, for example before it began."""
-        with self._lock:
-            job = self._job(request_id)
-            job.has_ended = True
+            job.events.append(NumberedEvent(self._number, event.name, dict(vars(event))))
+            job.has_ended = isinstance(event, _ENDS)
             listeners = tuple(job.listeners)
         for notify in listeners:
             notify()
