@@ -2,6 +2,7 @@
 
 JobError
 ├── InvalidRequest      the event breaks the contract                     not retryable
+├── InputUnavailable    an input file cannot be fetched now               retryable
 ├── WorkflowRejected    ComfyUI refuses the graph                         not retryable
 ├── ExecutionFailed     a node raised, or gave a result without a file    not retryable
 ├── OutOfMemory         the GPU ran out of memory; models were unloaded   retryable
@@ -77,6 +78,12 @@ def class_of(error: dict[str, Any]) -> type[JobError]:
 
 class InvalidRequest(JobError):
     """The event breaks the contract; the message names the path and what is expected there."""
+
+
+class InputUnavailable(JobError):
+    """An input file of the workflow cannot be fetched now."""
+
+    retryable = True
 
 
 class WorkflowRejected(JobError):

@@ -35,6 +35,7 @@ from handler.connections import Connections
 from handler.emit import emit, subscribed
 from handler.execution import Execution
 from handler.input_files import LoadableFiles, mark_as_used
+from handler.inputs.job_inputs import JobInputs
 from handler.job_events import (
     JobCancelled,
     JobCompleted,
@@ -145,6 +146,12 @@ class JobRun:
             refuse_forbidden(job, self._settings)
             workflow = fill_random_ints(job.workflow)
             self._warn_of_standins(workflow)
+            inputs = JobInputs(
+                job,
+                self._settings,
+                self._deadline,
+                lambda: self._cancellation.check("while its input files were fetched"),
+            )
             wake = Wake(
                 self._connections.worker, model_names(workflow), self._timings, self._deadline
             )
@@ -165,6 +172,8 @@ class JobRun:
             loadable = LoadableFiles(
                 worker.folders["input"], worker.folders["output"] / folder_name(job.id)
             )
+            with self._timings.stage("preprocess_ms"):
+                workflow = inputs.put_into(workflow, runner.node_info)
             if not self._settings.load_any_file:
                 runner.check_files(workflow, loadable)
             mark_as_used(workflow, loadable)

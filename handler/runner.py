@@ -122,6 +122,14 @@ class Runner:
             self._timings.add("queue_ms", execution.queue_ms)
             self._timings.add("generation_ms", ran_ms - execution.queue_ms)
 
+    def node_info(self, class_type: str) -> dict[str, Any]:
+        """The declaration of a node class. Raises WorkerUnavailable, ValueError."""
+        comfyui = self._connections.connect_comfyui(self._ready)
+        try:
+            return comfyui.node_info(class_type)
+        except (ComfyUIGone, ComfyUITimeout) as error:
+            raise WorkerUnavailable(f"{error}. {self._worker.last_lines()}") from error
+
     def check_files(self, workflow: dict[str, Any], loadable: LoadableFiles) -> None:
         """Refuse a workflow that loads other files. Raises WorkflowRejected, WorkerUnavailable."""
         comfyui = self._connections.connect_comfyui(self._ready)

@@ -101,6 +101,9 @@ class Settings:
     standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)
 
     load_any_file: bool = _var("LOAD_ANY_FILE", _switch, default=False)
+    input_max_mb: int = _var("INPUT_MAX_MB", _positive, 1024)
+    input_timeout_s: float = _var("INPUT_TIMEOUT", _positive_seconds, 300.0)
+    input_buckets: tuple[str, ...] = _var("INPUT_BUCKETS", _names, ())
     keep_outputs_s: float = _var("KEEP_OUTPUTS", _seconds, 3600.0)
     clean_below_mb: int = _var("CLEAN_BELOW", _count, 512)
     clean_older_than_s: float = _var("CLEAN_OLDER_THAN", _seconds, 86_400.0)

@@ -257,6 +257,11 @@ class _Client:
         return left_s if left_s == most_s else max(left_s - 1, 1)
 
 
+def connect(target: S3Target) -> Any:
+    """A client of boto3 for the store of a target. Raises what boto3 raises."""
+    return _make_client(target).uploads.s3
+
+
 def _make_client(target: S3Target) -> _Client:
     import boto3  # noqa: PLC0415 - see the module's first lines
     from botocore.config import Config  # noqa: PLC0415

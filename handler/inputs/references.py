@@ -1,0 +1,74 @@
+"""Which inputs of a workflow are files to be fetched.
+
+Only an input that its node declares as a file of the input folder is one, so a prompt with a URL in
+it is left alone. ComfyUI declares such an input with an option like `image_upload`:
+https://docs.comfy.org/custom-nodes/backend/datatypes#combo
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Known before ComfyUI is asked, so that these are fetched while it starts.
+KNOWN = frozenset(
+    {
+        ("LoadImage", "image"),
+        ("LoadImageMask", "image"),
+        ("LoadVideo", "file"),
+        ("LoadAudio", "audio"),
+        ("Load3D", "model_file"),
+        ("VHS_LoadVideo", "video"),
+        ("VHS_LoadAudioUpload", "audio"),
+    }
+)
+_UPLOADS = frozenset(
+    {"image_upload", "animated_image_upload", "video_upload", "audio_upload", "file_upload"}
+)
+_REFERENCE = re.compile(r"(?:https?|s3)://\S+|data:[^\s,]*,.*", re.IGNORECASE | re.DOTALL)
+# Longer than the name of a file can be: https://man7.org/linux/man-pages/man3/limits.h.3p.html
+_LEAST_BASE64 = 256
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An input of a node whose `value` leads to a file. A value may hold secrets."""
+
+    node_id: str
+    class_type: str
+    name: str
+    value: str
+
+    @property
+    def path(self) -> str:
+        """Where it is in the request."""
+        return f"input.workflow_json.{self.node_id}.inputs.{self.name}"
+
+    @property
+    def is_known(self) -> bool:
+        return (self.class_type, self.name) in KNOWN
+
+
+def references_in(workflow: Mapping[str, Any]) -> Iterator[Reference]:
+    """The inputs that are fetched if their nodes load files."""
+    for node_id, node in workflow.items():
+        for name, value in node["inputs"].items():
+            if isinstance(value, str) and is_reference(value.strip()):
+                yield Reference(node_id, node["class_type"], name, value.strip())
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text as a whole is a URL, a data: URI, or a file in base64."""
+    if _REFERENCE.fullmatch(text):
+        return True
+    return len(text) >= _LEAST_BASE64 and _BASE64.fullmatch(text) is not None
+
+
+def loads_file(node_info: Mapping[str, Any], name: str) -> bool:
+    """Whether a node declares this input as a file of the input folder."""
+    inputs = node_info.get("input", {})
+    declared = inputs.get("required", {}).get(name) or inputs.get("optional", {}).get(name)
+    if not isinstance(declared, list) or len(declared) < 2 or not isinstance(declared[1], dict):
+        return False
+    return any(declared[1].get(upload) for upload in _UPLOADS)
