@@ -8,7 +8,7 @@ EVENT ?=
 # What `make test` and `make fast` run, as pytest takes it: TESTS="tests/events -k sqs".
 TESTS ?=
 
-.PHONY: run test fast lint format sam-validate clean
+.PHONY: run test fast lint format sam-validate api-function clean
 
 # Silent: what `make run` writes to stdout are the paths of the files, and nothing else.
 run: $(VENV)/.installed
@@ -41,6 +41,16 @@ sam-validate: $(SAM_VENV)/.installed
 	$(SAM_VENV)/bin/sam validate
 	$(SAM_VENV)/bin/sam validate --lint
 	$(SAM_VENV)/bin/cfn-lint
+
+# The code of template.yaml's ApiFunction: handler, events and what they need, for Lambda's Python.
+api-function: $(VENV)/.installed
+	rm -rf build/api
+	$(PY) -m pip install --quiet --disable-pip-version-check --target build/api --only-binary=:all: \
+		--platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --python-version 3.13 \
+		-r infra/api-requirements.txt
+	cp -r events handler build/api/
+	find build/api -name __pycache__ -prune -exec rm -rf {} +
+	@du -sh build/api
 
 clean:
 	rm -rf $(VENV) $(SAM_VENV) .comfyui out build *.egg-info .mypy_cache .ruff_cache .pytest_cache

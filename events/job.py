@@ -14,6 +14,8 @@ class Caller:
     webhook_url: str = field(default="", repr=False)
     webhook_secret: str = field(default="", repr=False)
     webhook_timeout_s: float | None = None
+    # The calls before the one about the end: queued, processing, progress.
+    webhook_events: tuple[str, ...] = ()
     extra_params: dict[str, Any] = field(default_factory=dict)
 
 

@@ -57,6 +57,7 @@ from handler.recorded_progress import RecordedProgress
 from handler.response import JobResult, build_response
 from handler.runner import JobDied, Runner, Wake
 from handler.storage import Uploads, target_of
+from handler.webhook_progress import ProgressCalls
 from handler.workflow import fill_random_ints, force_rerun, model_names
 
 
@@ -118,7 +119,11 @@ class JobRun:
             if claim.stored is not None:
                 return self._repeat(claim, claim.stored)
             self._cancellation = Cancellation(claim.is_cancel_requested)
-            with subscribed(RecordedProgress(claim, self._items).note):
+            with (
+                subscribed(RecordedProgress(claim, self._items).note),
+                self._progress_calls(job.caller) as calls,
+                subscribed(calls.note),
+            ):
                 self._run(job, claim.attempt)
         except JobError as error:
             self._result.error = error
@@ -301,6 +306,22 @@ class JobRun:
             budget_s=self._deadline.answer_left_s(),
         )
         return WebhookState.DELIVERED if is_delivered else WebhookState.FAILED
+
+    def _progress_calls(self, caller: Caller) -> ProgressCalls:
+        is_named = webhook.is_named(caller, self._settings)
+
+        def call(body: dict[str, Any]) -> None:
+            webhook.deliver(
+                body,
+                caller,
+                self._settings,
+                event_id=webhook.new_event_id(),
+                budget_s=self._deadline.answer_left_s(),
+                max_attempts=1,
+            )
+
+        wanted = caller.webhook_events if is_named else ()
+        return ProgressCalls(caller.request_id, wanted, call, self._items)
 
     def _is_end(self) -> bool:
         """Whether the job of this id has ended: it runs nowhere else, and does not come again.

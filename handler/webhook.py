@@ -45,6 +45,7 @@ def deliver(
     *,
     event_id: str,
     budget_s: float | None,
+    max_attempts: int = MAX_ATTEMPTS,
 ) -> bool:
     """POST the webhook body, signed if there is a secret, at most four times within `budget_s`.
 
@@ -65,7 +66,9 @@ def deliver(
         # The timeout of requests is one between two bytes: a server that sends a byte now and then
         # is never late. So the attempts run in a thread that is not waited for beyond the budget.
         allowed = settings.outbound_allow if is_callers_webhook(caller, settings) else None
-        call = in_background(lambda: _post(url, body, headers, timeout_s, budget_s, allowed))
+        call = in_background(
+            lambda: _post(url, body, headers, timeout_s, budget_s, allowed, max_attempts)
+        )
         status = call.result(budget_s)
     except TimeoutError:
         emit(WebhookFailed(host=host, reason=f"no answer within {budget_s:.0f} s"))
@@ -98,7 +101,7 @@ def body_of(response: dict[str, Any], caller: Caller) -> dict[str, Any]:
     See events/contract/webhook.schema.json. Files are without their base64: receivers of webhooks
     limit the size of a body.
     """
-    names = ("id", "status", "message", "output", "timings", "error")
+    names = ("id", "status", "message", "output", "timings", "error", "progress")
     body = {name: response[name] for name in names if name in response}
     body["output"] = [
         {name: value for name, value in item.items() if name != "base64"}
@@ -133,6 +136,7 @@ def _post(
     timeout_s: float,
     budget_s: float,
     allowed: Allowed | None,
+    max_attempts: int,
 ) -> int:
     """The HTTP status of the last attempt.
 
@@ -150,7 +154,7 @@ def _post(
 
     until = time.monotonic() + budget_s
     attempts = Retrying(
-        stop=stop_after_attempt(MAX_ATTEMPTS) | stop_before_delay(budget_s),
+        stop=stop_after_attempt(max_attempts) | stop_before_delay(budget_s),
         wait=wait_exponential_jitter(multiplier=0.5, max=8),
         retry=retry_if_exception_type(_TryAgain),
         before_sleep=_log_retry,

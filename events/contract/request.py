@@ -54,6 +54,7 @@ def caller_of(event: Any) -> Caller:
         webhook_url=_text(webhook.get("url")),
         webhook_secret=_text(webhook.get("secret")),
         webhook_timeout_s=_usable_timeout(webhook.get("timeout")),
+        webhook_events=_texts(webhook.get("events")),
         extra_params=_dict(webhook.get("extra_params")),
     )
 
@@ -158,6 +159,11 @@ def _dict(value: Any) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return value.strip() if isinstance(value, str) else ""
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    texts = value if isinstance(value, list) else []
+    return tuple(sorted({text for text in texts if isinstance(text, str)}))
 
 
 def _usable_id(value: Any) -> str:

@@ -28,22 +28,6 @@ _MESSAGE = {
     "required": ["message"],
     "properties": {"message": {"type": "string"}},
 }
-_PROGRESS = {
-    "description": "How far the run is; only of a job that has not ended.",
-    "type": "object",
-    "properties": {
-        "percentage": {"type": "number", "minimum": 0, "maximum": 100},
-        "node_id": {"type": ["string", "null"]},
-        "class_type": {"type": "string"},
-        "title": {"type": "string"},
-        "step": {"type": ["number", "null"]},
-        "steps": {"type": ["number", "null"]},
-        "nodes_done": {"type": "integer"},
-        "nodes_total": {"type": "integer"},
-        "queue_position": {"type": ["integer", "null"]},
-        "eta_s": {"type": ["number", "null"]},
-    },
-}
 _JOB = {
     "type": "object",
     "required": ["id", "status", "created_at"],
@@ -247,7 +231,7 @@ def description() -> dict[str, Any]:
         "components": {
             "schemas": {
                 "Request": _component("request"),
-                "Response": _response_schema(),
+                "Response": _component("response"),
             },
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
@@ -257,11 +241,6 @@ def description() -> dict[str, Any]:
 def _component(name: str) -> dict[str, Any]:
     """A published schema, whose references begin at itself."""
     return {"$id": f"https://lambda-comfyui.invalid/{name}.json", **schema(name)}
-
-
-def _response_schema() -> dict[str, Any]:
-    published = _component("response")
-    return {**published, "properties": {**published["properties"], "progress": _PROGRESS}}
 
 
 def _operation(

@@ -28,6 +28,9 @@ def fingerprint(value: Any) -> str:
 def request_fingerprint(job: Job) -> str:
     """Two requests with the same id are the same job if they have the same one."""
     caller = asdict(replace(job.caller, webhook_secret=""))
+    if not job.caller.webhook_events:
+        # Earlier versions did not know them.
+        del caller["webhook_events"]
     s3 = asdict(S3Override(**{**asdict(job.s3), "access_key_id": "", "secret_access_key": ""}))
     request = [caller, job.workflow, s3, job.return_base64, job.return_temp]
     return _hash(_URL_SIGNATURE.sub("", _as_json(request)))

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from events.contract import webhook_problems
-from handler import webhook
+from handler import webhook, webhook_progress
 from tests import workflows
 from tests.conftest import WebhookReceiver, run
+from tests.workflows import node, one
 
 pytestmark = pytest.mark.usefixtures("comfyui")
 
@@ -208,3 +209,35 @@ def test_webhook_that_cannot_be_called_changes_nothing(url: str) -> None:
 
     assert response["status"] == "completed"
     assert "error" not in response
+
+
+@pytest.mark.usefixtures("comfyui")
+def test_calls_while_the_job_goes_on_are_made_where_the_request_asks_for_them(
+    webhook_receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook_progress, "PROGRESS_EVERY_S", 0.1)
+    workflow = {
+        "1": node("TestSleep", seconds=0.6, deaf=False),
+        "2": node("TestSleep", seconds=0.6, deaf=True),
+    }
+    hook = {"url": webhook_receiver.url, "secret": "s", "extra_params": {"a": 1}}
+
+    run(workflow, webhook={**hook, "events": ["progress", "queued", "processing"]})
+    statuses = [body["status"] for body in webhook_receiver.bodies()]
+
+    assert statuses == ["queued", "processing", "generating", "completed"]
+    assert [webhook_problems(body) for body in webhook_receiver.bodies()] == [[]] * 4
+    assert {body["extra"]["a"] for body in webhook_receiver.bodies()} == {1}
+    ids = {headers["webhook-id"] for headers, _ in webhook_receiver.calls}
+    assert len(ids) == 4
+    assert all("webhook-signature" in headers for headers, _ in webhook_receiver.calls)
+
+
+@pytest.mark.usefixtures("comfyui")
+def test_slow_receiver_of_progress_delays_no_job(webhook_receiver: WebhookReceiver) -> None:
+    webhook_receiver.delay_s = 5.0
+    hook = {"url": webhook_receiver.url, "events": ["queued"], "timeout": 0.5}
+
+    response = run(one("TestSleep", seconds=0.1, deaf=False), webhook=hook)
+
+    assert response["timings"]["generation_ms"] < 2000

@@ -54,6 +54,9 @@ NOT_IN_TEMPLATE = {
     *("IDLE_FREE_AFTER", "IDLE_STOP_AFTER", "IDLE_EXIT_AFTER"),
     # The default is right.
     *("S3_URL_EXPIRES", "WEBHOOK_TIMEOUT", "COMFYUI_PORT", "WORKER_HOOKS", "DEADLINE_MARGIN"),
+    *("API_ADDRESS", "API_PORT", "API_MAX_BODY", "API_TOKEN"),
+    # The function URL of the GPU function asks for AWS credentials.
+    *("INPUT_MAX_MB", "INPUT_TIMEOUT", "INPUT_BUCKETS"),
     *("JOBS_EXPIRE", "KEEP_OUTPUTS", "CLEAN_OLDER_THAN", "CLEAN_BELOW", "LOAD_ANY_FILE"),
 }
 # moto's CloudFormation does not know them. What they refer to stays in the test.
@@ -228,7 +231,7 @@ def _statements() -> Iterator[dict[str, Any]]:
 def test_role_names_its_actions_and_its_resources() -> None:
     statements = list(_statements())
 
-    assert len(statements) == 14
+    assert len(statements) == 15
     for statement in statements:
         assert "*" not in json.dumps(statement["Action"])
         assert statement["Resource"] != "*"
@@ -236,10 +239,23 @@ def test_role_names_its_actions_and_its_resources() -> None:
 
 
 def test_role_may_call_what_the_store_of_jobs_calls() -> None:
-    (statement,) = (s for s in _statements() if "JobsTable" in json.dumps(s["Resource"]))
+    table, index = (s for s in _statements() if "JobsTable" in json.dumps(s["Resource"]))
 
-    calls = {"GetItem", "PutItem", "UpdateItem", "DeleteItem"}
-    assert set(statement["Action"]) == {f"dynamodb:{name}" for name in calls}
+    assert set(table["Action"]) == {"dynamodb:GetItem", "dynamodb:PutItem"}
+    assert index["Action"] == "dynamodb:Query"
+    (by_created,) = properties("JobsTable")["GlobalSecondaryIndexes"]
+    assert index["Resource"]["Fn::Sub"].endswith(f"/index/{by_created['IndexName']}")
+
+
+def test_api_asks_for_credentials_or_for_a_token() -> None:
+    url, variables = properties("ApiUrl"), properties("ApiFunction")["Environment"]["Variables"]
+
+    assert url["AuthType"] == {"Fn::If": ["HasOpenApi", "NONE", "AWS_IAM"]}
+    assert variables["API_TOKEN"]["Fn::If"][0] == "HasOpenApi"
+    assert set(variables) <= {field.metadata["env"] for field in fields(Settings)}
+    parts = ("ApiRole", "ApiLogs", "ApiFunction", "ApiUrl")
+    assert {template()["Resources"][name]["Condition"] for name in parts} == {"HasApi"}
+    assert parameter("Api")["Default"] == "none"
 
 
 def test_operator_role_lets_lambda_in_also_where_it_does_not_name_the_account() -> None:
@@ -579,15 +595,16 @@ def test_each_storage_has_a_condition() -> None:
 
 
 def test_two_rules_cover_every_storage_that_needs_more() -> None:
+    rules = [rule for name, rule in template()["Rules"].items() if name.startswith("Models")]
     asked = {
         condition["Fn::Equals"][1]
-        for rule in template()["Rules"].values()
+        for rule in rules
         for condition in rule["RuleCondition"]["Fn::Or"]
     }
 
     assert asked == set(parameter("ModelStorage")["AllowedValues"]) - {"image"}
     assert all(
         condition["Fn::Equals"][0] == {"Ref": "ModelStorage"}
-        for rule, position in product(template()["Rules"].values(), (0, 1))
+        for rule, position in product(rules, (0, 1))
         for condition in [rule["RuleCondition"]["Fn::Or"][position]]
     )

@@ -1,0 +1,105 @@
+"""Calls the webhook while a job goes on, where its request asks for that (`webhook.events`).
+
+These calls are hints: each is tried once, a slow receiver misses some, and none delays the job.
+The calls about the end of a job are made by generate.py.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from handler.clock import STAGES
+from handler.job_events import JobEvent, NodeProgress, NodeStarted
+from handler.jobs.record import Progress
+from handler.recorded_progress import progress_after
+
+PROGRESS_EVERY_S = 5.0
+# The final call waits that long for one that is under way, so that they arrive in order.
+_LAST_WITHIN_S = 2.0
+_MAX_WAITING = 4
+MESSAGES = {
+    "queued": "The job was received.",
+    "processing": "The workflow runs.",
+    "generating": "The workflow runs.",
+}
+
+
+class ProgressCalls:
+    """Subscribes to the events of one job. `call` delivers one body and must not raise.
+
+    `wanted` are the names in `webhook.events`; `items` returns the items of `output` by now.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        wanted: tuple[str, ...],
+        call: Callable[[dict[str, Any]], object],
+        items: Callable[[], list[dict[str, Any]]],
+    ) -> None:
+        self._request_id, self._wanted = request_id, wanted
+        self._call, self._items = call, items
+        self._began = time.monotonic()
+        self._called_at = self._began
+        self._progress = Progress()
+        self._has_begun = False
+        self._bodies: queue.Queue[dict[str, Any] | None] = queue.Queue(_MAX_WAITING)
+        self._thread = threading.Thread(target=self._work, name="webhook-progress", daemon=True)
+
+    def __enter__(self) -> "ProgressCalls":
+        if self._wanted:
+            self._thread.start()
+            self._put("queued", "queued")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._wanted:
+            # What still waits is outdated.
+            while not self._bodies.empty():
+                self._bodies.get_nowait()
+            self._bodies.put(None)
+            self._thread.join(_LAST_WITHIN_S)
+
+    def note(self, event: JobEvent) -> None:
+        """Never raises, never waits."""
+        if not self._wanted:
+            return
+        self._progress = progress_after(self._progress, event)
+        if not isinstance(event, NodeStarted | NodeProgress):
+            return
+        if not self._has_begun:
+            self._has_begun = True
+            self._put("processing", "processing")
+        elif time.monotonic() - self._called_at >= PROGRESS_EVERY_S:
+            self._put("progress", "generating")
+
+    def _put(self, name: str, status: str) -> None:
+        if name not in self._wanted:
+            return
+        self._called_at = time.monotonic()
+        progress = asdict(self._progress)
+        del progress["is_generating"]
+        body = {
+            "id": self._request_id,
+            "status": status,
+            "message": MESSAGES[status],
+            "output": self._items(),
+            "timings": self._timings(),
+            "progress": progress,
+        }
+        try:
+            self._bodies.put_nowait(body)
+        except queue.Full:
+            # The receiver is slow.
+            return
+
+    def _timings(self) -> Mapping[str, float]:
+        total_ms = (time.monotonic() - self._began) * 1000
+        return {**dict.fromkeys(STAGES, 0.0), "total_ms": round(total_ms, 1)}
+
+    def _work(self) -> None:
+        while (body := self._bodies.get()) is not None:
+            self._call(body)
