@@ -291,7 +291,7 @@ def test_reports_of_the_host(api: Api) -> None:
     assert api.get("/ready").status_code == 200
     assert api.get("/worker").json()["state"] == "ready"
     assert api.get("/queue-info").json()["jobs"]["completed"] > 0
-    assert 'lambda_comfyui_worker_state{state="ready"} 1.0' in api.get("/metrics").text
+    assert 'lambda_comfyui_worker{lambda_comfyui_worker="ready"} 1.0' in api.get("/metrics").text
 
 
 def test_uploaded_file_is_an_input(api: Api) -> None:

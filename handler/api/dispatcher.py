@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from events.event_context import Response
 from events.job import Job
+from handler.worker_protocol import State
 
 MIN_RETRY_AFTER_S = 1
 
@@ -44,6 +45,18 @@ class Health:
     is_healthy: bool
     is_ready: bool
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerReport:
+    """The worker as `GET /worker` shows it; see WorkerStatus in handler/worker_protocol.py."""
+
+    state: State
+    starts: int = 0
+    jobs: int = 0
+    cold_start_ms: float = 0.0
+    failure: str = ""
+    running_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +100,8 @@ class Dispatcher(Protocol):
     def waiting(self) -> int | None:
         """How many jobs wait; None if that is not known."""
 
-    async def worker(self) -> Mapping[str, Any] | None:
-        """The state of the worker as JSON; None if this front door has none."""
+    async def worker(self) -> WorkerReport | None:
+        """The state of the worker; None if this front door has none."""
 
     async def health(self) -> Health:
         """How the front door and its worker are."""

@@ -1,12 +1,21 @@
 """The envelope of a job that has not ended, and what a record says in a list of jobs."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from events.event_context import Response
 from handler.clock import STAGES
 from handler.jobs.record import JobRecord, Progress, Status, WebhookState
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """How far the call of the webhook is, and the id of its event."""
+
+    state: str
+    event_id: str
+
 
 _MESSAGES = {
     "queued": "The job waits to be run.",
@@ -72,7 +81,7 @@ def summary_of(record: JobRecord) -> dict[str, Any]:
 def _webhook_of(record: JobRecord) -> dict[str, Any]:
     """How far the call of the webhook is, where it was not delivered."""
     if record.webhook_state in (WebhookState.PENDING, WebhookState.FAILED):
-        return {"webhook": {"state": record.webhook_state.value, "event_id": record.webhook}}
+        return {"webhook": asdict(Webhook(record.webhook_state.value, record.webhook))}
     return {}
 
 

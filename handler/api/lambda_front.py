@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -19,7 +19,7 @@ from events.contract.response_size import shrink
 from events.event_context import Handle, Response
 from events.http import is_function_url, is_load_balancer
 from handler.api.application import ApiContext, create_app
-from handler.api.dispatcher import Accepted, Dispatcher, Health, LiveEvent, NotOffered
+from handler.api.dispatcher import Accepted, Dispatcher, Health, LiveEvent, NotOffered, WorkerReport
 from handler.api.job_board import JobBoard
 
 # Of a whole reply, in which the body is a string: its quotes are escaped once more.
@@ -96,7 +96,7 @@ class FunctionDispatcher:
     def waiting(self) -> int | None:
         return None
 
-    async def worker(self) -> Mapping[str, Any] | None:
+    async def worker(self) -> WorkerReport | None:
         return None
 
     async def health(self) -> Health:

@@ -4,8 +4,9 @@ prometheus_client is imported with the first call.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from handler.api.dispatcher import WorkerReport
 from handler.jobs.record import Status
 from handler.worker_protocol import State
 
@@ -20,10 +21,10 @@ def render(
     counts: Mapping[Status, int],
     waiting: int | None,
     usual_run_s: float | None,
-    worker: Mapping[str, Any] | None,
+    worker: WorkerReport | None,
 ) -> str:
     """The metrics as text; what is not known is left out."""
-    from prometheus_client import CollectorRegistry, Gauge, generate_latest  # noqa: PLC0415
+    from prometheus_client import CollectorRegistry, Enum, Gauge, generate_latest  # noqa: PLC0415
 
     registry: CollectorRegistry = CollectorRegistry()
     jobs = Gauge("lambda_comfyui_jobs", "Jobs on record", ["status"], registry=registry)
@@ -36,13 +37,15 @@ def render(
         text = "Median time of the latest jobs that completed"
         Gauge("lambda_comfyui_job_seconds", text, registry=registry).set(usual_run_s)
     if worker is not None:
-        states = Gauge(
-            "lambda_comfyui_worker_state", "1 for the state", ["state"], registry=registry
+        states = Enum(
+            "lambda_comfyui_worker",
+            "1 for the state that the worker is in",
+            states=[state.value for state in State],
+            registry=registry,
         )
-        for state in State:
-            states.labels(state.value).set(1 if worker.get("state") == state.value else 0)
+        states.state(worker.state.value)
         text = "Starts of ComfyUI since the worker began"
-        Gauge("lambda_comfyui_worker_starts", text, registry=registry).set(worker.get("starts", 0))
+        Gauge("lambda_comfyui_worker_starts", text, registry=registry).set(worker.starts)
         text = "Jobs that the worker has now"
-        Gauge("lambda_comfyui_worker_jobs", text, registry=registry).set(worker.get("jobs", 0))
+        Gauge("lambda_comfyui_worker_jobs", text, registry=registry).set(worker.jobs)
     return generate_latest(registry).decode()

@@ -2,11 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 from events.event_context import Response
-from handler.api.dispatcher import Accepted, Health, LiveEvent, NotOffered, Unavailable
+from handler.api.dispatcher import (
+    Accepted,
+    Health,
+    LiveEvent,
+    NotOffered,
+    Unavailable,
+    WorkerReport,
+)
 from handler.api.envelope import envelope_of
 from handler.api.job_board import JobBoard
 
@@ -50,7 +56,7 @@ class SqsDispatcher:
     def waiting(self) -> int | None:
         return None
 
-    async def worker(self) -> Mapping[str, Any] | None:
+    async def worker(self) -> WorkerReport | None:
         return None
 
     async def health(self) -> Health:

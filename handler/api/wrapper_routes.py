@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
 
@@ -210,7 +211,7 @@ async def worker(request: Request) -> Response:
     status = await request.app.state.context.dispatcher.worker()
     if status is None:
         raise NotOffered("this front door has no worker of its own")
-    return JSONResponse(dict(status))
+    return JSONResponse(asdict(status))
 
 
 async def prometheus(request: Request) -> Response:

@@ -4,14 +4,13 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 from events.errors import WorkerUnavailable
 from events.event_context import Response
-from handler.api.dispatcher import Accepted, Health, LiveEvent, QueueFull
+from handler.api.dispatcher import Accepted, Health, LiveEvent, QueueFull, WorkerReport
 from handler.api.job_board import JobBoard
 from handler.jobs.record import Status
 from handler.response import JobResult, build_response
@@ -114,18 +113,18 @@ class HostDispatcher:
     def waiting(self) -> int | None:
         return self._events.waiting()
 
-    async def worker(self) -> Mapping[str, Any] | None:
+    async def worker(self) -> WorkerReport | None:
         status = await asyncio.to_thread(self._worker_status)
         if status is None:
-            return {"state": "stopped"}
-        return {
-            "state": status.state.value,
-            "starts": status.starts,
-            "jobs": status.jobs,
-            "cold_start_ms": status.cold_start_ms,
-            "failure": status.failure,
-            "running_since": status.running_since,
-        }
+            return WorkerReport(state=State.STOPPED)
+        return WorkerReport(
+            state=status.state,
+            starts=status.starts,
+            jobs=status.jobs,
+            cold_start_ms=status.cold_start_ms,
+            failure=status.failure,
+            running_since=status.running_since,
+        )
 
     async def health(self) -> Health:
         if self._host.is_closed:

@@ -76,6 +76,10 @@ class Intrinsics:
             value = value[key]
         return value
 
+    def holds(self, condition: str) -> bool:
+        """Whether the condition with this name is true. Raises UnresolvableError."""
+        return self._holds({"Condition": condition})
+
     def _holds(self, condition: Any) -> bool:
         match condition:
             case {"Condition": str(name)} if name in self.conditions:

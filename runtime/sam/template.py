@@ -79,12 +79,15 @@ def function_in(
 
     Raises TemplateError.
     """
-    name = _choose(function_names(template), name)
     intrinsics = Intrinsics(
         parameters=_parameters(template, overrides, region),
         conditions=_mapping(template, "Conditions"),
         mappings=_mapping(template, "Mappings"),
     )
+    names = function_names(template)
+    if name is None:
+        names = [one for one in names if _is_created(template["Resources"][one], intrinsics)]
+    name = _choose(names, name)
     resource = template["Resources"][name]
     sources = [_mapping(resource, "Properties")]
     if resource["Type"] == _SERVERLESS:
@@ -103,6 +106,14 @@ def function_in(
     return TemplateFunction(
         name=name, variables=variables, unresolved=unresolved, timeout_s=timeout_s
     )
+
+
+def _is_created(resource: Mapping[str, Any], intrinsics: Intrinsics) -> bool:
+    """Whether a stack would have the resource; yes if its condition cannot be told."""
+    try:
+        return "Condition" not in resource or intrinsics.holds(resource["Condition"])
+    except (UnresolvableError, RecursionError):
+        return True
 
 
 def _choose(names: list[str], name: str | None) -> str:

@@ -314,9 +314,13 @@ def test_response_is_forgotten_after_its_time(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("request_id", ["", None])
-def test_requests_without_an_id_leave_no_trace(sqlite: SqliteTable, request_id: str | None) -> None:
-    assert error_of(run(image(), request_id=request_id)) == ""
-    assert not sqlite.path.exists()
+def test_request_without_an_id_is_on_record_under_its_new_one(
+    sqlite: SqliteTable, request_id: str | None
+) -> None:
+    response = run(image(), request_id=request_id)
+
+    assert error_of(response) == ""
+    assert [item["id"] for item in sqlite.items()] == [f"id#{response['id']}"]
 
 
 def test_without_a_store_every_request_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,12 @@ def test_template_of_the_project_gives_variables_and_timeout() -> None:
 
     assert result.name == "ComfyUI"
     assert result.timeout_s == 900
-    assert result.unresolved == ("S3_BUCKET_NAME", "JOBS_TABLE", "DEAD_LETTER_QUEUE_URL")
+    assert result.unresolved == (
+        "S3_BUCKET_NAME",
+        "JOBS_TABLE",
+        "JOBS_QUEUE_URL",
+        "DEAD_LETTER_QUEUE_URL",
+    )
     assert result.variables["S3_REGION"] == "eu-west-1"
     assert result.variables["HOME"] == "/tmp"
     assert result.variables["COMFYUI_ARGS"].split() == ["--disable-api-nodes"]
