@@ -2,6 +2,7 @@
 
 from handler.comfyui import ComfyUI
 from handler.jobs import Jobs
+from handler.node_durations import NodeDurations
 from handler.settings import Settings
 from handler.storage import Storage
 from handler.worker_client import ReadyWorker, WorkerClient
@@ -9,6 +10,8 @@ from handler.worker_client import ReadyWorker, WorkerClient
 
 class Connections:
     """The connections to the worker, ComfyUI, S3 and the job store. Used by one job at a time.
+
+    Also what is known about the durations of nodes.
 
     Each is opened when the first job needs it.
     """
@@ -18,6 +21,7 @@ class Connections:
         self.jobs = Jobs(settings)
         self.storage = Storage(settings.s3_url_expires_s)
         self.worker = WorkerClient(settings)
+        self.durations = NodeDurations(settings.worker_dir)
         self.comfyui: ComfyUI | None = None
         self._comfyui_owner: ReadyWorker | None = None
 

@@ -50,7 +50,6 @@ from handler.leftovers import Attempt
 from handler.log import logger
 from handler.machine_faults import cause_of, is_machine_fault
 from handler.model_folders import standins_used
-from handler.node_durations import NodeDurations
 from handler.node_failure import failure_in
 from handler.outputs import JobOutputs
 from handler.recorded_progress import RecordedProgress
@@ -228,7 +227,8 @@ class JobRun:
 
     def _execute(self, workflow: dict[str, Any], runner: Runner, outputs: JobOutputs) -> Execution:
         """Run the workflow as one prompt. Raises the JobError that its history entry amounts to."""
-        durations = NodeDurations(self._settings.worker_dir)
+        durations = self._connections.durations
+        durations.refresh()
         execution = Execution(str(uuid.uuid4()), workflow, outputs.add, durations)
         self._result.execution = execution
         logger.append_keys(prompt_id=execution.prompt_id)

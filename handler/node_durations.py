@@ -1,8 +1,8 @@
 """How long nodes took on this worker, kept in a file of WORKER_DIR for later jobs.
 
-A node is known by its class and its numbers without the seed: the steps of a sampler and the size
-of a picture decide how long it takes, its texts do not. The file is a hint: what cannot be read or
-written is left out.
+A node is known by its class, and by its numbers without the seed where these matter: the steps of a
+sampler and the size of a picture decide how long it takes, its texts do not. The file is a hint:
+what cannot be read or written is left out.
 """
 
 import json
@@ -15,15 +15,28 @@ from typing import Any
 
 FILE_NAME = "node-durations.json"
 _MAX_ENTRIES = 2000
+# A difference of less than one of them is not worth a write.
+_LEAST_S, _LEAST_SHARE = 0.1, 0.2
 
 
 class NodeDurations:
-    """The durations in `folder`. Several handlers may use it; the last one to write wins."""
+    """The durations in `folder`, read when the file has changed.
+
+    Several handlers may use it; the last one to write wins.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE_NAME
         self._seconds: dict[str, float] = {}
+        self._read_at = 0
+
+    def refresh(self) -> None:
+        """Read what other handlers have written since."""
         with suppress(OSError, ValueError, RecursionError):
+            changed_at = self._path.stat().st_mtime_ns
+            if changed_at == self._read_at:
+                return
+            self._read_at = changed_at
             entries = json.loads(self._path.read_text())
             if isinstance(entries, dict):
                 self._seconds = {
@@ -39,16 +52,21 @@ class NodeDurations:
 
     def store(self, taken_s: Mapping[str, float], workflow: Mapping[str, Any]) -> None:
         """Keep what the nodes of a run took, by their ids."""
+        is_changed = False
         for node_id, seconds in taken_s.items():
-            if node := workflow.get(node_id):
-                for key in (_key(node), str(node.get("class_type"))):
-                    # The newest entry is the last one.
-                    self._seconds.pop(key, None)
-                    self._seconds[key] = round(seconds, 3)
-        for key in list(self._seconds)[:-_MAX_ENTRIES]:
-            del self._seconds[key]
-        with suppress(OSError):
-            self._write()
+            node = workflow.get(node_id)
+            if node is None or _is_near(seconds, self.of(node)):
+                continue
+            is_changed = True
+            for key in (_key(node), str(node.get("class_type"))):
+                # The newest entry is the last one.
+                self._seconds.pop(key, None)
+                self._seconds[key] = round(seconds, 3)
+        if is_changed:
+            for key in list(self._seconds)[:-_MAX_ENTRIES]:
+                del self._seconds[key]
+            with suppress(OSError):
+                self._write()
 
     def _write(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -60,6 +78,12 @@ class NodeDurations:
         except OSError:
             os.unlink(name)
             raise
+
+
+def _is_near(seconds: float, known: float | None) -> bool:
+    if known is None:
+        return False
+    return abs(seconds - known) <= max(_LEAST_S, _LEAST_SHARE * known)
 
 
 def _key(node: Mapping[str, Any]) -> str:

@@ -229,18 +229,27 @@ def description() -> dict[str, Any]:
             },
         },
         "components": {
-            "schemas": {
-                "Request": _component("request"),
-                "Response": _component("response"),
-            },
+            "schemas": {**_components("Request"), **_components("Response")},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
-def _component(name: str) -> dict[str, Any]:
-    """A published schema, whose references begin at itself."""
-    return {"$id": f"https://lambda-comfyui.invalid/{name}.json", **schema(name)}
+def _components(name: str) -> dict[str, Any]:
+    """A published schema, and the definitions in it, as components."""
+    published = _moved(schema(name.lower()), f"#/components/schemas/{name}_")
+    definitions = published.pop("$defs")
+    return {name: published, **{f"{name}_{key}": value for key, value in definitions.items()}}
+
+
+def _moved(value: Any, prefix: str) -> Any:
+    """A copy in which the references to definitions begin with `prefix`."""
+    if isinstance(value, dict):
+        return {
+            key: prefix + inner.removeprefix("#/$defs/") if key == "$ref" else _moved(inner, prefix)
+            for key, inner in value.items()
+        }
+    return [_moved(item, prefix) for item in value] if isinstance(value, list) else value
 
 
 def _operation(

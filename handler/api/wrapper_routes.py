@@ -5,7 +5,6 @@ docs/api.md describes them; `openapi` has the same for programs.
 
 import asyncio
 import json
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -31,6 +30,8 @@ from handler.jobs.store import JobQuery
 from handler.response import JobResult, build_response
 
 MAX_LIMIT = 500
+# The year 9999.
+MAX_UNIX_S = 253_402_300_799
 # A cancelled job ends soon; one that ignores the interrupt needs another ComfyUI.
 _CANCEL_WAIT_S = 10.0
 _CANCEL_POLL_S = 0.1
@@ -154,7 +155,7 @@ async def jobs(request: Request) -> Response:
         limit = int(query.get("limit", "50"))
         before = query.get("created_before")
         created_before = float(before) if before else None
-        if created_before is not None and not math.isfinite(created_before):
+        if created_before is not None and not 0 <= created_before <= MAX_UNIX_S:
             raise ValueError
     except ValueError:
         return _bad_query("limit: expected a whole number; created_before: Unix time in seconds")
