@@ -157,6 +157,8 @@ def test_queue_that_does_not_answer_is_a_503_and_the_job_can_be_sent_again(cloud
     status, body = cloud.call("/generate", request)
     assert status == 503
     assert "the queue of jobs did not take the job" in body["message"]
+    _, record = cloud.get("/result/later")
+    assert (record["status"], record["error"]["retryable"]) == ("failed", True)
 
     cloud.sqs.create_queue(QueueName="jobs")
     assert cloud.call("/generate", request)[0] == 202

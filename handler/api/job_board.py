@@ -5,9 +5,10 @@ Its methods block; the application calls them in threads.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from statistics import median
 
-from events.errors import Cancelled, IdConflict
+from events.errors import Cancelled, IdConflict, WorkerUnavailable
 from events.event_context import Response
 from events.job import Caller, Job
 from handler.api.dispatcher import NotOffered, Unavailable
@@ -113,6 +114,18 @@ class JobBoard:
             return store.change(record_id(request_id), move, now).after
         except Exception as error:
             raise _unavailable(error) from error
+
+    def abandon(self, request_id: str, reason: str) -> None:
+        """End a job that nothing will run, as a failure that may be repeated. Raises nothing."""
+        if self._given_store is None:
+            return
+        now = self._clock()
+        error = WorkerUnavailable(reason)
+        response = build_response(JobResult(Caller(request_id=request_id), error=error))
+        # Without it, the record would be that of a job that waits.
+        with suppress(Exception):
+            move = moves.abandon(response, now, self._keep_s)
+            self._given_store.change(record_id(request_id), move, now)
 
     @property
     def _store(self) -> Store:

@@ -5,7 +5,7 @@ docs/api.md describes them; `openapi` has the same for programs.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -13,17 +13,18 @@ from typing import Any, TypeVar
 
 from anyio import to_thread
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
 from events.contract import caller_of
 from events.errors import IdConflict, InvalidRequest, JobError
 from events.job import Caller
 from handler.api import metrics, request_body
-from handler.api.dispatcher import Accepted, NotOffered
+from handler.api.dispatcher import Accepted, NotOffered, QueueFull, Unavailable
 from handler.api.envelope import envelope_of, status_of, summary_of
 from handler.api.http_status import headers_of
 from handler.api.http_status import status_of as http_status_of
+from handler.api.json_answer import JsonAnswer
 from handler.api.uploads import upload_image
 from handler.jobs.record import JobRecord, Status
 from handler.jobs.store import JobQuery
@@ -45,6 +46,8 @@ _STATUSES = {
     "failed": {Status.FAILED},
     "cancelled": {Status.CANCELLED},
 }
+# The dispatcher has not taken the job.
+NOT_TAKEN = (QueueFull, NotOffered, Unavailable)
 T = TypeVar("T")
 
 
@@ -80,8 +83,8 @@ async def generate_sync(request: Request) -> Response:
         return _respond(request, _failed(accepted.job.caller, error))
     is_detached = request.query_params.get("detach", "").lower() in ("true", "1")
     if is_detached or not context.dispatcher.can_stream:
-        return _respond(request, await context.dispatcher.run(accepted))
-    run = asyncio.ensure_future(context.dispatcher.run(accepted))
+        return _respond(request, await _run(request, accepted))
+    run = asyncio.ensure_future(_run(request, accepted))
     gone = asyncio.ensure_future(_disconnected(request))
     await asyncio.wait({run, gone}, return_when=asyncio.FIRST_COMPLETED)
     gone.cancel()
@@ -178,7 +181,7 @@ async def jobs(request: Request) -> Response:
     body: dict[str, Any] = {"jobs": [summary_of(record) for record in page.records]}
     if page.cursor:
         body["next_cursor"] = page.cursor
-    return JSONResponse(body)
+    return JsonAnswer(body)
 
 
 async def queue_info(request: Request) -> Response:
@@ -186,7 +189,7 @@ async def queue_info(request: Request) -> Response:
     context = request.app.state.context
     counts = await in_thread(context.board.counts)
     usual_s = await in_thread(context.board.usual_run_s)
-    return JSONResponse(
+    return JsonAnswer(
         {
             "waiting": context.dispatcher.waiting(),
             "jobs": {status.name.lower(): counts.get(status, 0) for status in Status},
@@ -212,7 +215,7 @@ async def worker(request: Request) -> Response:
     status = await request.app.state.context.dispatcher.worker()
     if status is None:
         raise NotOffered("this front door has no worker of its own")
-    return JSONResponse(asdict(status))
+    return JsonAnswer(asdict(status))
 
 
 async def prometheus(request: Request) -> Response:
@@ -244,13 +247,27 @@ async def _read_job(request: Request) -> Accepted:
         raise _Refused(_respond(request, _failed(caller, error))) from None
 
 
+async def _run(request: Request, accepted: Accepted) -> dict[str, Any]:
+    context = request.app.state.context
+    try:
+        response: dict[str, Any] = await context.dispatcher.run(accepted)
+    except NOT_TAKEN as error:
+        await in_thread(context.board.abandon, accepted.job.id, str(error))
+        raise
+    return response
+
+
 async def _accept(request: Request, accepted: Accepted) -> JobRecord:
     """Raises IdConflict."""
     context = request.app.state.context
     record: JobRecord = await in_thread(context.board.accept, accepted.job)
     if record.status is Status.QUEUED:
-        # Also if it was queued before: the queue may not have taken it then.
-        await context.dispatcher.accept(accepted)
+        try:
+            # Also if it was queued before: the queue may not have taken it then.
+            await context.dispatcher.accept(accepted)
+        except NOT_TAKEN as error:
+            await in_thread(context.board.abandon, accepted.job.id, str(error))
+            raise
     return record
 
 
@@ -304,11 +321,11 @@ def _failed(caller: Caller, error: JobError) -> dict[str, Any]:
 def _respond(request: Request, response: dict[str, Any]) -> Response:
     status = http_status_of(response)
     body = request.app.state.context.fit(response)
-    return JSONResponse(body, status, headers_of(response, status))
+    return JsonAnswer(body, status, headers_of(response, status))
 
 
 def _answer(request: Request, record: JobRecord, status: int = 200) -> Response:
-    return JSONResponse(_envelope(request, record), status)
+    return JsonAnswer(_envelope(request, record), status)
 
 
 def _envelope(request: Request, record: JobRecord) -> dict[str, Any]:
@@ -323,23 +340,20 @@ def _envelope(request: Request, record: JobRecord) -> dict[str, Any]:
 def _missing(request_id: str, *, is_known: bool) -> Response:
     if is_known:
         text = f"job {request_id[:200]!r} has ended, and its response is no longer kept"
-        return JSONResponse({"message": text}, 410)
-    return JSONResponse({"message": f"there is no job with the id {request_id[:200]!r}"}, 404)
+        return JsonAnswer({"message": text}, 410)
+    return JsonAnswer({"message": f"there is no job with the id {request_id[:200]!r}"}, 404)
 
 
 def _bad_query(text: str) -> Response:
-    return JSONResponse({"message": text}, 400)
+    return JsonAnswer({"message": text}, 400)
 
 
 def _report(is_well: bool, reason: str) -> Response:
     if is_well:
-        return JSONResponse({"status": "ok"})
-    return JSONResponse({"status": "unavailable", "message": reason}, 503)
+        return JsonAnswer({"status": "ok"})
+    return JsonAnswer({"status": "unavailable", "message": reason}, 503)
 
 
 async def in_thread(call: Callable[..., T], *arguments: Any) -> T:
     """Call a function that blocks."""
     return await to_thread.run_sync(partial(call, *arguments))
-
-
-Handler = Callable[[Request], Awaitable[Response]]

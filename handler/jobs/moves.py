@@ -27,7 +27,7 @@ Move = Callable[[JobRecord | None], JobRecord | None]
 # tests/handler/test_job_moves.py tries all others.
 MOVES: Mapping[Status | None, frozenset[Status]] = {
     None: frozenset(Status),
-    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.COMPLETED}),
+    Status.QUEUED: frozenset({Status.RUNNING, Status.CANCELLED, Status.COMPLETED, Status.FAILED}),
     Status.RUNNING: frozenset(
         {Status.RUNNING, Status.QUEUED, Status.COMPLETED, Status.FAILED, Status.CANCELLED}
     ),
@@ -150,14 +150,14 @@ def request_cancel(response: Response, event_id: str, now: float, keep_s: float)
     """Somebody asks for the job's end.
 
     A job that waits has ended with it: `response` is its answer, kept for `keep_s` seconds, and
-    `event_id` tells its webhook of that when its message arrives. A job that runs is ended by its
-    handler. A job that has ended stays as it is.
+    `event_id` tells its webhook of that when its message arrives. So has one whose handler is gone.
+    A job that runs is ended by its handler. A job that has ended stays as it is.
     """
 
     def move(existing: JobRecord | None) -> JobRecord | None:
         if existing is None or not existing.is_retained(now) or existing.status.is_final:
             return None
-        if existing.status is Status.RUNNING:
+        if existing.status is Status.RUNNING and not has_lapsed(existing, now):
             return (
                 None
                 if existing.is_cancel_requested
@@ -173,6 +173,29 @@ def request_cancel(response: Response, event_id: str, now: float, keep_s: float)
             response=response,
             webhook=event_id,
             webhook_state=WebhookState.PENDING,
+        )
+
+    return move
+
+
+def abandon(response: Response, now: float, keep_s: float) -> Move:
+    """Nothing will run a job that waits, or whose handler is gone: `response` says why.
+
+    The same request may be sent again.
+    """
+
+    def move(existing: JobRecord | None) -> JobRecord | None:
+        if existing is None or not existing.is_retained(now):
+            return None
+        if existing.status is not Status.QUEUED and not has_lapsed(existing, now):
+            return None
+        return replace(
+            existing,
+            status=Status.FAILED,
+            lease=FREE,
+            finished=now,
+            retained_until=math.ceil(now + keep_s),
+            response=response,
         )
 
     return move

@@ -1,10 +1,13 @@
 """The HTTP API of a host: the application, its store of jobs, and its server."""
 
 import socket
+import threading
 from dataclasses import dataclass, field
 
 from handler.api.application import ApiContext, create_app
 from handler.api.job_board import JobBoard
+from handler.jobs.held_claim import LEASE_S
+from handler.jobs.record import Status
 from handler.jobs.store import open_store
 from handler.settings import Settings
 from handler.worker_protocol import SOCKET_NAME
@@ -62,13 +65,22 @@ class ApiFront:
             fit=lambda response: response,
             input_folder=lambda: str(settings.comfyui_data / "input"),
         )
+        # A claim of an earlier host has lapsed by then, unless its handler lives.
+        self._timer = threading.Timer(
+            2 * LEASE_S, self._dispatcher.end_abandoned, (Status.RUNNING,)
+        )
+        self._timer.daemon = True
         self._front = HttpFront(create_app(context, rules.token), rules.listener)
 
     def start(self) -> None:
-        self._dispatcher.end_abandoned()
+        if self._store.has_one_clock:
+            # It is this machine's own: what it does not run, nothing does.
+            self._dispatcher.end_abandoned(Status.QUEUED)
+            self._timer.start()
         self._front.start()
 
     def stop(self) -> None:
+        self._timer.cancel()
         self._front.stop()
         self._dispatcher.close()
         self._store.close()

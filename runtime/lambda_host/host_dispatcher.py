@@ -13,6 +13,7 @@ from events.event_context import Response
 from handler.api.dispatcher import Accepted, Health, LiveEvent, QueueFull, WorkerReport
 from handler.api.job_board import JobBoard
 from handler.jobs.record import Status
+from handler.jobs.store import JobQuery
 from handler.response import JobResult, build_response
 from handler.worker_protocol import (
     GetState,
@@ -31,6 +32,7 @@ from runtime.lambda_host.live_events import LiveEvents
 _COMMENT_EVERY_S = 15.0
 _USUAL_RUN_S = 10.0
 _WORKER_ANSWERS_WITHIN_S = 2.0
+_HOST_ENDED = "the host ended before the job did; send the request again"
 # No node of a job is that long without any sign; the largest samplers report each step.
 _STUCK_AFTER_S = 1800.0
 
@@ -99,7 +101,7 @@ class HostDispatcher:
                 if has_ended or (is_over and await self._has_ended(request_id)):
                     return
                 try:
-                    await asyncio.wait_for(changed.wait(), _COMMENT_EVERY_S if not is_over else 0.1)
+                    await asyncio.wait_for(changed.wait(), _COMMENT_EVERY_S if not is_over else 1.0)
                 except TimeoutError:
                     has_ended = await self._has_ended(request_id)
                     if not is_over and not has_ended:
@@ -140,14 +142,17 @@ class HostDispatcher:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def end_abandoned(self) -> None:
-        """End the jobs that waited for a host which has ended, and for which nobody waits now."""
-        from handler.jobs.store import JobQuery  # noqa: PLC0415
-
-        page = self._board.list(JobQuery(statuses=frozenset({Status.QUEUED}), source="http"))
-        for record in page.records:
-            if self._events.position(record.request_id) is None:
-                self._board.cancel(record.request_id)
+    def end_abandoned(self, status: Status) -> None:
+        """End the jobs with this status that only a host which has ended would have run."""
+        cursor = ""
+        while True:
+            query = JobQuery(statuses=frozenset({status}), source="http", cursor=cursor)
+            page = self._board.list(query)
+            for record in page.records:
+                if self._events.position(record.request_id) is None:
+                    self._board.abandon(record.request_id, _HOST_ENDED)
+            if not (cursor := page.cursor):
+                return
 
     async def _has_ended(self, request_id: str) -> bool:
         record = await asyncio.to_thread(self._board.get, request_id)

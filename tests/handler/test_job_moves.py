@@ -43,6 +43,7 @@ ALL_MOVES: dict[str, Move] = {
     "end as cancelled": moves.finish(job(Status.CANCELLED)),
     "requeue": moves.requeue("own"),
     "cancel": moves.request_cancel(RESPONSES[Status.CANCELLED], "msg_1", NOW, 100),
+    "abandon": moves.abandon(RESPONSES[Status.FAILED], NOW, 100),
     "take delivery": moves.take_delivery(NEW_OWNER, NOW),
     "end delivery": moves.end_delivery("own", WebhookState.DELIVERED),
     "note death": moves.note_death("own"),
@@ -219,6 +220,26 @@ def test_running_job_is_asked_once_to_end() -> None:
 
     assert asked == job(Status.RUNNING, is_cancel_requested=True)
     assert ALL_MOVES["cancel"](asked) is None
+
+
+def test_job_whose_handler_is_gone_is_cancelled_at_once() -> None:
+    cancelled = ALL_MOVES["cancel"](job(Status.RUNNING, lease=Lease("own", NOW - 1)))
+
+    assert cancelled is not None
+    assert cancelled.status is Status.CANCELLED
+    # A handler that lives after all cannot change that.
+    assert ALL_MOVES["complete"](cancelled) is None
+
+
+def test_job_that_nothing_will_run_fails_and_may_be_sent_again() -> None:
+    abandon = ALL_MOVES["abandon"]
+
+    assert abandon(job(Status.RUNNING)) is None
+    for record in (job(Status.QUEUED), job(Status.RUNNING, lease=Lease("own", NOW - 1))):
+        failed = abandon(record)
+        assert failed is not None
+        assert failed.status is Status.FAILED
+        assert ALL_MOVES["accept"](failed) is not None
 
 
 @pytest.mark.parametrize("status", [s for s in Status if s.is_final])
