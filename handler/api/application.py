@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from events.event_context import Response as JobResponse
 from handler.api import description_routes, wrapper_routes
 from handler.api.authentication import TokenAuthentication
 from handler.api.dispatcher import Dispatcher, NotOffered, QueueFull, Unavailable
+from handler.api.http_status import CLIENT_CLOSED_REQUEST
 from handler.api.job_board import JobBoard
 from handler.api.request_body import BodyTooLarge
 from handler.log import logger
@@ -43,6 +44,7 @@ def create_app(context: ApiContext, token: str = "") -> TokenAuthentication:
         exception_handlers={
             HTTPException: _http_error,
             BodyTooLarge: _body_too_large,
+            ClientDisconnect: _client_gone,
             QueueFull: _queue_full,
             NotOffered: _not_offered,
             Unavailable: _unavailable,
@@ -74,6 +76,11 @@ def _http_error(request: Request, error: Exception) -> Response:
 def _body_too_large(_: Request, error: Exception) -> Response:
     # The rest of the body is not read.
     return message(413, str(error), {"Connection": "close"})
+
+
+def _client_gone(_: Request, __: Exception) -> Response:
+    # It left before its body had come; nobody reads this.
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 def _queue_full(_: Request, error: Exception) -> Response:

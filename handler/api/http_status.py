@@ -6,6 +6,8 @@ from events.errors import Cancelled, DeadlineExceeded, IdConflict, InvalidReques
 from events.event_context import Response
 
 RETRY_AFTER_S = 30
+# nginx's word for a client that did not wait; HTTP has none.
+CLIENT_CLOSED_REQUEST = 499
 _STATUS = {
     InvalidRequest: HTTPStatus.BAD_REQUEST,
     Cancelled: HTTPStatus.CONFLICT,

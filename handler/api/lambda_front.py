@@ -21,6 +21,7 @@ from events.http import is_function_url, is_load_balancer
 from handler.api.application import ApiContext, create_app
 from handler.api.dispatcher import Accepted, Dispatcher, Health, LiveEvent, NotOffered, WorkerReport
 from handler.api.job_board import JobBoard
+from handler.log import logger
 
 # Of a whole reply, in which the body is a string: its quotes are escaped once more.
 # https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html
@@ -32,6 +33,13 @@ _STAGE = re.compile(
     r"^(?:/.+?)??(?=/(?:generate|result/|cancel/|jobs|queue-info|upload/image|health|ready|worker"
     r"|metrics|openapi\.json|docs))"
 )
+
+_UNREADABLE = {
+    "statusCode": 400,
+    "headers": {"content-type": "application/json"},
+    "body": json.dumps({"message": "the HTTP event could not be read; the log says why"}),
+    "isBase64Encoded": False,
+}
 
 
 class LambdaFront:
@@ -54,8 +62,12 @@ class LambdaFront:
         with asyncio.Runner() as runner:
             # Mangum uses the loop of the thread, which is closed after the call: no thread is left.
             asyncio.set_event_loop(runner.get_loop())
-            call = Mangum(self._app, lifespan="off")
-            reply = call(readable(event), None)  # type: ignore[arg-type]
+            try:
+                reply = Mangum(self._app, lifespan="off")(readable(event), None)  # type: ignore[arg-type]
+            except Exception:
+                # A field of the event is not what its service sends, so no route was called.
+                logger.exception("the HTTP event could not be read")
+                reply = _UNREADABLE
         if is_load_balancer(event):
             status = HTTPStatus(reply["statusCode"])
             reply["statusDescription"] = f"{status.value} {status.phrase}"

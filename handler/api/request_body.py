@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
+from starlette.types import Message
 
 from events.contract import as_request, parse_request
 from events.decode import json_or_text
@@ -19,18 +20,25 @@ class BodyTooLarge(Exception):
         super().__init__(f"the body is larger than {limit} bytes; send large inputs as URLs")
 
 
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, however it is sent. Raises BodyTooLarge, and starlette's ClientDisconnect."""
+def limited(request: Request, limit: int) -> Request:
+    """The same call; reading its body, however it is sent, raises BodyTooLarge above `limit` bytes.
+
+    Raises BodyTooLarge at once if the header Content-Length announces more.
+    """
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise BodyTooLarge(limit)
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
+    size = 0
+
+    async def receive() -> Message:
+        nonlocal size
+        message = await request.receive()
+        size += len(message.get("body", b""))
         if size > limit:
             raise BodyTooLarge(limit)
-        parts.append(part)
-    return b"".join(parts)
+        return message
+
+    return Request(request.scope, receive)
 
 
 def decode_body(body: bytes) -> Any:

@@ -3,6 +3,7 @@
 https://docs.comfy.org/development/comfyui-server/comms_routes. A workflow can then name the file.
 """
 
+import errno
 import os
 import tempfile
 from hashlib import sha256
@@ -14,11 +15,14 @@ from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from handler.api import request_body
 from handler.api.dispatcher import NotOffered
-from handler.api.request_body import BodyTooLarge
 
 _CHUNK_BYTES = 1024 * 1024
 _MAX_NAME = 200
+_SUBFOLDER = "subfolder: expected a folder below ComfyUI's input folder"
+# A name on the way is too long, or is that of a file.
+_BAD_NAME = frozenset({errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP})
 _FORM = "send a form with a file in the field 'image'"
 
 
@@ -34,16 +38,12 @@ async def upload_image(request: Request) -> Response:
         raise NotOffered(
             "this front door has no disk that ComfyUI reads; give the input as a URL or data: URI"
         )
-    limit = context.max_body_bytes
-    if int(request.headers.get("content-length") or 0) > limit:
-        raise BodyTooLarge(limit)
+    limited = request_body.limited(request, context.max_body_bytes)
     try:
-        async with request.form(max_files=1, max_fields=10) as form:
+        async with limited.form(max_files=1, max_fields=10) as form:
             image = form.get("image")
             if not isinstance(image, UploadFile):
                 return JSONResponse({"message": _FORM}, 400)
-            if (image.size or 0) > limit:
-                raise BodyTooLarge(limit)
             kind = str(form.get("type") or "input")
             if kind != "input":
                 return JSONResponse({"message": "type: expected 'input'"}, 400)
@@ -69,10 +69,9 @@ def store_upload(folder: Path, image: UploadFile, subfolder: str, is_replaced: b
     name = Path(image.filename or "").name
     if not name or name in (".", "..") or len(name.encode()) > _MAX_NAME or "\0" in name:
         raise _BadUpload("image: expected a file name of 200 bytes at most")
-    target_folder = (folder / subfolder).resolve()
-    if not target_folder.is_relative_to(folder.resolve()) or "\0" in subfolder:
-        raise _BadUpload("subfolder: expected a folder below ComfyUI's input folder")
-    target_folder.mkdir(parents=True, exist_ok=True)
+    target_folder = _make_folder(folder, subfolder)
+    if (target_folder / name).is_dir():
+        raise _BadUpload("image: there is a folder with this name; choose another name")
     handle, part = tempfile.mkstemp(dir=target_folder, prefix=".upload-", suffix=".part")
     digest = sha256()
     try:
@@ -93,6 +92,22 @@ def store_upload(folder: Path, image: UploadFile, subfolder: str, is_replaced: b
     finally:
         Path(part).unlink(missing_ok=True)
     return target.name
+
+
+def _make_folder(folder: Path, subfolder: str) -> Path:
+    """The subfolder, which is made if it is missing. Raises _BadUpload, OSError."""
+    if "\0" in subfolder:
+        raise _BadUpload(_SUBFOLDER)
+    try:
+        target_folder = (folder / subfolder).resolve()
+        if not target_folder.is_relative_to(folder.resolve()):
+            raise _BadUpload(_SUBFOLDER)
+        target_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _BAD_NAME:
+            raise _BadUpload(_SUBFOLDER) from None
+        raise
+    return target_folder
 
 
 def _link(part: str, target: Path) -> bool:

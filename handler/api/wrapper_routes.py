@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from anyio import to_thread
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
@@ -22,7 +23,7 @@ from events.job import Caller
 from handler.api import metrics, request_body
 from handler.api.dispatcher import Accepted, NotOffered, QueueFull, Unavailable
 from handler.api.envelope import envelope_of, status_of, summary_of
-from handler.api.http_status import headers_of
+from handler.api.http_status import CLIENT_CLOSED_REQUEST, headers_of
 from handler.api.http_status import status_of as http_status_of
 from handler.api.json_answer import JsonAnswer
 from handler.api.uploads import upload_image
@@ -37,7 +38,6 @@ MAX_UNIX_S = 253_402_300_799
 _CANCEL_WAIT_S = 10.0
 _CANCEL_POLL_S = 0.1
 _SSE_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-_CLIENT_CLOSED_REQUEST = 499
 _STATUSES = {
     "queued": {Status.QUEUED},
     "processing": {Status.RUNNING},
@@ -51,15 +51,30 @@ NOT_TAKEN = (QueueFull, NotOffered, Unavailable)
 T = TypeVar("T")
 
 
+class _JobIdConvertor(Convertor[str]):
+    """The rest of a path, line ends included: starlette's `path` stops before one."""
+
+    regex = "(?s:.*)"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("job_id", _JobIdConvertor())
+
+
 def routes() -> Sequence[BaseRoute]:
     """In this order: the first one that matches a path is taken."""
     return [
         Route("/generate/sync", generate_sync, methods=["POST"]),
         Route("/generate/stream", generate_stream, methods=["POST"]),
-        Route("/generate/stream/{id:path}", stream, methods=["GET"]),
+        Route("/generate/stream/{id:job_id}", stream, methods=["GET"]),
         Route("/generate", generate, methods=["POST"]),
-        Route("/result/{id:path}", result, methods=["GET"]),
-        Route("/cancel/{id:path}", cancel, methods=["POST"]),
+        Route("/result/{id:job_id}", result, methods=["GET"]),
+        Route("/cancel/{id:job_id}", cancel, methods=["POST"]),
         Route("/jobs", jobs, methods=["GET"]),
         Route("/queue-info", queue_info, methods=["GET"]),
         Route("/upload/image", upload_image, methods=["POST"]),
@@ -95,7 +110,7 @@ async def generate_sync(request: Request) -> Response:
     with suppress(Exception):
         await run
     # Nobody reads it; the log of the front door does.
-    return Response(status_code=_CLIENT_CLOSED_REQUEST)
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def generate(request: Request) -> Response:
@@ -238,7 +253,8 @@ class _Refused(Exception):
 
 async def _read_job(request: Request) -> Accepted:
     """Raises _Refused, BodyTooLarge."""
-    body = await request_body.read_body(request, request.app.state.context.max_body_bytes)
+    limit = request.app.state.context.max_body_bytes
+    body = await request_body.limited(request, limit).body()
     event = request_body.decode_body(body)
     caller = caller_of(event)
     try:

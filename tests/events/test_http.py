@@ -5,6 +5,9 @@ The routes themselves are tested in tests/handler/api/.
 
 import base64
 import json
+import os
+import signal
+import threading
 from typing import Any
 
 import pytest
@@ -226,3 +229,40 @@ def test_reply_is_never_larger_than_its_front_door_accepts(door: str) -> None:
     body = json.loads(reply["body"])
     assert body["output"] == [{"filename": "f"}]
     assert "too large" in body["warnings"][0]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"headers": {"host": "a:b:c"}},
+        {"headers": {"x-forwarded-port": "no number"}},
+        {"cookies": 5},
+        {"rawQueryString": None},
+        {"body": "\ud800"},
+    ],
+)
+def test_event_that_no_service_sends_is_a_400(fields: dict[str, Any]) -> None:
+    status, _, body = call({**sample("http_function_url"), **fields})
+
+    assert status == 400
+    assert body["message"].startswith("the HTTP event could not be read")
+
+
+def test_call_leaves_the_signals_of_the_process_alone() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    threads = threading.active_count()
+
+    call(with_path("http_function_url", "/health", "GET"))
+
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+    assert threading.active_count() == threads
+    # asyncio would take the signals' file descriptor from handler/termination.py.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    fd = signal.set_wakeup_fd(writer)
+    try:
+        call(with_path("http_function_url", "/health", "GET"))
+    finally:
+        assert signal.set_wakeup_fd(fd) == writer
+        os.close(reader)
+        os.close(writer)
