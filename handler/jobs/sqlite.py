@@ -46,7 +46,11 @@ _ADDED = {
 }
 _HAS_DATA = f"data NOT IN ('', '{FORGOTTEN}')"
 _INDEXES = (
-    "CREATE INDEX IF NOT EXISTS job_records_by_created ON job_records (created, id)",
+    # With all that a query can ask for: a row is large, and is read only if it is listed.
+    """
+    CREATE INDEX IF NOT EXISTS job_records_by_created
+    ON job_records (created, id, status, source, retained_until)
+    """,
     # Of the records that have something to forget.
     f"""
     CREATE INDEX IF NOT EXISTS job_records_to_blank ON job_records (retained_until)
@@ -66,19 +70,27 @@ _PUT = f"""
     INSERT OR REPLACE INTO job_records ({", ".join(_COLUMNS)})
     VALUES ({", ".join(f":{name}" for name in _COLUMNS)})
 """
-_FORGET = "DELETE FROM job_records WHERE expiration <= :now"
+# A change forgets a few records, because other handlers wait for its end. A job makes several
+# changes, so more are forgotten than are added.
+_FORGET = """
+    DELETE FROM job_records
+    WHERE id IN (SELECT id FROM job_records WHERE expiration <= :now LIMIT 20)
+"""
 _BLANK = f"""
     UPDATE job_records SET data = '{FORGOTTEN}', progress = '', outputs = ''
-    WHERE retained_until <= :now AND {_HAS_DATA}
+    WHERE id IN (
+        SELECT id FROM job_records WHERE retained_until <= :now AND {_HAS_DATA} LIMIT 20
+    )
 """
 _GET = f"SELECT {', '.join(_COLUMNS)} FROM job_records WHERE id = :id"
 _IS_CANCEL_REQUESTED = "SELECT cancel_requested FROM job_records WHERE id = :id"
 _COUNTS = "SELECT status, COUNT(*) FROM job_records WHERE retained_until > :now GROUP BY status"
-_LIST = f"""
-    SELECT {", ".join(_LISTED)} FROM job_records
+_PAGE = """
+    SELECT id FROM job_records INDEXED BY job_records_by_created
     WHERE retained_until > :now AND (created, id) < (:created, :id)
 """
-_LIST_ORDER = " ORDER BY created DESC, id DESC LIMIT :limit"
+_NEWEST_FIRST = "ORDER BY created DESC, id DESC"
+_LIST = f"SELECT {', '.join(_LISTED)} FROM job_records WHERE id IN ({{page}}) {_NEWEST_FIRST}"
 # Greater than every time in milliseconds.
 _NEWEST = 2**62
 
@@ -150,15 +162,16 @@ class SqliteStore:
             "limit": query.limit + 1,
             "source": query.source,
         }
-        statement = _LIST
+        page = _PAGE
         if query.source:
-            statement += " AND source = :source"
+            page += " AND source = :source"
         if query.statuses:
             marks = {f"status{n}": s.value for n, s in enumerate(sorted(query.statuses))}
             values |= marks
-            statement += f" AND status IN ({', '.join(f':{name}' for name in marks)})"
+            page += f" AND status IN ({', '.join(f':{name}' for name in marks)})"
+        statement = _LIST.format(page=f"{page} {_NEWEST_FIRST} LIMIT :limit")
         with self._lock:
-            rows = self._db.execute(statement + _LIST_ORDER, values).fetchall()
+            rows = self._db.execute(statement, values).fetchall()
         items = [dict(zip(_LISTED, row, strict=True)) for row in rows]
         return page_of(items, query.limit)
 

@@ -17,7 +17,9 @@ import pytest
 from events.contract import caller_of, parse_request
 from events.errors import AlreadyRunning, IdConflict
 from events.job import Job
-from handler.jobs import Claim, Jobs, claims, held_claim
+from handler.jobs import Claim, Jobs, claims, held_claim, moves
+from handler.jobs.record import record_id
+from handler.jobs.store import open_store
 from handler.log import logger
 from handler.settings import PROJECT
 from tests.handler.job_tables import DynamoDBTable, JobTable, SqliteTable, lease_until
@@ -383,6 +385,39 @@ def test_renewal_goes_on_after_one_that_failed(
     assert wait_until(lambda: lease_until(table) == pytest.approx(clock.now + 0.3, abs=0.002))
     held.end(RESPONSE)
     assert claim().stored == RESPONSE
+
+
+@pytest.mark.slow
+def test_clock_that_is_fast_takes_over_the_job_of_a_dead_handler_alone(
+    dynamodb: DynamoDBTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(held_claim, "LEASE_S", 3.0)
+    fast_clock = Clock()
+    fast_clock.now = NOW + 60
+    with closing(Jobs(dynamodb.settings, Clock())) as jobs:
+        first = jobs.claim(job())
+        with closing(Jobs(dynamodb.settings, fast_clock)) as others:
+            with pytest.raises(AlreadyRunning):
+                others.claim(job())
+
+            first.release()
+            second = others.claim(job())
+            second.end(RESPONSE)
+
+            first.end(FAILURE)
+            assert others.claim(job()).stored == RESPONSE
+
+
+def test_request_to_cancel_is_seen_while_the_job_runs(
+    claim: Callable[[], Claim], table: JobTable
+) -> None:
+    running = claim()
+    cancel = moves.request_cancel({"status": "cancelled"}, "msg_1", NOW, 60)
+
+    with closing(open_store(table.settings)) as store:
+        assert store.change(record_id("known"), cancel, NOW).is_made
+
+    assert wait_until(running.is_cancel_requested)
 
 
 def test_store_that_fails_at_the_end_is_logged_and_the_claim_lapses(
