@@ -35,7 +35,8 @@ MOVES: Mapping[Status | None, frozenset[Status]] = {
     Status.FAILED: frozenset({Status.QUEUED, Status.RUNNING}),
     # If its response does not answer a repeat.
     Status.COMPLETED: frozenset({Status.QUEUED, Status.RUNNING}),
-    Status.CANCELLED: frozenset(),
+    # If it was interrupted in ComfyUI, and nobody has asked for its end.
+    Status.CANCELLED: frozenset({Status.QUEUED, Status.RUNNING}),
 }
 
 
@@ -253,6 +254,11 @@ def has_lapsed(existing: JobRecord, now: float) -> bool:
 
 
 def _may_run_again(existing: JobRecord) -> bool:
-    return existing.status is Status.FAILED or (
-        existing.status is Status.COMPLETED and existing.must_rerun
-    )
+    match existing.status:
+        case Status.FAILED:
+            return True
+        case Status.COMPLETED:
+            return existing.must_rerun
+        case Status.CANCELLED:
+            return not existing.is_cancel_requested
+    return False

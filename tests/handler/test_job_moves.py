@@ -30,6 +30,7 @@ def job(status: Status, **changes: Any) -> JobRecord:
         created=NOW - 60,
         attempt=1,
         response=RESPONSES.get(status),
+        is_cancel_requested=status is Status.CANCELLED,
     )
     return replace(record, **changes)
 
@@ -52,8 +53,15 @@ LEASES = (FREE, OWN, Lease("own", NOW - 1), Lease("other", NOW + 5), Lease("othe
 EVERY_RECORD = [
     None,
     *(
-        job(status, lease=lease, must_rerun=must_rerun, webhook_state=state, request=request)
-        for status, lease, must_rerun, state, request in itertools.product(
+        job(
+            status,
+            lease=lease,
+            must_rerun=is_flagged,
+            is_cancel_requested=is_flagged,
+            webhook_state=state,
+            request=request,
+        )
+        for status, lease, is_flagged, state, request in itertools.product(
             Status,
             LEASES,
             (False, True),
@@ -145,7 +153,8 @@ def test_claim_takes_a_request_to_cancel_over() -> None:
 
 @pytest.mark.parametrize("status", Status)
 def test_id_of_another_request_is_neither_claimed_nor_accepted(status: Status) -> None:
-    other = job(status, request="another", lease=FREE, must_rerun=True)
+    flags = {"must_rerun": True, "is_cancel_requested": False}
+    other = job(status, request="another", lease=FREE, **flags)
     over = replace(other, retained_until=int(NOW))
 
     for name in ("claim", "accept"):
@@ -159,7 +168,8 @@ def test_id_of_a_refused_request_is_free() -> None:
 
 
 def test_failed_job_and_one_without_an_answer_run_again() -> None:
-    for record in (job(Status.FAILED), job(Status.COMPLETED, must_rerun=True)):
+    interrupted = job(Status.CANCELLED, is_cancel_requested=False)
+    for record in (job(Status.FAILED), job(Status.COMPLETED, must_rerun=True), interrupted):
         claimed = ALL_MOVES["claim"](record)
         assert claimed is not None
         assert (claimed.attempt, claimed.created, claimed.response) == (2, NOW, None)
