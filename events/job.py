@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+# The statuses of a response of a job that is over.
+ENDS = frozenset({"completed", "failed", "cancelled"})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
@@ -14,9 +17,17 @@ class Caller:
     webhook_url: str = field(default="", repr=False)
     webhook_secret: str = field(default="", repr=False)
     webhook_timeout_s: float | None = None
-    # The calls before the one about the end: queued, processing, progress.
+    # What the webhook is called about, as the request lists it.
     webhook_events: tuple[str, ...] = ()
     extra_params: dict[str, Any] = field(default_factory=dict)
+
+    def wants_end(self, status: str) -> bool:
+        """Whether the webhook is to be called about an end with this status of the response.
+
+        A list without any end means every end.
+        """
+        ends = ENDS.intersection(self.webhook_events)
+        return not ends or status in ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

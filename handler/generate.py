@@ -39,6 +39,7 @@ from handler.inputs.job_inputs import JobInputs
 from handler.job_events import (
     JobCancelled,
     JobCompleted,
+    JobEvent,
     JobFailed,
     JobPostponed,
     JobReceived,
@@ -276,7 +277,7 @@ class JobRun:
     def _end(self, claim: Claim) -> dict[str, Any]:
         response = build_response(self._result)
         is_end, state = self._is_end(), WebhookState.NONE
-        if is_end and webhook.is_named(self._result.caller, self._settings):
+        if is_end and self._wants_webhook(response):
             event_id = webhook.new_event_id()
             # A handler that is killed during the call leaves only the call to a repeat.
             claim.begin_delivery(response, event_id)
@@ -292,10 +293,14 @@ class JobRun:
         """The stored response; its webhook may be still to be called."""
         if claim.webhook_event:
             state = WebhookState.NONE
-            if webhook.is_named(self._result.caller, self._settings):
+            if self._wants_webhook(stored):
                 state = self._call_webhook(stored, claim.webhook_event)
             claim.end(stored, webhook_state=state)
         return stored
+
+    def _wants_webhook(self, response: dict[str, Any]) -> bool:
+        caller = self._result.caller
+        return webhook.is_named(caller, self._settings) and caller.wants_end(response["status"])
 
     def _call_webhook(self, response: dict[str, Any], event_id: str) -> WebhookState:
         is_delivered = webhook.deliver(
@@ -310,7 +315,7 @@ class JobRun:
     def _progress_calls(self, caller: Caller) -> ProgressCalls:
         is_named = webhook.is_named(caller, self._settings)
 
-        def call(body: dict[str, Any]) -> None:
+        def call(body: dict[str, Any], report: Callable[[JobEvent], None]) -> None:
             webhook.deliver(
                 body,
                 caller,
@@ -318,6 +323,7 @@ class JobRun:
                 event_id=webhook.new_event_id(),
                 budget_s=self._deadline.answer_left_s(),
                 max_attempts=1,
+                report=report,
             )
 
         wanted = caller.webhook_events if is_named else ()

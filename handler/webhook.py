@@ -10,6 +10,7 @@ is long.
 import json
 import time
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ from events.job import Caller
 from handler.callers_urls import is_callers_webhook
 from handler.daemon_future import in_background
 from handler.emit import emit
-from handler.job_events import WebhookDelivered, WebhookFailed
+from handler.job_events import JobEvent, WebhookDelivered, WebhookFailed
 from handler.log import logger
 from handler.outbound import Allowed, ForbiddenAddress
 from handler.settings import Settings
@@ -46,11 +47,12 @@ def deliver(
     event_id: str,
     budget_s: float | None,
     max_attempts: int = MAX_ATTEMPTS,
+    report: Callable[[JobEvent], None] = emit,
 ) -> bool:
     """POST the webhook body, signed if there is a secret, at most four times within `budget_s`.
 
-    Returns whether the receiver took it. Never raises. All attempts have the same `event_id`, body
-    and time.
+    Returns whether the receiver took it, which `report` gets as an event. Never raises. All
+    attempts have the same `event_id`, body and time.
     """
     url = caller.webhook_url or settings.webhook_url
     host = _host_of(url)
@@ -71,17 +73,17 @@ def deliver(
         )
         status = call.result(budget_s)
     except TimeoutError:
-        emit(WebhookFailed(host=host, reason=f"no answer within {budget_s:.0f} s"))
+        report(WebhookFailed(host=host, reason=f"no answer within {budget_s:.0f} s"))
     except (_TryAgain, ForbiddenAddress) as error:
-        emit(WebhookFailed(host=host, reason=str(error)))
+        report(WebhookFailed(host=host, reason=str(error)))
     except Exception as error:
         # Its text can hold the whole URL, and with it a token.
-        emit(WebhookFailed(host=host, reason=type(error).__name__))
+        report(WebhookFailed(host=host, reason=type(error).__name__))
     else:
         if status < 300:
-            emit(WebhookDelivered(host=host, status=status))
+            report(WebhookDelivered(host=host, status=status))
             return True
-        emit(WebhookFailed(host=host, reason=f"HTTP {status}"))
+        report(WebhookFailed(host=host, reason=f"HTTP {status}"))
     return False
 
 

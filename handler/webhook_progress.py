@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from events.job import ENDS
 from handler.clock import STAGES
 from handler.job_events import JobEvent, NodeProgress, NodeStarted
 from handler.jobs.record import Progress
+from handler.log import write_event
 from handler.recorded_progress import progress_after
 
 PROGRESS_EVERY_S = 5.0
@@ -28,24 +30,25 @@ MESSAGES = {
 
 
 class ProgressCalls:
-    """Subscribes to the events of one job. `call` delivers one body and must not raise.
+    """Subscribes to the events of one job.
 
-    `wanted` are the names in `webhook.events`; `items` returns the items of `output` by now.
+    `call` delivers one body, passes the event of that on, and must not raise. `wanted` are the
+    names in `webhook.events`; `items` returns the items of `output` by now.
     """
 
     def __init__(
         self,
         request_id: str,
         wanted: tuple[str, ...],
-        call: Callable[[dict[str, Any]], object],
+        call: Callable[[dict[str, Any], Callable[[JobEvent], None]], object],
         items: Callable[[], list[dict[str, Any]]],
     ) -> None:
-        self._request_id, self._wanted = request_id, wanted
+        self._request_id, self._wanted = request_id, frozenset(wanted) - ENDS
         self._call, self._items = call, items
         self._began = time.monotonic()
         self._called_at = self._began
         self._progress = Progress()
-        self._has_begun = False
+        self._has_begun, self._is_over = False, False
         self._bodies: queue.Queue[dict[str, Any] | None] = queue.Queue(_MAX_WAITING)
         self._thread = threading.Thread(target=self._work, name="webhook-progress", daemon=True)
 
@@ -62,6 +65,7 @@ class ProgressCalls:
                 self._bodies.get_nowait()
             self._bodies.put(None)
             self._thread.join(_LAST_WITHIN_S)
+            self._is_over = True
 
     def note(self, event: JobEvent) -> None:
         """Never raises, never waits."""
@@ -102,4 +106,12 @@ class ProgressCalls:
 
     def _work(self) -> None:
         while (body := self._bodies.get()) is not None:
-            self._call(body)
+            self._call(body, self._report)
+
+    def _report(self, event: JobEvent) -> None:
+        """Log how a call went; not for the subscribers, who belong to the thread of the job.
+
+        The log lines of this process may be those of another job when a late call ends.
+        """
+        if not self._is_over:
+            write_event(event)

@@ -233,6 +233,41 @@ def test_calls_while_the_job_goes_on_are_made_where_the_request_asks_for_them(
     assert all("webhook-signature" in headers for headers, _ in webhook_receiver.calls)
 
 
+@pytest.mark.parametrize(
+    ("events", "called"),
+    [
+        ([], ["failed"]),
+        (["failed", "cancelled"], ["failed"]),
+        (["completed", "cancelled"], []),
+        (["queued", "processing", "progress"], ["failed"]),
+    ],
+)
+def test_request_chooses_the_ends_that_its_webhook_is_called_about(
+    events: list[str], called: list[str], webhook_receiver: WebhookReceiver
+) -> None:
+    response = run({"1": {}}, webhook={"url": webhook_receiver.url, "events": events})
+
+    assert response["status"] == "failed"
+    assert [body["status"] for body in webhook_receiver.bodies()] == called
+
+
+def test_webhook_of_a_job_that_completed_is_not_called_where_failures_alone_are_chosen(
+    webhook_receiver: WebhookReceiver,
+) -> None:
+    hook = {"url": webhook_receiver.url, "events": ["failed", "queued"]}
+
+    assert run(workflows.image(), webhook=hook)["status"] == "completed"
+
+    assert [body["status"] for body in webhook_receiver.bodies()] == ["queued"]
+
+
+def test_unknown_name_in_the_events_is_refused(webhook_receiver: WebhookReceiver) -> None:
+    response = run(workflows.image(), webhook={"url": webhook_receiver.url, "events": ["done"]})
+
+    assert "input.webhook.events" in response["message"]
+    assert [body["status"] for body in webhook_receiver.bodies()] == ["failed"]
+
+
 @pytest.mark.usefixtures("comfyui")
 def test_slow_receiver_of_progress_delays_no_job(webhook_receiver: WebhookReceiver) -> None:
     webhook_receiver.delay_s = 5.0
