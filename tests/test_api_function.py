@@ -15,7 +15,7 @@ from handler import app
 from handler.api import function, jobs_queue
 from tests import workflows
 from tests.aws import REGION, bare_moto_server, use_moto_server
-from tests.conftest import Context
+from tests.conftest import Context, WebhookReceiver
 from tests.events.samples import sample
 from tests.handler.job_tables import DynamoDBTable
 from tests.workflows import event
@@ -148,6 +148,40 @@ def test_same_request_again_is_one_job_and_another_one_is_refused(cloud: Cloud) 
 
     assert cloud.run_messages() == 2
     assert cloud.call("/generate", request)[0] == 200
+
+
+def test_repeat_of_a_job_that_has_its_answer_starts_no_gpu(cloud: Cloud) -> None:
+    request = event(workflows.image(), request_id="known")
+    cloud.call("/generate", request)
+    assert cloud.run_messages() == 1
+
+    for path in ("/generate", "/generate/sync"):
+        status, response = cloud.call(path, request)
+        assert (status, response["status"]) == (200, "completed")
+    assert cloud.run_messages() == 0
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate/sync"])
+def test_webhook_that_failed_is_shown_and_called_again_for_the_same_request(
+    path: str, cloud: Cloud, webhook_receiver: WebhookReceiver
+) -> None:
+    webhook_receiver.answers = [400]
+    workflow = workflows.text("number __RANDOM_INT__")
+    request = event(workflow, request_id="missed", webhook={"url": webhook_receiver.url})
+    cloud.call("/generate", request)
+    assert cloud.run_messages() == 1
+    shown = cloud.get("/result/missed")[1]
+    assert response_problems(shown) == []
+
+    status, again = cloud.call(path, request)
+    assert (status, again) == (200, shown)
+    assert cloud.run_messages() == 1
+
+    (headers, body), (repeated, same_body) = webhook_receiver.calls
+    assert shown.pop("webhook") == {"state": "failed", "event_id": headers["webhook-id"]}
+    assert (headers["webhook-id"], body) == (repeated["webhook-id"], same_body)
+    # Another run would have another number.
+    assert cloud.get("/result/missed")[1] == shown
 
 
 def test_queue_that_does_not_answer_is_a_503_and_the_job_can_be_sent_again(cloud: Cloud) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from events.event_context import Response
 from handler.clock import STAGES
-from handler.jobs.record import JobRecord, Progress, Status, WebhookState
+from handler.jobs.record import JobRecord, Progress, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def summary_of(record: JobRecord) -> dict[str, Any]:
 
 def _webhook_of(record: JobRecord) -> dict[str, Any]:
     """How far the call of the webhook is, where it was not delivered."""
-    if record.webhook_state in (WebhookState.PENDING, WebhookState.FAILED):
+    if record.has_open_webhook:
         return {"webhook": asdict(Webhook(record.webhook_state.value, record.webhook))}
     return {}
 

@@ -15,6 +15,7 @@ from handler.api.dispatcher import (
 )
 from handler.api.envelope import envelope_of
 from handler.api.job_board import JobBoard
+from handler.jobs.record import JobRecord
 
 _POLL_S = 1.0
 # For the answer itself.
@@ -32,16 +33,22 @@ class SqsDispatcher:
 
     async def run(self, accepted: Accepted) -> Response:
         """Queue the job, and wait for its end for as long as the invocation may."""
-        self._send(accepted)
         left_s = self.time_left_s()
         until = time.monotonic() + (60.0 if left_s is None else left_s - _MARGIN_S)
-        while True:
-            record = self._board.get(accepted.job.id)
-            if record is None:
-                raise Unavailable("the job is not on record any more")
-            if record.status.is_final or time.monotonic() + _POLL_S > until:
-                return envelope_of(record, self._board.now())
+        record = self._record(accepted)
+        # A GPU is not started for a job that has its answer.
+        if not record.status.is_final or record.has_open_webhook:
+            self._send(accepted)
+        while not record.status.is_final and time.monotonic() + _POLL_S <= until:
             await asyncio.sleep(_POLL_S)
+            record = self._record(accepted)
+        return envelope_of(record, self._board.now())
+
+    def _record(self, accepted: Accepted) -> JobRecord:
+        record = self._board.get(accepted.job.id)
+        if record is None:
+            raise Unavailable("the job is not on record any more")
+        return record
 
     async def accept(self, accepted: Accepted) -> None:
         self._send(accepted)

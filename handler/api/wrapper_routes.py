@@ -277,9 +277,10 @@ async def _accept(request: Request, accepted: Accepted) -> JobRecord:
     """Raises IdConflict."""
     context = request.app.state.context
     record: JobRecord = await in_thread(context.board.accept, accepted.job)
-    if record.status is Status.QUEUED:
+    # Also if it was queued before: the queue may not have taken it then. A job that has ended does
+    # not run again; the handler calls its webhook.
+    if record.status is Status.QUEUED or record.has_open_webhook:
         try:
-            # Also if it was queued before: the queue may not have taken it then.
             await context.dispatcher.accept(accepted)
         except NOT_TAKEN as error:
             await in_thread(context.board.abandon, accepted.job.id, str(error))

@@ -132,7 +132,7 @@ class Jobs:
         if existing.status is Status.RUNNING or existing.response is None:
             # One that has just lapsed is renewed.
             raise _already_running(max(existing.lease.until - now, 1.0))
-        if existing.webhook_state in (WebhookState.PENDING, WebhookState.FAILED):
+        if existing.has_open_webhook:
             return self._take_delivery(store, existing, record.lease, now)
         emit(JobRepeated())
         return Claim(stored=existing.response)

@@ -211,8 +211,7 @@ def take_delivery(lease: Lease, now: float) -> Move:
     def move(existing: JobRecord | None) -> JobRecord | None:
         if existing is None or not existing.status.is_final or not existing.is_retained(now):
             return None
-        is_open = existing.webhook_state in (WebhookState.PENDING, WebhookState.FAILED)
-        if not is_open or existing.lease.until >= now:
+        if not existing.has_open_webhook or existing.lease.until >= now:
             return None
         return replace(existing, lease=lease, webhook_state=WebhookState.PENDING)
 

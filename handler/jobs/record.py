@@ -131,6 +131,11 @@ class JobRecord:
     def request_id(self) -> str:
         return self.id.removeprefix(_ID_PREFIX)
 
+    @property
+    def has_open_webhook(self) -> bool:
+        """Whether the webhook is still to be told of the job's end."""
+        return self.webhook_state in (WebhookState.PENDING, WebhookState.FAILED)
+
     def is_retained(self, now: float) -> bool:
         """Whether more than the id is known; `now` is Unix time in seconds."""
         return self.retained_until > int(now)
