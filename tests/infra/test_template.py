@@ -6,9 +6,11 @@ sources.
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields
+from importlib import import_module
 from itertools import product
 from typing import Any
 
@@ -20,7 +22,7 @@ from moto.cloudformation.parsing import get_model_map
 from events import eventbridge
 from events.event_context import EventContext
 from handler.job_events import JobCompleted, JobFailed
-from handler.settings import Settings
+from handler.settings import PROJECT, Settings
 from tests.infra.template import parameter, properties, template, variables
 from tests.workflows import image
 
@@ -213,6 +215,29 @@ def test_failed_asynchronous_events_are_kept() -> None:
     assert asynchronous["DestinationConfig"]["OnFailure"] == {
         "Destination": {"Fn::GetAtt": ["FailedEvents", "Arn"]}
     }
+
+
+def test_api_function_has_the_packages_of_the_handler() -> None:
+    lines = (PROJECT / "infra" / "api-requirements.txt").read_text().splitlines()
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+
+    # Lambda's Python has the other two.
+    assert [line for line in lines if not line.startswith("#")] == [
+        package for package in project["dependencies"] if not package.startswith("boto")
+    ]
+
+
+def test_api_function_finds_queue_table_and_bucket() -> None:
+    function = properties("ApiFunction")
+    given = function["Environment"]["Variables"]
+
+    assert {name: given[name]["Ref"] for name in ("JOBS_QUEUE_URL", "JOBS_TABLE")} == {
+        "JOBS_QUEUE_URL": "Jobs",
+        "JOBS_TABLE": "JobsTable",
+    }
+    assert given["S3_BUCKET_NAME"] == {"Ref": "Results"}
+    module, _, name = function["Handler"].rpartition(".")
+    assert callable(getattr(import_module(module), name))
 
 
 def test_jobs_table_has_the_key_and_time_to_live_of_the_job_store() -> None:
