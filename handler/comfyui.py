@@ -36,6 +36,8 @@ STUCK_AFTER_S = 3.0
 LISTEN_IDLE_S = 5.0
 _HISTORY_EVERY_S = 0.01
 _REOPEN_EVERY_S = 0.5
+# What is only shown waits no longer for a node that holds the interpreter lock.
+_CLASS_TIMEOUT_S = 0.5
 # To websocket-client, 0 means no limit.
 _LEAST_TIMEOUT_S = 0.01
 
@@ -58,6 +60,7 @@ class ComfyUI:
         self.base_url = base_url
         self.client_id = uuid.uuid4().hex
         self._api = ComfyUIApi(base_url)
+        self._are_outputs: dict[str, bool] = {}
         self._stalled_since: float | None = None
         self._socket: websocket.WebSocket | None = None
         self._reopen_at = 0.0
@@ -110,6 +113,8 @@ class ComfyUI:
             check()
             # After its last message the job is in the history within milliseconds.
             message = None if is_over else self._receive(min(CHECK_EVERY_S, left))
+            if message is not None and not _is_about(message, prompt_id):
+                message = None
             if message is None and not is_over and time.monotonic() < look_up_at:
                 continue
             look_up_at = time.monotonic() + POLL_S
@@ -118,7 +123,7 @@ class ComfyUI:
                     return entry
                 if is_over:
                     time.sleep(_HISTORY_EVERY_S)
-            elif _is_about(message, prompt_id):
+            else:
                 on_message(message)
                 is_over = message["type"] == "executing" and message["data"]["node"] is None
         raise TimeoutError
@@ -163,6 +168,16 @@ class ComfyUI:
         declaration raises.
         """
         return self._api.node_info(class_type)
+
+    def is_output(self, class_type: str) -> bool:
+        """Whether ComfyUI runs nodes of this class for their own sake; it is asked once a class.
+
+        Raises ComfyUIGone, ComfyUITimeout, ValueError.
+        """
+        if class_type not in self._are_outputs:
+            info = self._api.node_info(class_type, _CLASS_TIMEOUT_S)
+            self._are_outputs[class_type] = bool(info.get("output_node"))
+        return self._are_outputs[class_type]
 
     def end_job(self) -> None:
         """The job is over: the WebSocket is closed unless another one comes soon."""

@@ -6,7 +6,7 @@ execution.py and server.py of ComfyUI.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from events.errors import JobError
@@ -30,6 +30,7 @@ class Execution:
 
     Call `finish` if the run has succeeded.
 
+    `percentage` is that of an earlier prompt of the same job: the progress does not fall below it.
     `began` says whether the run has left ComfyUI's queue, `history_entry` is None until it is over.
     """
 
@@ -39,6 +40,7 @@ class Execution:
         workflow: dict[str, Any],
         on_output: OnOutput,
         durations: NodeDurations,
+        percentage: float = 0.0,
     ) -> None:
         self.prompt_id = prompt_id
         self.workflow = workflow
@@ -49,10 +51,25 @@ class Execution:
         self._on_output = on_output
         self._created_at = time.monotonic()
         self._began_at = self._created_at
-        self._graph = GraphProgress(workflow, durations)
+        self._graph = GraphProgress(workflow, durations, percentage=percentage)
+        # A node of a subgraph is shown as the node of the workflow that expands into it.
+        self._shown_as: dict[str, str] = {}
         self._position: int | None = None
         self._progress = RunProgress(workflow)
         self._progress_emitted_at = 0.0
+        self._reported_the_end: set[str] = set()
+
+    @property
+    def percentage(self) -> float:
+        return self._graph.percentage
+
+    @property
+    def nodes_total(self) -> int:
+        return self._graph.nodes_total
+
+    def leave_out(self, unneeded: Collection[str]) -> None:
+        """ComfyUI does not run these nodes."""
+        self._graph.leave_out(unneeded)
 
     def observe(self, message: Message) -> None:
         """Record one message of this prompt."""
@@ -64,10 +81,14 @@ class Execution:
             case "queue_position":
                 self._note_position(data["position"])
             case "execution_cached":
-                self._graph.leave_out(data["nodes"])
+                self._graph.note_cached(data["nodes"])
                 self._progress.leave_out(data["nodes"])
             case "executing" if data["node"] is not None:
-                self._note_node(str(data.get("display_node") or data["node"]))
+                shown = str(data.get("display_node") or data["node"])
+                self._shown_as[str(data["node"])] = shown
+                self._note_node(shown)
+            case "progress_state":
+                self._note_states(data.get("nodes") or {})
             case "progress":
                 self._note_progress(data)
             case "executed" if data.get("output"):
@@ -132,6 +153,24 @@ class Execution:
             )
         )
 
+    def _note_states(self, states: dict[str, dict[str, Any]]) -> None:
+        running = {
+            str(state.get("display_node_id") or node_id)
+            for node_id, state in states.items()
+            if state.get("state") == "running"
+        }
+        self._graph.note_unfinished(running)
+
+    def _node_of(self, progress: dict[str, Any]) -> str:
+        """The node of the workflow that reports. The message may name one of a subgraph."""
+        node_id = str(progress.get("node"))
+        if node_id in self._shown_as:
+            return self._shown_as[node_id]
+        if node_id in self.workflow:
+            return node_id
+        # The message that says what it is shown as was lost.
+        return self._graph.node_id or node_id
+
     def _names_of(self, node_id: str) -> tuple[str, str]:
         """The class and the title of a node."""
         node = self.workflow.get(node_id, {})
@@ -139,16 +178,18 @@ class Execution:
 
     def _note_progress(self, data: dict[str, Any]) -> None:
         value, maximum = data["value"], data["max"]
-        node_id = str(data.get("display_node") or data.get("node"))
+        node_id = self._node_of(data)
         now = time.monotonic()
-        update = self._progress.report(node_id, value, maximum, now - self._began_at)
-        is_due = now - self._progress_emitted_at >= PROGRESS_LOG_EVERY_S or value == maximum
-        if update is None:
+        if self._progress.report(node_id, value, maximum, now - self._began_at) is None:
             return
+        is_first_end = value == maximum and node_id not in self._reported_the_end
+        is_due = now - self._progress_emitted_at >= PROGRESS_LOG_EVERY_S or is_first_end
         self._graph.enter(node_id)
-        self._graph.report(value, maximum)
+        self._graph.report(value, maximum, is_part=str(data.get("node")) != node_id)
         if is_due:
             self._progress_emitted_at = now
+            if value == maximum:
+                self._reported_the_end.add(node_id)
             self._emit_progress(node_id, now - self._began_at, value, maximum)
 
     def _emit_progress(

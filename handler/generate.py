@@ -230,7 +230,14 @@ class JobRun:
         """Run the workflow as one prompt. Raises the JobError that its history entry amounts to."""
         durations = self._connections.durations
         durations.refresh()
-        execution = Execution(str(uuid.uuid4()), workflow, outputs.add, durations)
+        earlier = self._result.execution
+        execution = Execution(
+            str(uuid.uuid4()),
+            workflow,
+            outputs.add,
+            durations,
+            percentage=earlier.percentage if earlier else 0.0,
+        )
         self._result.execution = execution
         logger.append_keys(prompt_id=execution.prompt_id)
         entry = runner.run(execution)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from handler.node_durations import NodeDurations
+from handler.workflow import nodes_to_run
 
 # The rest comes with the end of the run: its files may still have to be read.
 _MOST_BEFORE_THE_END = 99.0
@@ -18,9 +19,10 @@ _LEAST_S = 0.001
 
 
 class GraphProgress:
-    """The progress of one run of `workflow`. The percentage never falls.
+    """The progress of one run of `workflow`. It begins at `percentage`, and never falls.
 
-    `clock` returns seconds that only grow.
+    `clock` returns seconds that only grow. Node ids are those of the workflow, also for a node of a
+    subgraph that one of them expands into.
     """
 
     def __init__(
@@ -28,35 +30,28 @@ class GraphProgress:
         workflow: Mapping[str, Any],
         durations: NodeDurations,
         clock: Callable[[], float] = time.monotonic,
+        percentage: float = 0.0,
     ) -> None:
-        self._workflow, self._durations, self._clock = workflow, durations, clock
-        known = {node_id: durations.of(node) for node_id, node in workflow.items()}
-        self._are_known = bool(known) and None not in known.values()
-        times = [seconds for seconds in known.values() if seconds is not None]
-        # A node of an unknown class is as long as the others on average.
-        usual = sum(times) / len(times) if times else 1.0
-        self._weights = {
-            node_id: max(usual if seconds is None else seconds, _LEAST_S)
-            for node_id, seconds in known.items()
-        }
-        self._taken_s: dict[str, float] = {}
-        self._done: set[str] = set()
+        self._needed, self._durations, self._clock = dict(workflow), durations, clock
         self._cached = 0
+        self._taken_s: dict[str, float] = {}
+        # How much of itself a node has done, 0 to 1; only of nodes that have begun.
+        self._shares: dict[str, float] = {}
+        self._ended: set[str] = set()
+        self._unfinished: Collection[str] = ()
         self._current: str | None = None
-        self._share = 0.0
         self._entered_at = clock()
-        self._percentage = 0.0
-        self.step: float | None = None
-        self.steps: float | None = None
+        self._percentage = percentage
+        self._weigh(workflow)
 
     @property
     def nodes_done(self) -> int:
         """The nodes that have ended, and those that the cache has answered."""
-        return self._cached + len(self._done - {self._current})
+        return self._cached + len(self._ended)
 
     @property
     def nodes_total(self) -> int:
-        return len(self._workflow)
+        return len(self._needed)
 
     @property
     def node_id(self) -> str | None:
@@ -70,69 +65,117 @@ class GraphProgress:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds left, an estimate; None if a node of the graph is of an unknown kind."""
-        if not self._are_known:
+        """Seconds left, an estimate; None if a node that is left to run is of an unknown kind."""
+        if len(self._known) < len(self._weights):
             return None
-        waiting = [
-            seconds
-            for node_id, seconds in self._weights.items()
-            if node_id not in self._done and node_id != self._current
-        ]
-        current_s = self._weights.get(self._current or "", 0.0)
-        spent_s = self._clock() - self._entered_at
-        if self._share > 0:
-            current_left_s = spent_s * (1 - self._share) / self._share
-        else:
-            current_left_s = max(current_s - spent_s, 0.0)
-        return round(sum(waiting) + (current_left_s if self._current else 0.0), 1)
+        waiting_s = sum(
+            max(weight - self._taken_s.get(node_id, 0.0), 0.0)
+            for node_id, weight in self._weights.items()
+            if node_id not in self._ended and node_id != self._current
+        )
+        return round(waiting_s + self._current_left_s(), 1)
 
-    def leave_out(self, cached: Collection[str]) -> None:
+    def leave_out(self, unneeded: Collection[str]) -> None:
+        """No output needs these nodes, and ComfyUI does not run them."""
+        self._needed = {
+            node_id: node for node_id, node in self._needed.items() if node_id not in unneeded
+        }
+        self._weigh(self._needed)
+
+    def note_cached(self, cached: Collection[str]) -> None:
         """ComfyUI has the results of these nodes."""
-        for node_id in cached:
-            if self._weights.pop(node_id, None) is not None:
-                self._cached += 1
+        to_run = nodes_to_run(self._needed, cached)
+        self._cached = len(self._needed) - len(to_run)
+        self._weigh(to_run)
 
     def enter(self, node_id: str) -> None:
-        """A node of the graph, or of one that it expands into, runs now."""
+        """This node runs now."""
         if node_id == self._current:
             return
         self._leave_current()
-        self._current, self._share = node_id, 0.0
-        self.step = self.steps = None
+        self._current = node_id
+        self._shares.setdefault(node_id, 0.0)
         self._entered_at = self._clock()
         self._update()
 
-    def report(self, value: float, maximum: float) -> None:
-        """The current node has done `value` of `maximum` steps; it may do so several times."""
-        self.step, self.steps = value, maximum
-        if maximum > 0:
-            self._share = max(self._share, min(max(value / maximum, 0.0), 1.0))
+    def note_unfinished(self, node_ids: Collection[str]) -> None:
+        """These nodes have begun and not ended: that which runs, and those that wait.
+
+        A node waits for the subgraph that it expands into, and meanwhile others may run. Without
+        this call a node has ended when another one runs.
+        """
+        self._unfinished = node_ids
+        for node_id in self._shares.keys() - {self._current, *node_ids}:
+            self._end(node_id)
+        self._update()
+
+    def report(self, value: float, maximum: float, *, is_part: bool = False) -> None:
+        """The current node has done `value` of `maximum` steps; it may do so several times.
+
+        `is_part`: these are the steps of one node of the subgraph that it expands into.
+        """
+        if self._current is None or maximum <= 0:
+            return
+        share = min(max(value / maximum, 0.0), 1.0)
+        if is_part and self._current in self._known:
+            # How many more nodes there are is not known. How long they all took last time is.
+            share = min(share, self._spent_s() / self._weights[self._current])
+        self._shares[self._current] = max(self._shares[self._current], share)
         self._update()
 
     def finish(self) -> None:
         """The run has succeeded: keep what its nodes took."""
         self._leave_current()
         self._current = None
+        self.note_unfinished(())
         self._percentage = 100.0
-        self._durations.store(self._taken_s, self._workflow)
+        self._durations.store(self._taken_s, self._needed)
+
+    def _weigh(self, to_run: Collection[str]) -> None:
+        """Let these nodes share the percentage."""
+        self._known = {
+            node_id: max(seconds, _LEAST_S)
+            for node_id in to_run
+            if (seconds := self._durations.of(self._needed[node_id])) is not None
+        }
+        # A node of an unknown class is as long as the others on average.
+        usual = sum(self._known.values()) / len(self._known) if self._known else 1.0
+        self._weights = {node_id: self._known.get(node_id, usual) for node_id in to_run}
+
+    def _current_left_s(self) -> float:
+        """From what such a node took last time, and the more of it is done, from its own speed."""
+        if self._current is None:
+            return 0.0
+        spent_s = self._spent_s()
+        as_last_time = max(self._weights.get(self._current, 0.0) - spent_s, 0.0)
+        share = self._shares[self._current]
+        if not share:
+            return as_last_time
+        at_its_speed = spent_s * (1 - share) / share
+        return share * at_its_speed + (1 - share) * as_last_time
+
+    def _spent_s(self) -> float:
+        """In the current node. It may be entered again, after those that it expands into."""
+        before_s = self._taken_s.get(self._current or "", 0.0)
+        return before_s + self._clock() - self._entered_at
 
     def _leave_current(self) -> None:
         if self._current is None:
             return
-        spent_s = self._clock() - self._entered_at
-        # A node may be entered again, after those of the subgraph that it expands into.
-        self._taken_s[self._current] = self._taken_s.get(self._current, 0.0) + spent_s
-        self._done.add(self._current)
+        self._taken_s[self._current] = self._spent_s()
+        if self._current not in self._unfinished:
+            self._end(self._current)
+
+    def _end(self, node_id: str) -> None:
+        self._shares[node_id] = 1.0
+        if node_id in self._weights:
+            self._ended.add(node_id)
 
     def _update(self) -> None:
         total = sum(self._weights.values())
         if not total:
             return
         done = sum(
-            weight
-            for node_id, weight in self._weights.items()
-            if node_id in self._done and node_id != self._current
+            weight * self._shares.get(node_id, 0.0) for node_id, weight in self._weights.items()
         )
-        current = self._weights.get(self._current or "", 0.0) * self._share
-        share = (done + current) / total
-        self._percentage = max(self._percentage, min(100 * share, _MOST_BEFORE_THE_END))
+        self._percentage = max(self._percentage, min(100 * done / total, _MOST_BEFORE_THE_END))

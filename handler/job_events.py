@@ -106,7 +106,7 @@ class WorkerReady(JobEvent):
 
 
 class JobQueued(JobEvent):
-    """ComfyUI has accepted the workflow, which has so many nodes."""
+    """ComfyUI has accepted the workflow, whose outputs need so many nodes."""
 
     name = "job.queued"
     prompt_id: str
@@ -123,7 +123,7 @@ class JobWaiting(JobEvent):
     position: int
 
     def log_message(self) -> str:
-        return f"waiting behind {self.position} jobs"
+        return f"waiting behind {self.position} {'job' if self.position == 1 else 'jobs'}"
 
 
 class NodeStarted(JobEvent):
@@ -146,7 +146,9 @@ class NodeStarted(JobEvent):
 
 
 class NodeProgress(JobEvent):
-    """A step of the running node, at most two a second; `time`: seconds since the run began.
+    """A step of the running node; `time`: seconds since the run began.
+
+    At most two a second, and the first time that a node reports its last step.
 
     The other fields are those of NodeStarted. `node_id` is None at the end of a run that succeeded,
     where the percentage is 100.

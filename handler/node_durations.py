@@ -51,18 +51,25 @@ class NodeDurations:
         return exact if exact is not None else self._seconds.get(str(node.get("class_type")))
 
     def store(self, taken_s: Mapping[str, float], workflow: Mapping[str, Any]) -> None:
-        """Keep what the nodes of a run took, by their ids."""
-        is_changed = False
+        """Keep what the nodes of a run took, by their ids; of nodes with one key, the mean."""
+        self.refresh()
+        taken: dict[tuple[str, str], list[float]] = {}
         for node_id, seconds in taken_s.items():
-            node = workflow.get(node_id)
-            if node is None or _is_near(seconds, self.of(node)):
-                continue
-            is_changed = True
-            for key in (_key(node), str(node.get("class_type"))):
+            if (node := workflow.get(node_id)) is not None:
+                class_type = str(node.get("class_type"))
+                for key in {_key(node), class_type}:
+                    taken.setdefault((key, class_type), []).append(seconds)
+        means = {names: sum(times) / len(times) for names, times in taken.items()}
+        changed = {
+            key: round(mean, 3)
+            for (key, class_type), mean in means.items()
+            if not _is_near(mean, self._seconds.get(key, self._seconds.get(class_type)))
+        }
+        if changed:
+            for key, seconds in changed.items():
                 # The newest entry is the last one.
                 self._seconds.pop(key, None)
-                self._seconds[key] = round(seconds, 3)
-        if is_changed:
+                self._seconds[key] = seconds
             for key in list(self._seconds)[:-_MAX_ENTRIES]:
                 del self._seconds[key]
             with suppress(OSError):

@@ -21,6 +21,7 @@ from handler.input_files import LoadableFiles, check_files
 from handler.job_events import JobQueued, WorkerReady, WorkerStarting
 from handler.node_failure import failure_in
 from handler.worker_client import ReadyWorker, WorkerClient
+from handler.workflow import unneeded_nodes
 
 _INTERRUPT_WAIT_S = 5.0
 _INTERRUPT_POLL_S = 0.05
@@ -146,7 +147,10 @@ class Runner:
         self._cancellation.check("before it was given to ComfyUI")
         comfyui = self._connections.connect_comfyui(self._ready)
         self._submit(execution, comfyui)
-        emit(JobQueued(prompt_id=execution.prompt_id, nodes=len(execution.workflow)))
+        # Now, because the job does not wait for it. Without an answer every node counts.
+        with contextlib.suppress(ComfyUIGone, ComfyUITimeout, ValueError):
+            execution.leave_out(unneeded_nodes(execution.workflow, comfyui.is_output))
+        emit(JobQueued(prompt_id=execution.prompt_id, nodes=execution.nodes_total))
         return self._follow(execution, comfyui)
 
     def _submit(self, execution: Execution, comfyui: ComfyUI) -> None:

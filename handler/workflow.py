@@ -2,7 +2,8 @@
 
 import json
 import secrets
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -76,6 +77,43 @@ def model_names(workflow: dict[str, Any]) -> list[str]:
     """The model files that a workflow names, in the order in which it names them."""
     named = (value for node in workflow.values() for value in _strings(node["inputs"]))
     return list(dict.fromkeys(name for name in named if name.endswith(MODEL_SUFFIXES)))
+
+
+def unneeded_nodes(workflow: Mapping[str, Any], is_output: Callable[[str], bool]) -> frozenset[str]:
+    """The nodes that no output needs: ComfyUI does not run them.
+
+    `is_output` says whether nodes of a class are outputs. It is asked about ends of the graph only.
+    """
+    readers = Counter(target for node in workflow.values() for _, target in _links(node["inputs"]))
+    ends = [node_id for node_id in workflow if not readers[node_id]]
+    unneeded = set()
+    while ends:
+        node_id = ends.pop()
+        if is_output(workflow[node_id]["class_type"]):
+            continue
+        unneeded.add(node_id)
+        for _, target in _links(workflow[node_id]["inputs"]):
+            readers[target] -= 1
+            if not readers[target] and target in workflow:
+                ends.append(target)
+    return frozenset(unneeded)
+
+
+def nodes_to_run(workflow: Mapping[str, Any], cached: Collection[str]) -> frozenset[str]:
+    """The nodes that are left to run where ComfyUI has the results of `cached`.
+
+    What only cached nodes read does not run either, whether or not its own result is still there.
+    """
+    read = {target for node in workflow.values() for _, target in _links(node["inputs"])}
+    waiting = [node_id for node_id in workflow if node_id not in read]
+    found: set[str] = set()
+    while waiting:
+        node_id = waiting.pop()
+        if node_id in found or node_id in cached or node_id not in workflow:
+            continue
+        found.add(node_id)
+        waiting += [target for _, target in _links(workflow[node_id]["inputs"])]
+    return frozenset(found)
 
 
 def _draw() -> int:

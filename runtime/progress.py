@@ -63,14 +63,15 @@ class Renderer(Protocol):
     def note(self, text: str, *, style: str = "") -> None:
         """Write a line that stays; `style` is one of rich's: dim, yellow, red, green."""
 
-    def begin(self, text: str) -> None:
-        """Begin an activity; the one before it ends."""
+    def begin(self, text: str, percentage: float | None = None, eta_s: float | None = None) -> None:
+        """Begin an activity; the one before it ends.
+
+        `percentage` is that of the whole run, 0 to 100, None before it has begun; `eta_s` its
+        seconds left, None if unknown.
+        """
 
     def step(self, value: float, maximum: float, percentage: float, eta_s: float | None) -> None:
-        """Show that the current activity has done `value` of `maximum` steps.
-
-        `percentage` is that of the whole run, 0 to 100; `eta_s` its seconds left, None if unknown.
-        """
+        """Show that the current activity has done `value` of `maximum` steps."""
 
     def end(self, text: str = "") -> None:
         """End the activity; `text` is for renderers that do not show durations themselves."""
@@ -91,16 +92,15 @@ class PlainRenderer:
         with contextlib.suppress(OSError):
             print(f"[{self._elapsed_s():6.1f} s] {text}", file=self._stream, flush=True)
 
-    def begin(self, text: str) -> None:
+    def begin(self, text: str, percentage: float | None = None, eta_s: float | None = None) -> None:
         self._stepped_at = float("-inf")
-        self.note(text)
+        self.note(text if percentage is None else f"{text}, {_of_run(percentage, eta_s)}")
 
     def step(self, value: float, maximum: float, percentage: float, eta_s: float | None) -> None:
         now = self._elapsed_s()
         if now - self._stepped_at >= _STEP_EVERY_S or value >= maximum:
             self._stepped_at = now
-            text = f"  step {value:g}/{maximum:g} {percentage:.0f} % {time_left(eta_s)}"
-            self.note(text.rstrip())
+            self.note(f"  step {value:g}/{maximum:g}, {_of_run(percentage, eta_s)}")
 
     def end(self, text: str = "") -> None:
         if text:
@@ -207,7 +207,7 @@ class Progress:
     def _(self, event: job_events.NodeStarted) -> None:
         names = _one_line(f"{event.node_id} {event.class_type}")
         text = f"node {event.done + 1}/{event.total}  {names}  {_one_line(event.title)}"
-        self._renderer.begin(text.rstrip())
+        self._renderer.begin(text.rstrip(), event.percentage, event.eta_s)
 
     @_show.register
     def _(self, event: job_events.NodeProgress) -> None:
@@ -294,6 +294,10 @@ def readable_size(size_bytes: float) -> str:
             return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1000
     return f"{size_bytes:.1f} GB"
+
+
+def _of_run(percentage: float, eta_s: float | None) -> str:
+    return ", ".join(filter(None, [f"{percentage:.0f} %", time_left(eta_s)]))
 
 
 def _one_line(value: object) -> str:

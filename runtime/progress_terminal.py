@@ -30,9 +30,9 @@ class _SecondsColumn(ProgressColumn):
 
 
 class TerminalRenderer:
-    """One moving line for the current activity, and a second one while it counts steps.
+    """One moving line for the current activity, and a second one for the run, once it has begun.
 
-    The bar of the second line is that of the whole run.
+    The second line has the steps of the activity, if it counts them, and the bar of the whole run.
     """
 
     def __init__(self, console: Console) -> None:
@@ -40,7 +40,7 @@ class TerminalRenderer:
         self._activity_text = ""
         self._began = 0.0
         self._activity = _progress(console, SpinnerColumn(), _description(), _SecondsColumn())
-        self._steps = _progress(
+        self._run = _progress(
             console,
             TextColumn("   {task.description}"),
             BarColumn(),
@@ -49,7 +49,7 @@ class TerminalRenderer:
         )
         self._bar: TaskID | None = None
         self._live = Live(
-            Group(self._activity, self._steps),
+            Group(self._activity, self._run),
             console=console,
             refresh_per_second=_REFRESH_PER_S,
             transient=True,
@@ -61,23 +61,18 @@ class TerminalRenderer:
     def note(self, text: str, *, style: str = "") -> None:
         self._console.print(Text(text, style=style), soft_wrap=True)
 
-    def begin(self, text: str) -> None:
+    def begin(self, text: str, percentage: float | None = None, eta_s: float | None = None) -> None:
         self.end()
         self._activity_text, self._began = text, time.monotonic()
         self._activity.add_task(text, total=None)
+        if percentage is not None:
+            self._show_run("", percentage, eta_s)
 
     def step(self, value: float, maximum: float, percentage: float, eta_s: float | None) -> None:
-        if self._bar is None:
-            self._bar = self._steps.add_task("", total=100, left="")
-        self._steps.update(
-            self._bar,
-            completed=percentage,
-            description=f"step {value:g}/{maximum:g}",
-            left=time_left(eta_s),
-        )
+        self._show_run(f"step {value:g}/{maximum:g}", percentage, eta_s)
 
     def end(self, text: str = "") -> None:
-        for progress in (self._activity, self._steps):
+        for progress in (self._activity, self._run):
             for task in progress.task_ids:
                 progress.remove_task(task)
         if self._activity_text:
@@ -85,6 +80,11 @@ class TerminalRenderer:
                 f"{time.monotonic() - self._began:7.1f} s  {self._activity_text}", style="dim"
             )
         self._activity_text, self._bar = "", None
+
+    def _show_run(self, steps: str, percentage: float, eta_s: float | None) -> None:
+        if self._bar is None:
+            self._bar = self._run.add_task("", total=100, left="")
+        self._run.update(self._bar, completed=percentage, description=steps, left=time_left(eta_s))
 
     def close(self) -> None:
         self._live.stop()

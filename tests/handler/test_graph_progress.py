@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from handler.execution import Execution
 from handler.graph_progress import GraphProgress
 from handler.node_durations import FILE_NAME, NodeDurations
 from tests.workflows import node
@@ -93,12 +92,84 @@ def test_second_pass_in_a_node_does_not_put_the_percentage_back(
     progress.report(1, 20)
 
     assert progress.percentage == before
-    assert (progress.step, progress.steps) == (1, 20)
+
+
+def test_subgraph_counts_to_the_node_that_expands_into_it(tmp_path: Path, clock: Clock) -> None:
+    durations = NodeDurations(tmp_path)
+    durations.store({"sample": 10.0, "load": 1.0, "save": 1.0, "other": 0.0}, WORKFLOW)
+    progress = GraphProgress(WORKFLOW, durations, clock)
+    progress.enter("sample")
+    clock.now += 4
+    progress.report(1, 1, is_part=True)
+    assert progress.percentage == pytest.approx(100 * 4 / 12, abs=0.2)
+
+    # Another node runs between two of the subgraph.
+    progress.note_unfinished({"sample", "load"})
+    progress.enter("load")
+    clock.now += 1
+    assert progress.nodes_done == 0
+    assert progress.percentage == pytest.approx(100 * 4 / 12, abs=0.2)
+    assert progress.eta_s == pytest.approx(7)
+    progress.note_unfinished({"sample"})
+    progress.enter("sample")
+    clock.now += 3
+    progress.report(1, 1, is_part=True)
+
+    assert progress.nodes_done == 1
+    assert progress.percentage == pytest.approx(100 * 8 / 12, abs=0.2)
+    progress.note_unfinished(())
+    progress.enter("save")
+    assert progress.nodes_done == 2
+
+
+def test_nodes_that_no_output_needs_do_not_count(tmp_path: Path, clock: Clock) -> None:
+    progress = GraphProgress(WORKFLOW, NodeDurations(tmp_path), clock)
+    progress.leave_out({"other"})
+    progress.note_cached(["load", "other"])
+    progress.enter("sample")
+    progress.report(1, 2)
+
+    assert (progress.nodes_done, progress.nodes_total) == (1, 3)
+    assert progress.percentage == pytest.approx(25)
+
+
+def test_nodes_that_only_a_cached_node_reads_do_not_count(tmp_path: Path, clock: Clock) -> None:
+    progress = GraphProgress(WORKFLOW, NodeDurations(tmp_path), clock)
+    progress.note_cached(["sample"])
+    progress.enter("save")
+    progress.enter("other")
+
+    assert progress.percentage == pytest.approx(50)
+    assert (progress.nodes_done, progress.nodes_total) == (3, 4)
+
+
+def test_later_prompt_of_the_same_job_does_not_put_the_percentage_back(
+    tmp_path: Path, clock: Clock
+) -> None:
+    progress = GraphProgress(WORKFLOW, NodeDurations(tmp_path), clock, percentage=60.0)
+    progress.enter("load")
+
+    assert progress.percentage == 60
+
+
+def test_speed_of_the_node_corrects_the_time_left(tmp_path: Path, clock: Clock) -> None:
+    durations = NodeDurations(tmp_path)
+    durations.store({"1": 10.0}, {"1": node("Sampler")})
+    progress = GraphProgress({"1": node("Sampler")}, durations, clock)
+    progress.enter("1")
+    clock.now += 10
+    progress.report(5, 10)
+    # 10 s at its own speed, 0 s as last time: half is done, so each counts half.
+    assert progress.eta_s == pytest.approx(5)
+    clock.now += 8
+    progress.report(9, 10)
+
+    assert progress.eta_s == pytest.approx(0.9 * 2)
 
 
 def test_cached_nodes_are_done_and_weigh_nothing(tmp_path: Path, clock: Clock) -> None:
     progress = GraphProgress(WORKFLOW, NodeDurations(tmp_path), clock)
-    progress.leave_out(["load", "other", "unknown"])
+    progress.note_cached(["load", "other", "unknown"])
     progress.enter("sample")
     progress.report(1, 2)
 
@@ -138,6 +209,31 @@ def test_folder_that_cannot_be_written_costs_nothing(tmp_path: Path) -> None:
     assert durations.of(node("A")) == 2.0
 
 
+def test_nodes_with_the_same_key_share_their_mean(tmp_path: Path) -> None:
+    durations = NodeDurations(tmp_path)
+    durations.store({"1": 8.0, "2": 4.0}, {"1": node("A", text="x"), "2": node("A", text="y")})
+
+    assert durations.of(node("A", text="z")) == 6.0
+
+
+def test_two_handlers_do_not_lose_what_the_other_has_learned(tmp_path: Path) -> None:
+    first, second = NodeDurations(tmp_path), NodeDurations(tmp_path)
+    first.store({"1": 2.0}, {"1": node("A")})
+    second.store({"1": 3.0}, {"1": node("B")})
+    first.refresh()
+
+    assert (first.of(node("A")), first.of(node("B"))) == (2.0, 3.0)
+
+
+def test_file_stays_small(tmp_path: Path) -> None:
+    durations = NodeDurations(tmp_path)
+    names = {str(number): node(f"Class{number}") for number in range(2500)}
+    durations.store(dict.fromkeys(names, 2.0), names)
+
+    assert durations.of(node("Class499")) is None
+    assert durations.of(node("Class500")) == 2.0
+
+
 def test_small_differences_are_not_written(tmp_path: Path) -> None:
     durations = NodeDurations(tmp_path)
     durations.store({"1": 2.0}, {"1": node("A")})
@@ -147,12 +243,3 @@ def test_small_differences_are_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / FILE_NAME).exists()
     durations.store({"1": 3.0}, {"1": node("A")})
     assert (tmp_path / FILE_NAME).exists()
-
-
-def test_place_in_the_queue_is_noted_when_it_changes(tmp_path: Path) -> None:
-    execution = Execution("p", WORKFLOW, lambda *_: None, NodeDurations(tmp_path))
-
-    for position in (2, 2, 1):
-        execution.observe({"type": "queue_position", "data": {"position": position}})
-
-    assert execution.stage() == "while it waited in ComfyUI's queue"

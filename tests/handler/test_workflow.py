@@ -5,7 +5,12 @@ from typing import Any
 import pytest
 
 from events.errors import WorkflowRejected
-from handler.workflow import explain_links, fill_random_ints
+from handler.workflow import (
+    explain_links,
+    fill_random_ints,
+    nodes_to_run,
+    unneeded_nodes,
+)
 from tests.workflows import node
 
 
@@ -51,3 +56,38 @@ def test_long_chains_are_no_problem() -> None:
     chain = {str(n): node("X", i=[str(n + 1), 0]) for n in range(20_000)}
 
     explain_links(chain | {"20000": node("X")})
+
+
+GRAPH = {
+    "1": node("Load"),
+    "2": node("Sampler", model=["1", 0], also=["1", 1]),
+    "3": node("Save", images=["2", 0]),
+    "4": node("Decode", samples=["2", 0]),
+    "5": node("Scale", image=["4", 0], gone=["99", 0]),
+    "6": node("Alone"),
+}
+
+
+def test_nodes_that_no_output_needs_are_found() -> None:
+    asked: list[str] = []
+
+    def is_output(class_type: str) -> bool:
+        asked.append(class_type)
+        return class_type == "Save"
+
+    assert unneeded_nodes(GRAPH, is_output) == {"4", "5", "6"}
+    assert set(asked) == {"Save", "Scale", "Alone", "Decode"}
+
+
+@pytest.mark.parametrize(
+    ("cached", "left"),
+    [
+        ([], set(GRAPH)),
+        (["1"], {"2", "3", "4", "5", "6"}),
+        (["2"], {"3", "4", "5", "6"}),
+        (["3", "5"], {"6"}),
+        (list(GRAPH), set()),
+    ],
+)
+def test_what_only_cached_nodes_read_is_not_left_to_run(cached: list[str], left: set[str]) -> None:
+    assert nodes_to_run(GRAPH, cached) == left

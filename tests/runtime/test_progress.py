@@ -77,15 +77,23 @@ def step(value: float, maximum: float, percentage: float) -> NodeProgress:
     )
 
 
-def started(node_id: str, class_type: str, title: str, done: int, total: int) -> NodeStarted:
+def started(
+    node_id: str,
+    class_type: str,
+    title: str,
+    done: int,
+    total: int,
+    percentage: float = 0.0,
+    eta_s: float | None = None,
+) -> NodeStarted:
     return NodeStarted(
         node_id=node_id,
         class_type=class_type,
         title=title,
         done=done,
         total=total,
-        percentage=0.0,
-        eta_s=None,
+        percentage=percentage,
+        eta_s=eta_s,
     )
 
 
@@ -100,7 +108,7 @@ def feed_a_run(feed: Callable[[JobEvent, float], None]) -> None:
     )
     for value, at in [(1, 12.5), (2, 13.0), (3, 13.6), (9, 13.7), (10, 13.8)]:
         feed(step(value, 10, 5 * value), at)
-    feed(started("7", "SaveVideo", "", 13, 14), 14.0)
+    feed(started("7", "SaveVideo", "", 13, 14, 98.7, 1.2), 14.0)
     feed(ArtifactStored(file="a.mp4", size_bytes=1_234_567, ms=210.4), 15.0)
     feed(WebhookDelivered(host="h", status=204), 15.1)
     feed(JobCompleted(timings={"total_ms": 15_200}), 15.2)
@@ -117,11 +125,11 @@ def test_run_is_shown_in_plain_lines() -> None:
         "[   0.1 s] cold start …",
         "[   5.2 s] worker ready, cold start 5.1 s",
         "[   5.3 s] queued, 14 nodes",
-        "[  12.3 s] node 4/14  96 KSamplerAdvanced  Sampler, high noise",
-        "[  12.5 s]   step 1/10 5 %",
-        "[  13.6 s]   step 3/10 15 %",
-        "[  13.8 s]   step 10/10 50 %",
-        "[  14.0 s] node 14/14  7 SaveVideo",
+        "[  12.3 s] node 4/14  96 KSamplerAdvanced  Sampler, high noise, 0 %",
+        "[  12.5 s]   step 1/10, 5 %",
+        "[  13.6 s]   step 3/10, 15 %",
+        "[  13.8 s]   step 10/10, 50 %",
+        "[  14.0 s] node 14/14  7 SaveVideo, 99 %, about 1 s left",
         "[  15.0 s] stored a.mp4, 1.2 MB, in 0.2 s",
         "[  15.1 s] webhook delivered, status 204",
         "[  15.2 s] completed after 15.2 s, cold start 5.1 s, files: a.mp4",
@@ -136,6 +144,8 @@ def test_run_is_shown_on_a_terminal() -> None:
         progress.feed(line(event))
         if isinstance(event, NodeProgress) and event.value == 3:
             assert is_shown(console, "step 3/10")
+        if isinstance(event, NodeStarted) and event.node_id == "7":
+            assert is_shown(console, "99 % about 1 s left")
 
     with progress:
         feed_a_run(feed)

@@ -174,6 +174,57 @@ class TestCycle(_Output):
         return {"result": (), "expand": graph.finalize()}
 
 
+class TestSteps:
+    """Reports its steps as a sampler does, in several passes if it is told to."""
+
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "steps": ("INT", {"default": 4}),
+                "seconds": ("FLOAT", {"default": 0.2}),
+                "passes": ("INT", {"default": 1}),
+                "seed": ("INT", {"default": 0}),
+            },
+            "optional": {"after": ("STRING", {"forceInput": True})},
+        }
+
+    def run(
+        self, steps: int, seconds: float, passes: int, seed: int, after: str = ""
+    ) -> tuple[str]:
+        for _ in range(passes):
+            bar = comfy.utils.ProgressBar(steps)
+            for _ in range(steps):
+                time.sleep(seconds / steps / passes)
+                bar.update(1)
+        return (f"{after} {seed}",)
+
+
+class TestExpand:
+    """Expands into two nodes that report their steps, and has the result of the second one."""
+
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"seconds": ("FLOAT", {"default": 0.2}), "seed": ("INT", {})}}
+
+    def run(self, seconds: float, seed: int) -> dict[str, Any]:
+        from comfy_execution.graph_utils import GraphBuilder  # noqa: PLC0415
+
+        graph = GraphBuilder()
+        half: dict[str, Any] = {"steps": 5, "seconds": seconds / 2, "passes": 1}
+        first = graph.node("TestSteps", seed=seed, **half)
+        second = graph.node("TestSteps", seed=seed, after=first.out(0), **half)
+        return {"result": (second.out(0),), "expand": graph.finalize()}
+
+
 class TestNoStatus(_Output):
     """Takes the status out of its own history entry, as a patched queue may."""
 
@@ -367,6 +418,8 @@ NODE_CLASS_MAPPINGS = {
         TestNewName,
         TestHold,
         TestCycle,
+        TestSteps,
+        TestExpand,
         TestNoStatus,
         TestBroadcast,
         TestOddProgress,
