@@ -11,6 +11,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import wait
+from contextlib import suppress
+from enum import Enum
 from typing import Any
 
 import websocket
@@ -25,6 +28,7 @@ from handler.comfyui_api import (
     HistoryEntry,
     parse,
 )
+from handler.daemon_future import in_background
 from handler.rejection import explain_rejection
 
 # Validation lists the folders of models, which may be on a slow disk, and waits while the node of
@@ -46,6 +50,14 @@ Message = dict[str, Any]
 
 class ComfyUIStuck(RuntimeError):
     """ComfyUI answers, but the thread that runs its queue has ended: nothing will ever run."""
+
+
+class Place(Enum):
+    """Where a prompt is in ComfyUI."""
+
+    WAITS = "waits"
+    RUNS = "runs"
+    OVER = "over"
 
 
 class ComfyUI:
@@ -71,18 +83,30 @@ class ComfyUI:
         self._idle_timer.start()
 
     def submit(
-        self, workflow: dict[str, Any], prompt_id: str, timeout_s: float | None = None
+        self,
+        workflow: dict[str, Any],
+        prompt_id: str,
+        timeout_s: float | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Queue a workflow as `prompt_id`, within SUBMIT_TIMEOUT_S and `timeout_s`.
 
-        Raises WorkflowRejected when ComfyUI's validation refuses any part of it, ComfyUIGone, and
-        ComfyUITimeout.
+        `check` is called every CHECK_EVERY_S and ends the wait by raising; the prompt is taken out
+        of the queue again once ComfyUI has read it. Raises WorkflowRejected when ComfyUI's
+        validation refuses any part of it, ComfyUIGone, and ComfyUITimeout.
         """
         limit_s = SUBMIT_TIMEOUT_S if timeout_s is None else min(timeout_s, SUBMIT_TIMEOUT_S)
         until = time.monotonic() + limit_s
         self._listen(until)
         body = {"prompt": workflow, "client_id": self.client_id, "prompt_id": prompt_id}
-        status, details = self._api.submit(body, until - time.monotonic())
+        answer = in_background(lambda: self._api.submit(body, until - time.monotonic()))
+        try:
+            while wait([answer], CHECK_EVERY_S).not_done:
+                check()
+        except BaseException:
+            answer.add_done_callback(lambda _: self._take_out(prompt_id))
+            raise
+        status, details = answer.result()
         accepted = status == 200
         if accepted and not details.get("node_errors"):
             return
@@ -143,16 +167,19 @@ class ComfyUI:
         """
         self._api.interrupt(prompt_id, timeout_s)
 
-    def is_over(self, prompt_id: str, timeout_s: float) -> bool:
-        """Whether the prompt neither waits nor runs any more; False if ComfyUI does not answer.
+    def place_of(self, prompt_id: str, timeout_s: float) -> Place | None:
+        """Where a prompt is that was queued; None if ComfyUI does not answer.
 
         Raises ComfyUIGone.
         """
         try:
             queue = self._api.queue(timeout_s)
         except ComfyUITimeout:
-            return False
-        return not any(item[1] == prompt_id for part in queue.values() for item in part)
+            return None
+        for place, part in ((Place.RUNS, "queue_running"), (Place.WAITS, "queue_pending")):
+            if any(item[1] == prompt_id for item in queue[part]):
+                return place
+        return Place.OVER
 
     def free(self) -> None:
         """Unload all models and drop the node cache, before the next prompt runs.
@@ -190,6 +217,10 @@ class ComfyUI:
         self._idle_timer.stop()
         self._disconnect()
         self._api.close()
+
+    def _take_out(self, prompt_id: str) -> None:
+        with suppress(ComfyUIGone):
+            self.interrupt(prompt_id, QUESTION_TIMEOUT_S)
 
     def _disconnect_if_idle(self) -> bool:
         with self._idle_lock:

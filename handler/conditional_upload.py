@@ -6,7 +6,7 @@ S3-compatible stores ignore them, others refuse them. What is done about a key t
 decided in job_folder.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from events import aws
@@ -40,18 +40,25 @@ class UploadClient:
             s3.meta.events.register(f"before-parameter-build.s3.{operation}", self._add_condition)
 
     def upload(
-        self, path: str, bucket: str, key: str, extra: dict[str, Any], condition: Mapping[str, str]
+        self,
+        path: str,
+        bucket: str,
+        key: str,
+        extra: dict[str, Any],
+        condition: Mapping[str, str],
+        on_progress: Callable[[int], None],
     ) -> None:
         """Upload the file on the condition NEW_OBJECT, or `{"IfMatch": etag}`.
 
-        Raises KeyTaken, and what boto3's `upload_file` raises.
+        `on_progress` gets the number of bytes that follow, and ends the upload by raising. Raises
+        KeyTaken, and what boto3's `upload_file` raises.
         """
         # With the first upload: it takes longer to import than the rest of the handler.
         from boto3.exceptions import S3UploadFailedError  # noqa: PLC0415
 
         self._conditions[bucket, key] = condition
         try:
-            self.s3.upload_file(path, bucket, key, ExtraArgs=extra)
+            self.s3.upload_file(path, bucket, key, ExtraArgs=extra, Callback=on_progress)
         except S3UploadFailedError as error:
             reason = aws.error_name(error.__context__ or error)
             if reason in _TAKEN:
@@ -59,7 +66,7 @@ class UploadClient:
             if reason != _WITHOUT_CONDITIONS:
                 raise
             self._conditions.pop((bucket, key))
-            self.s3.upload_file(path, bucket, key, ExtraArgs=extra)
+            self.s3.upload_file(path, bucket, key, ExtraArgs=extra, Callback=on_progress)
         finally:
             self._conditions.pop((bucket, key), None)
 

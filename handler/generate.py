@@ -132,6 +132,7 @@ class JobRun:
         except Exception as error:
             logger.exception("unexpected error")
             self._result.error = self._failure_of(error)
+        self._end_cancelled()
         try:
             return self._end(claim)
         finally:
@@ -253,6 +254,13 @@ class JobRun:
                 self._report_fault(failure)
             raise failure
         return execution
+
+    def _end_cancelled(self) -> None:
+        """A job whose end was requested does not come again after a failure."""
+        failure = self._result.error
+        if failure and failure.retryable and self._cancellation.is_requested():
+            text = f"the job was cancelled by a request, after a failure: {failure.message}"
+            self._result.error = Cancelled(text)
 
     def _failure_of_death(self, death: JobDied, claim: Claim) -> JobError:
         """The job is failed for good after its second death, if the machine is sound then."""

@@ -6,7 +6,7 @@ another job has put there in the meantime. A store that ignores conditional uplo
 (conditional_upload.py) notices the latter only for objects that were there before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,18 +60,21 @@ class JobFolder:
                 self._require_own(key, metadata)
                 return
 
-    def upload(self, path: str, key: str, extra: dict[str, Any]) -> None:
+    def upload(
+        self, path: str, key: str, extra: dict[str, Any], on_progress: Callable[[int], None]
+    ) -> None:
         """Upload the file. Raises IdConflict if the key has an object of another job.
 
         An object of an earlier attempt at this job is replaced. Needs s3:PutObject, and
-        s3:GetObject for a key that is taken. Raises what boto3 raises.
+        s3:GetObject for a key that is taken. `on_progress` gets the number of bytes that follow,
+        and ends the upload by raising. Raises what boto3 raises.
         """
         extra = {**extra, "Metadata": dict(self._mark.metadata)}
         is_taken = key in self._keys
         for _ in range(_MAX_UPLOADS):
             condition = self._own_object(key) if is_taken else NEW_OBJECT
             try:
-                return self._client.upload(path, self._bucket, key, extra, condition)
+                return self._client.upload(path, self._bucket, key, extra, condition, on_progress)
             except KeyTaken:
                 is_taken = True
         raise IdConflict(f"input.request_id: another job writes {key} at the same time")

@@ -18,7 +18,7 @@ from handler.cancellation import CHECK_EVERY_S
 from handler.storage import Stored, Uploads
 
 _MAX_NAMES = 5
-_NOT_FINISHED = "the upload was not finished when the invocation's time ran out"
+_NOT_FINISHED = "the upload had not finished when the job ended"
 
 
 class JobOutputs:

@@ -12,7 +12,7 @@ from typing import Any
 from events.errors import Cancelled, DeadlineExceeded, WorkerUnavailable
 from handler.cancellation import Cancellation
 from handler.clock import Deadline, Timings
-from handler.comfyui import SUBMIT_TIMEOUT_S, ComfyUI, ComfyUIStuck
+from handler.comfyui import SUBMIT_TIMEOUT_S, ComfyUI, ComfyUIStuck, Place
 from handler.comfyui_api import ComfyUIGone, ComfyUITimeout, HistoryEntry
 from handler.connections import Connections
 from handler.emit import emit
@@ -159,7 +159,12 @@ class Runner:
             raise _deadline_exceeded(execution)
         self._worker.announce_prompt(execution.prompt_id)
         try:
-            comfyui.submit(execution.workflow, execution.prompt_id, left_s)
+            comfyui.submit(
+                execution.workflow,
+                execution.prompt_id,
+                left_s,
+                lambda: self._cancellation.check(execution.stage()),
+            )
         except ComfyUITimeout as error:
             # The node of another job keeps ComfyUI from answering: the job waits, as in the queue.
             self._interrupt(execution, comfyui)
@@ -222,16 +227,20 @@ class Runner:
         wait_s = _INTERRUPT_WAIT_S if left_s is None else min(_INTERRUPT_WAIT_S, left_s / 2)
         until = time.monotonic() + wait_s
         repeat_at = 0.0
+        has_begun = execution.began
         with contextlib.suppress(ComfyUIGone):
             while time.monotonic() <= until:
                 # A run that begins at this moment clears an interrupt that came before it.
                 if time.monotonic() >= repeat_at:
                     comfyui.interrupt(execution.prompt_id, max(until - time.monotonic(), 0) / 2)
                     repeat_at = time.monotonic() + _INTERRUPT_EVERY_S
-                if comfyui.is_over(execution.prompt_id, until - time.monotonic()):
+                place = comfyui.place_of(execution.prompt_id, until - time.monotonic())
+                if place is Place.OVER:
                     return
+                # The message of its beginning may not have been read.
+                has_begun = has_begun or place is Place.RUNS
                 time.sleep(_INTERRUPT_POLL_S)
-            if execution.began or self._worker.is_ours_alone():
+            if has_begun or self._worker.is_ours_alone():
                 self._worker.restart()
 
 

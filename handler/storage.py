@@ -6,6 +6,7 @@ used: its import takes longer than all others of the handler.
 """
 
 import mimetypes
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ from handler.artifacts import Artifact
 from handler.callers_urls import is_callers_endpoint
 from handler.conditional_upload import UploadClient
 from handler.emit import emit
-from handler.job_events import ArtifactFailed, ArtifactKept, ArtifactStored
+from handler.job_events import ArtifactFailed, ArtifactKept, ArtifactStored, JobEvent
 from handler.job_folder import JobFolder, JobMark
 from handler.leftovers import Attempt, remove_leftovers
 from handler.outbound import Allowed
@@ -92,6 +93,10 @@ def target_of(override: S3Override, settings: Settings) -> S3Target | None:
     )
 
 
+class _JobOver(Exception):
+    """Ends an upload that nobody waits for any more."""
+
+
 class Storage:
     """The clients of a handler process, kept between jobs."""
 
@@ -103,13 +108,14 @@ class Storage:
     def uploads(
         self, target: S3Target, *, is_callers: bool, attempt: Attempt | None, mark: JobMark | None
     ) -> Iterator["Uploads"]:
-        """The uploads of one job. Those that have not begun when the context ends are cancelled.
+        """The uploads of one job. Those that have not ended when the context ends are stopped.
 
         `is_callers` says whether the request has S3 fields of its own; `attempt` is that of the
         job's claim, if it has one; `mark` is that of its files, if its id can come again.
         """
         # Threads for this job alone: a bucket that hangs does not delay another job's files.
         pool = ThreadPoolExecutor(PARALLEL_UPLOADS, thread_name_prefix="upload")
+        is_over = threading.Event()
         try:
             # Begun now: boto3 is imported while ComfyUI works.
             client = pool.submit(self._client, target)
@@ -121,8 +127,10 @@ class Storage:
                 is_callers=is_callers,
                 attempt=attempt,
                 mark=mark,
+                is_over=is_over,
             )
         finally:
+            is_over.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _client(self, target: S3Target) -> "_Client":
@@ -147,7 +155,9 @@ class Uploads:
         is_callers: bool,
         attempt: Attempt | None,
         mark: JobMark | None,
+        is_over: threading.Event,
     ) -> None:
+        self._is_over = is_over
         self._pool, self._client, self._bucket = pool, client, target.bucket_name
         self._url_expires_s, self._is_callers = url_expires_s, is_callers
         self._attempt = attempt
@@ -201,21 +211,32 @@ class Uploads:
             path = str(artifact.local_path)
             extra: dict[str, Any] = {"ContentType": content_type}
             if self._folder:
-                self._folder.result().upload(path, artifact.key, extra)
+                self._folder.result().upload(path, artifact.key, extra, self._stop_if_over)
             else:
-                client.s3.upload_file(path, self._bucket, artifact.key, ExtraArgs=extra)
+                client.s3.upload_file(
+                    path, self._bucket, artifact.key, ExtraArgs=extra, Callback=self._stop_if_over
+                )
             stored = self._sign(client, artifact.key)
         except IdConflict as error:
-            emit(ArtifactFailed(file=artifact.filename, reason=error.message))
+            self._emit(ArtifactFailed(file=artifact.filename, reason=error.message))
             return Stored(upload_error=error.message, is_conflict=True)
         except Exception as error:
             reason = _reason(error)
-            emit(ArtifactFailed(file=artifact.filename, reason=reason))
+            self._emit(ArtifactFailed(file=artifact.filename, reason=reason))
             return Stored(upload_error=reason)
         size_bytes = Path(path).stat().st_size
         ms = round((time.monotonic() - began) * 1000, 1)
-        emit(ArtifactStored(file=artifact.filename, size_bytes=size_bytes, ms=ms))
+        self._emit(ArtifactStored(file=artifact.filename, size_bytes=size_bytes, ms=ms))
         return stored
+
+    def _emit(self, event: JobEvent) -> None:
+        # Later it would be an event of the next job.
+        if not self._is_over.is_set():
+            emit(event)
+
+    def _stop_if_over(self, _bytes: int) -> None:
+        if self._is_over.is_set():
+            raise _JobOver("the job has ended")
 
     def _open_folder(self, mark: JobMark) -> JobFolder:
         return JobFolder(self._client.result().uploads, self._bucket, mark)

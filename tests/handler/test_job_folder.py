@@ -62,7 +62,7 @@ def mark(folder: str, job: str) -> JobMark:
 
 def upload(s3: Any, path: Path, folder: str, job: str) -> None:
     JobFolder(UploadClient(s3), BUCKET, mark(folder, job)).upload(
-        str(path), f"{folder}/a.bin", {"ContentType": "image/png"}
+        str(path), f"{folder}/a.bin", {"ContentType": "image/png"}, lambda _: None
     )
 
 
@@ -125,10 +125,10 @@ def test_of_two_jobs_that_begin_at_once_one_has_the_file(
     client = UploadClient(s3)
     one, two = (JobFolder(client, BUCKET, mark(folder_name, job)) for job in ("one", "two"))
     key, path = f"{folder_name}/a.bin", file_of(tmp_path, "first", size)
-    one.upload(str(path), key, {})
+    one.upload(str(path), key, {}, lambda _: None)
 
     with pytest.raises(IdConflict, match="a file of another request"):
-        two.upload(str(file_of(tmp_path, "second", size)), key, {})
+        two.upload(str(file_of(tmp_path, "second", size)), key, {}, lambda _: None)
     assert content(s3, folder_name) == path.read_bytes()
     s3.close()
 
