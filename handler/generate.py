@@ -161,7 +161,7 @@ class JobRun:
             wake = Wake(
                 self._connections.worker, model_names(workflow), self._timings, self._deadline
             )
-        with self._uploads(job, attempt) as uploads:
+        with inputs, self._uploads(job, attempt) as uploads:
             worker = wake.wait(self._cancellation)
             if uploads:
                 uploads.check()

@@ -1,7 +1,8 @@
 """Stores input files under the hash of their content; many that want one fetch it once.
 
 A file has its name only when it is complete. A lock for each reference lets those wait that want
-the same at the same time; a later job fetches the file again, because it may have changed.
+the same at the same time; a later job fetches the file again, because it may have changed. What a
+killed process leaves of a file is removed by runtime/worker/housekeeping.py.
 """
 
 import fcntl
@@ -17,7 +18,9 @@ from handler.inputs.sources import BadReference, Content
 
 _LOCK_POLL_S = 0.05
 # Hidden, so that ComfyUI does not list them.
-PART_PREFIX = ".fetch-"
+PART_PREFIX, PART_SUFFIX = ".fetch-", ".part"
+# The same content has the same name and time: nodes compare the time to see a change.
+_MODIFIED_S = 1
 
 
 class InputFolder:
@@ -34,29 +37,33 @@ class InputFolder:
         """
         self._locks.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._locks / sha256(identity.encode()).hexdigest()
-        began = time.time()
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            has_waited = False
             while not _try_lock(handle):
-                has_waited = True
                 check()
                 time.sleep(_LOCK_POLL_S)
-            if has_waited and (name := self._stored_since(handle, began)):
+            if name := self._stored(handle):
                 return name
-            name = store()
-            os.truncate(handle, 0)
+            try:
+                name = store()
+            finally:
+                # Those that wait have it open; who comes later fetches the file again.
+                path.unlink(missing_ok=True)
             os.pwrite(handle, name.encode(), 0)
             return name
         finally:
             os.close(handle)
-            with suppress(OSError):
-                _remove_if_free(path)
 
-    def store(self, content: Content, max_bytes: int, check: Callable[[], None]) -> str:
-        """Write the content, and return the name of its file. Raises BadReference, OSError."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=self._folder, prefix=PART_PREFIX, suffix=".part")
+    def store(
+        self, content: Content, subfolder: str, max_bytes: int, check: Callable[[], None]
+    ) -> str:
+        """Write the content into the subfolder, and return the name of its file.
+
+        Raises BadReference, OSError, and what `check` raises.
+        """
+        folder = self._folder / subfolder
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=folder, prefix=PART_PREFIX, suffix=PART_SUFFIX)
         digest, size = sha256(), 0
         try:
             with os.fdopen(handle, "wb") as file:
@@ -74,17 +81,16 @@ class InputFolder:
                 raise BadReference("it is empty")
             name = f"{digest.hexdigest()}{content.suffix}"
             os.chmod(part, 0o644)
-            os.replace(part, self._folder / name)
+            os.utime(part, (time.time(), _MODIFIED_S))
+            os.replace(part, folder / name)
         except BaseException:
             with suppress(OSError):
                 os.unlink(part)
             raise
-        return name
+        return f"{subfolder}/{name}" if subfolder else name
 
-    def _stored_since(self, handle: int, began: float) -> str:
+    def _stored(self, handle: int) -> str:
         """The name that the holder of the lock before has written; "" if it has failed."""
-        if os.fstat(handle).st_mtime < began:
-            return ""
         name = os.pread(handle, 4096, 0).decode()
         return name if name and (self._folder / name).exists() else ""
 
@@ -95,9 +101,3 @@ def _try_lock(handle: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _remove_if_free(path: Path) -> None:
-    """Old locks do not pile up; one that is younger may be waited for."""
-    if time.time() - path.stat().st_mtime > 3600:
-        path.unlink()

@@ -1,5 +1,6 @@
 """The input files of one job: fetched while ComfyUI starts, and put into its workflow."""
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -23,7 +24,7 @@ _MAX_FILES = 100
 class JobInputs:
     """The references of a job's workflow. Making it begins to fetch those of known loaders.
 
-    `check` raises Cancelled if the job is to end.
+    `check` raises Cancelled if the job is to end. As a context, it ends the downloads at its end.
     """
 
     def __init__(
@@ -35,11 +36,18 @@ class JobInputs:
         self._folder = InputFolder(
             settings.comfyui_data / "input", settings.worker_dir / "input-locks"
         )
+        self._is_over = threading.Event()
         self._references = list(references_in(job.workflow))
-        self._names: dict[str, Future[str]] = {}
+        self._names: dict[tuple[str, str], Future[str]] = {}
         for reference in self._references[:_MAX_FILES]:
             if reference.is_known:
                 self._begin(reference)
+
+    def __enter__(self) -> "JobInputs":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
 
     def put_into(self, workflow: dict[str, Any], node_info: NodeInfo) -> dict[str, Any]:
         """The workflow with the names of the files. Raises InvalidRequest, InputUnavailable,
@@ -62,28 +70,32 @@ class JobInputs:
         return workflow
 
     def _begin(self, reference: Reference) -> None:
-        if reference.value not in self._names:
-            self._names[reference.value] = in_background(lambda: self._fetch(reference.value))
+        key = (reference.value, reference.subfolder)
+        if key not in self._names:
+            self._names[key] = in_background(lambda: self._fetch(*key))
 
-    def _fetch(self, value: str) -> str:
+    def _fetch(self, value: str, subfolder: str) -> str:
         limits = Limits(self._settings.input_max_mb * 1024 * 1024, self._check_time)
 
         def store() -> str:
             with open_source(value, self._job.s3, self._settings, limits) as content:
-                return self._folder.store(content, limits.max_bytes, self._check_time)
+                return self._folder.store(content, subfolder, limits.max_bytes, self._check_time)
 
         # Another caller's keys may lead to another object of the same name.
-        identity = repr((value, self._job.s3.endpoint_url, self._job.s3.access_key_id))
+        s3 = self._job.s3
+        identity = repr((value, subfolder, s3.endpoint_url, s3.access_key_id, s3.secret_access_key))
         return self._folder.fetch(identity, store, self._check_time)
 
     def _check_time(self) -> None:
         self._check()
+        if self._is_over.is_set():
+            raise NotReachable("its job has ended")
         left_s = self._deadline.work_left_s()
         if time.monotonic() > self._until or (left_s is not None and left_s <= 0):
             raise NotReachable("its download takes too long")
 
     def _wait(self, reference: Reference) -> str:
-        future = self._names[reference.value]
+        future = self._names[reference.value, reference.subfolder]
         while True:
             try:
                 return future.result(_WAIT_S)
@@ -109,11 +121,13 @@ class JobInputs:
 
     @staticmethod
     def _loads_file(reference: Reference, node_info: NodeInfo) -> bool:
+        if reference.is_known:
+            return True
         try:
             return loads_file(node_info(reference.class_type), reference.name)
         except ValueError:
             # The declaration of the class cannot be read.
-            return reference.is_known
+            return False
 
 
 def _failure(reference: Reference, error: Exception) -> JobError:

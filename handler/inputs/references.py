@@ -1,8 +1,9 @@
 """Which inputs of a workflow are files to be fetched.
 
-Only an input that its node declares as a file of the input folder is one, so a prompt with a URL in
-it is left alone. ComfyUI declares such an input with an option like `image_upload`:
-https://docs.comfy.org/custom-nodes/backend/datatypes#combo
+Only an input that is a file of the input folder is one, so a prompt with a URL in it is left alone.
+ComfyUI declares such an input with an option like `image_upload`:
+https://docs.comfy.org/custom-nodes/backend/datatypes#combo. Some nodes declare a list of names and
+nothing else; those that are well known are listed here.
 """
 
 import re
@@ -10,25 +11,30 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Known before ComfyUI is asked, so that these are fetched while it starts.
-KNOWN = frozenset(
-    {
-        ("LoadImage", "image"),
-        ("LoadImageMask", "image"),
-        ("LoadVideo", "file"),
-        ("LoadAudio", "audio"),
-        ("Load3D", "model_file"),
-        ("VHS_LoadVideo", "video"),
-        ("VHS_LoadAudioUpload", "audio"),
-    }
-)
+# Inputs that are files of these folders below the input folder. They are known before ComfyUI is
+# asked, so they are fetched while it starts.
+_KNOWN: Mapping[tuple[str, str], str] = {
+    ("LoadImage", "image"): "",
+    ("LoadImageMask", "image"): "",
+    ("LoadVideo", "file"): "",
+    ("LoadAudio", "audio"): "",
+    ("LoadLatent", "latent"): "",
+    # ComfyUI accepts models of this folder only.
+    ("Load3D", "model_file"): "3d",
+    # https://github.com/Kosinkadink/ComfyUI-VideoHelperSuite
+    ("VHS_LoadVideo", "video"): "",
+    ("VHS_LoadVideoFFmpeg", "video"): "",
+    ("VHS_LoadAudioUpload", "audio"): "",
+}
+SUBFOLDERS = frozenset(_KNOWN.values())
 _UPLOADS = frozenset(
     {"image_upload", "animated_image_upload", "video_upload", "audio_upload", "file_upload"}
 )
 _REFERENCE = re.compile(r"(?:https?|s3)://\S+|data:[^\s,]*,.*", re.IGNORECASE | re.DOTALL)
 # Longer than the name of a file can be: https://man7.org/linux/man-pages/man3/limits.h.3p.html
 _LEAST_BASE64 = 256
-_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+=*\s*")
+# Possessive: a long prompt is read once.
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]++=*+\s*+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,13 @@ class Reference:
 
     @property
     def is_known(self) -> bool:
-        return (self.class_type, self.name) in KNOWN
+        """Whether it is a file, whatever the node declares."""
+        return (self.class_type, self.name) in _KNOWN
+
+    @property
+    def subfolder(self) -> str:
+        """The folder below the input folder from which the node loads; "" for the latter."""
+        return _KNOWN.get((self.class_type, self.name), "")
 
 
 def references_in(workflow: Mapping[str, Any]) -> Iterator[Reference]:

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
@@ -27,6 +27,16 @@ _MAX_REDIRECTS = 5
 _MAX_TRIES = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+# What only the caller can mend: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+_NO_OBJECT = frozenset(
+    {
+        *("NoSuchKey", "NoSuchBucket", "InvalidBucketName", "ParamValidationError"),
+        *("AccessDenied", "InvalidObjectState", "PermanentRedirect", "403", "404"),
+    }
+)
+_WRONG_KEYS = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthorizationHeaderMalformed"}
+)
 _NOT_IN_BASE64 = re.compile(r"\s+")
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,8}")
 
@@ -82,14 +92,18 @@ def _open_url(url: str, allowed: Allowed, limits: Limits) -> Iterator[Content]:
     with callers_session(allowed) as session:
         try:
             answer = _get(session, url, limits)
+        except (BadReference, NotReachable):
+            raise
         except ForbiddenAddress as error:
             raise BadReference(str(error)) from None
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError):
-            raise BadReference("it is not a URL that can be called") from None
+        except ValueError:
+            raise BadReference("it is no URL that can be called, or redirects to none") from None
         except requests.exceptions.SSLError:
             raise NotReachable("its server's certificate cannot be verified") from None
-        except requests.RequestException as error:
-            raise NotReachable(f"its server does not answer: {type(error).__name__}") from None
+        except requests.Timeout:
+            raise NotReachable("its server does not answer in time") from None
+        except requests.RequestException:
+            raise NotReachable("its server cannot be reached, or does not answer") from None
         with answer:
             yield Content(_read(answer, limits), _suffix_of(urlsplit(url).path, answer.headers))
 
@@ -140,9 +154,9 @@ def _read(answer: Any, limits: Limits) -> Iterator[bytes]:
         while chunk := answer.raw.read1(_CHUNK_BYTES, decode_content=False):
             limits.check()
             yield chunk
+    except NotReachable:
+        raise
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        if isinstance(error, NotReachable):
-            raise
         raise NotReachable(f"its download was cut off: {type(error).__name__}") from None
 
 
@@ -157,15 +171,20 @@ def _open_object(value: str, override: S3Override, settings: Settings, limits: L
             f"the worker's role reads no input from the bucket {bucket[:63]!r}; give input.s3 with"
             " keys that may, or let the operator name the bucket in INPUT_BUCKETS"
         )
-    from handler.storage import S3Target, connect, target_of  # noqa: PLC0415
+    from handler.storage import connect, target_of  # noqa: PLC0415
 
-    target = target_of(override, settings) if is_callers else target_of(S3Override(), settings)
-    client = connect(target or S3Target(bucket_name=bucket, region=settings.s3_region))
+    given = replace(override if is_callers else S3Override(), bucket_name=bucket)
+    target = target_of(given, settings)
+    assert target is not None, "its bucket is given"
     try:
-        answer = client.get_object(Bucket=bucket, Key=unquote(key))
+        answer = connect(target).get_object(Bucket=bucket, Key=unquote(key))
+    except ForbiddenAddress as error:
+        raise BadReference(str(error)) from None
+    except ValueError:
+        raise BadReference("its store cannot be called: check s3.endpoint_url") from None
     except Exception as error:
         name = aws.error_name(error)
-        if name in ("NoSuchKey", "NoSuchBucket", "AccessDenied", "403", "404", "InvalidBucketName"):
+        if name in _NO_OBJECT or (is_callers and name in _WRONG_KEYS):
             raise BadReference(f"S3 answered {name}") from None
         raise NotReachable(f"S3 does not answer: {name}") from None
     if answer["ContentLength"] > limits.max_bytes:
@@ -174,14 +193,17 @@ def _open_object(value: str, override: S3Override, settings: Settings, limits: L
 
 
 def _read_object(body: Any, limits: Limits) -> Iterator[bytes]:
+    from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+    from urllib3.exceptions import HTTPError  # noqa: PLC0415
+
     try:
         for chunk in body.iter_chunks(_CHUNK_BYTES):
             limits.check()
             yield chunk
-    except Exception as error:
-        if isinstance(error, OSError | ValueError):
-            raise NotReachable(f"its download was cut off: {type(error).__name__}") from None
+    except NotReachable:
         raise
+    except (BotoCoreError, HTTPError, OSError) as error:
+        raise NotReachable(f"its download was cut off: {type(error).__name__}") from None
 
 
 def _decode(value: str, limits: Limits) -> Content:

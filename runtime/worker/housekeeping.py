@@ -2,6 +2,7 @@
 
 - The folder of a delivered job, with the files that ComfyUI made for it, after KEEP_OUTPUTS, and
   before that where more than NEWEST_JOBS were delivered since, or the disk is nearly full.
+- What is left of an input file whose download was ended by a kill.
 - Where less than CLEAN_BELOW is free: every file of output, input and temp, and every job's folder,
   that nothing has used for CLEAN_OLDER_THAN. The oldest goes first, until enough is free.
 
@@ -21,6 +22,8 @@ from pathlib import Path
 
 from handler import deliveries
 from handler.artifacts import MARKER
+from handler.inputs.input_folder import PART_PREFIX, PART_SUFFIX
+from handler.inputs.references import SUBFOLDERS
 from handler.settings import Settings
 
 # In the output folder: held by the worker that may write there.
@@ -90,6 +93,9 @@ def _due(
     """The removals in their order. Each one is carried out before the next is asked for."""
     data, now = settings.comfyui_data, time.time()
     disk = _Disk(settings.clean_below_mb * _MB, is_dry_run=is_dry_run)
+    for removal in _cut_off_inputs(settings, now):
+        disk.note(removal)
+        yield removal
     delivered: set[Path] = set()
     for delivery, reason in _expired(settings, disk, now):
         for removal in _left_by(settings, delivery, reason):
@@ -112,6 +118,17 @@ def _due(
         if removal.used_at < unused_since and disk.is_low(removal.path.parent):
             disk.note(removal)
             yield removal
+
+
+def _cut_off_inputs(settings: Settings, now: float) -> Iterator[Removal]:
+    """The parts of input files to which nothing is written any more."""
+    reason = f"its download has ended: not written for {settings.input_timeout_s:g} s"
+    for subfolder in SUBFOLDERS:
+        folder = settings.comfyui_data / "input" / subfolder
+        for part in folder.glob(f"{PART_PREFIX}*{PART_SUFFIX}"):
+            with contextlib.suppress(OSError):
+                if (file := _file(part, reason)) and now - file.used_at > settings.input_timeout_s:
+                    yield file
 
 
 def _expired(

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from typing import Any
 import pytest
 
 from events.errors import class_of
-from events.job import S3Override
+from events.job import Caller, Job, S3Override
 from handler import app
+from handler.clock import Deadline
 from handler.inputs.input_folder import InputFolder
+from handler.inputs.job_inputs import JobInputs
 from handler.inputs.references import is_reference, loads_file, references_in
 from handler.inputs.sources import BadReference, Limits, NotReachable, open_source
 from handler.outbound import Allowed
@@ -29,6 +32,7 @@ from runtime.local_s3 import LocalS3
 from tests.aws import bucket_client
 from tests.conftest import Context, run
 from tests.handler.test_storage import s3_fields
+from tests.processes import wait_until
 from tests.workflows import event, node
 
 LOCAL = Settings(outbound_allow=Allowed.parse("127.0.0.1"))
@@ -137,6 +141,10 @@ def test_redirects_are_followed_and_each_is_checked(server: Server) -> None:
         server.serve("/from", b"", 302, Location=place)
         with pytest.raises(BadReference):
             fetch(url)
+    for place in ("http://[::1", "http://[bad]/", "http://127.0.0.1:99999/"):
+        server.serve("/from", b"", 302, Location=place)
+        with pytest.raises(BadReference, match="redirects to none"):
+            fetch(url)
     server.serve("/from", b"", 302, Location="/from")
     with pytest.raises(BadReference, match="redirects more than 5 times"):
         fetch(url)
@@ -159,7 +167,7 @@ def test_answer_that_may_change_is_asked_for_again(server: Server) -> None:
 
 
 def test_server_that_is_gone_is_not_reachable(server: Server) -> None:
-    with pytest.raises(NotReachable, match="does not answer"):
+    with pytest.raises(NotReachable, match="cannot be reached"):
         fetch("http://127.0.0.1:1/x.png")
 
 
@@ -186,7 +194,7 @@ def test_body_above_the_limit_is_refused_whether_it_is_announced_or_not(
             pytest.raises(BadReference, match="larger than 1 MiB"),
             open_source(url, S3Override(), LOCAL, limits()) as content,
         ):
-            folder.store(content, 1024 * 1024, lambda: None)
+            folder.store(content, "", 1024 * 1024, lambda: None)
     assert list((tmp_path / "input").iterdir()) == []
 
 
@@ -244,6 +252,8 @@ def test_damaged_base64_is_called_so(text: str) -> None:
 def test_references_are_texts_that_are_a_url_as_a_whole() -> None:
     assert all(map(is_reference, ("http://a/b", "HTTPS://a", "s3://b/k", "data:,x", "A" * 300)))
     assert not any(map(is_reference, ("see http://a/b", "http://a b", "ftp://a/b", "a.png", "")))
+    # Quadratic time would be minutes.
+    assert not is_reference("A" + " " * 1_000_000 + "!")
     workflow = {"1": node("A", text="http://a", number=1, link=["2", 0]), "2": node("B")}
     assert [(r.node_id, r.name) for r in references_in(workflow)] == [("1", "text")]
 
@@ -322,6 +332,75 @@ def test_object_of_a_bucket_is_loaded_with_the_keys_of_the_request(s3: LocalS3) 
     assert {r["error"]["type"] for r in (missing, foreign)} == {"InvalidRequest"}
 
 
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"secret_access_key": "wrong"}, "SignatureDoesNotMatch"),
+        ({"access_key_id": "wrong"}, "S3 answered"),
+        ({"endpoint_url": "no url"}, "check s3.endpoint_url"),
+    ],
+)
+def test_wrong_store_of_the_request_is_the_callers(
+    s3: LocalS3, given: dict[str, str], problem: str
+) -> None:
+    override = S3Override(**s3_fields(s3, **given))
+
+    with (
+        pytest.raises(BadReference, match=problem),
+        open_source(f"s3://{s3.bucket_name}/a.png", override, LOCAL, limits()),
+    ):
+        pass
+
+
+def test_keys_of_the_request_are_used_where_it_names_no_bucket(
+    s3: LocalS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's own keys, which boto3 finds here, would read the object."""
+    client = bucket_client(s3)
+    client.put_object(Bucket=s3.bucket_name, Key="a.png", Body=PNG)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_access_key)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.endpoint_url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    wrong = S3Override(access_key_id="callers", secret_access_key="callers")
+
+    with (
+        pytest.raises(BadReference, match="S3 answered"),
+        open_source(f"s3://{s3.bucket_name}/a.png", wrong, LOCAL, limits()),
+    ):
+        pass
+
+
+@pytest.mark.usefixtures("comfyui")
+def test_latent_and_model_are_loaded_although_their_nodes_declare_no_upload_or_a_subfolder(
+    server: Server,
+) -> None:
+    # A file of safetensors with one tensor: https://huggingface.co/docs/safetensors
+    header = b'{"latent_tensor":{"dtype":"F32","shape":[1,4,1,1],"data_offsets":[0,16]}}'
+    latent = struct.pack("<Q", len(header)) + header + struct.pack("<4f", 1, 2, 3, 4)
+    workflow = {
+        "1": node("LoadLatent", latent=server.serve("/a.latent", latent)),
+        "2": node("PreviewAny", source=["1", 0]),
+    }
+    assert (response := run(workflow))["status"] == "completed", response["message"]
+
+    picture = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    assert run(load(picture))["status"] == "completed"
+    image = f"{sha256(PNG).hexdigest()}.png"
+    views = dict.fromkeys(("image", "mask", "normal"), image)
+    workflow = {
+        "1": node(
+            "Load3D",
+            model_file=server.serve("/a.obj", b"v 0 0 0\n"),
+            image={**views, "recording": "", "camera_info": {}},
+            width=8,
+            height=8,
+        ),
+        "2": node("PreviewAny", source=["1", 2]),
+    }
+    assert (response := run(workflow))["status"] == "completed", response["message"]
+
+
 @pytest.mark.usefixtures("comfyui")
 def test_prompt_that_is_a_url_is_left_alone(server: Server) -> None:
     url = server.serve("/prompt", b"bytes")
@@ -366,7 +445,7 @@ def test_many_that_want_one_file_fetch_it_once(server: Server, tmp_path: Path) -
 
     def store() -> str:
         with open_source(url, S3Override(), LOCAL, limits()) as content:
-            return folder.store(content, 100, lambda: None)
+            return folder.store(content, "", 100, lambda: None)
 
     def check() -> None:
         waiting.release()
@@ -381,6 +460,54 @@ def test_many_that_want_one_file_fetch_it_once(server: Server, tmp_path: Path) -
     assert len(server.calls) == 1
     assert [path.name for path in (tmp_path / "input").iterdir()] == [*names]
     assert (tmp_path / "input" / names.pop()).read_bytes() == b"bytes"
+    assert list((tmp_path / "locks").iterdir()) == []
+
+
+def test_same_content_keeps_its_name_and_its_time(server: Server, tmp_path: Path) -> None:
+    folder = InputFolder(tmp_path / "input", tmp_path / "locks")
+    files = []
+    for path in ("/a.png", "/b.png"):
+        with open_source(server.serve(path, PNG), S3Override(), LOCAL, limits()) as content:
+            name = folder.store(content, "3d", 10_000, lambda: None)
+        files.append((name, (tmp_path / "input" / name).stat().st_mtime))
+
+    assert files[0] == files[1]
+    assert files[0][0].startswith("3d/")
+
+
+def test_lock_of_a_failed_download_does_not_stay(tmp_path: Path) -> None:
+    folder = InputFolder(tmp_path / "input", tmp_path / "locks")
+
+    def fail() -> str:
+        raise BadReference("gone")
+
+    with pytest.raises(BadReference):
+        folder.fetch("url", fail, lambda: None)
+    assert list((tmp_path / "locks").iterdir()) == []
+    assert folder.fetch("url", lambda: "name", lambda: None) == "name"
+
+
+def test_downloads_end_with_their_job(server: Server, tmp_path: Path) -> None:
+    began = threading.Event()
+
+    def endless(call: BaseHTTPRequestHandler) -> None:
+        call.send_response(200)
+        call.end_headers()
+        while True:
+            call.wfile.write(b"x")
+            began.set()
+            time.sleep(0.01)
+
+    server.answers["/endless.png"] = endless
+    folder = tmp_path / "data" / "input"
+    places = {"WORKER_DIR": f"{tmp_path}/worker", "COMFYUI_DATA_DIR": f"{tmp_path}/data"}
+    settings = Settings.from_env({**places, "OUTBOUND_ALLOW": "127.0.0.1"})
+    job = Job(caller=Caller(request_id="a"), workflow=load(server.url + "/endless.png"))
+    with JobInputs(job, settings, Deadline(None, 0), lambda: None):
+        assert began.wait(10)
+        assert wait_until(lambda: any(folder.glob("*")))
+
+    assert wait_until(lambda: not any(folder.glob("*")))
 
 
 def test_waiting_for_another_download_ends_when_the_job_does(tmp_path: Path) -> None:

@@ -71,6 +71,15 @@ def test_no_file_goes_while_the_disk_has_room(settings: Settings) -> None:
     assert old.exists()
 
 
+def test_part_of_an_input_file_goes_when_its_download_has_ended(settings: Settings) -> None:
+    data = settings.comfyui_data / "input"
+    left = [write(data / ".fetch-a.part", age_s=400), write(data / "3d/.fetch-b.part", age_s=400)]
+    write(data / ".fetch-c.part", age_s=200)
+    write(data / "cat.png", age_s=400)
+
+    assert sorted(paths(clean(settings))) == sorted(left)
+
+
 def test_old_files_of_every_folder_go_oldest_first_when_the_disk_is_nearly_full(
     settings: Settings,
 ) -> None:
