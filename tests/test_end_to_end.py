@@ -66,7 +66,7 @@ def test_template_of_the_project_gives_variables_to_the_handler_and_to_comfyui(
     assert (tmp_path / "worker" / "worker.lock").exists()
     omitted, *progress, file = done.stderr.splitlines()
     assert "omitted" in omitted
-    assert "S3_BUCKET_NAME, JOBS_TABLE, DEAD_LETTER_QUEUE_URL" in omitted
+    assert "S3_BUCKET_NAME, JOBS_TABLE, JOBS_QUEUE_URL, DEAD_LETTER_QUEUE_URL" in omitted
     assert all(line.startswith("[") for line in progress), done.stderr
     assert file == f"file: {item['local_path']}"
     assert Path(item["local_path"]).is_file()

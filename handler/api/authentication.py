@@ -43,11 +43,14 @@ class TokenAuthentication:
 def read_token(setting: str) -> str:
     """The token that API_TOKEN names: itself, or the secret whose ARN it is.
 
-    Raises what boto3 raises.
+    Raises what boto3 raises, and ValueError for an empty secret.
     """
     if not setting.startswith("arn:"):
         return setting
     import boto3  # noqa: PLC0415 - only where a secret is named
 
     answer = boto3.session.Session().client("secretsmanager").get_secret_value(SecretId=setting)
-    return str(answer["SecretString"]).strip()
+    token = str(answer["SecretString"]).strip()
+    if not token:
+        raise ValueError("the secret of API_TOKEN is empty")
+    return token

@@ -6,6 +6,7 @@ Its methods block; the application calls them in threads.
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from statistics import median
 
 from events.errors import Cancelled, IdConflict, WorkerUnavailable
@@ -24,6 +25,14 @@ _SAMPLE = 20
 _NO_STORE = (
     "this front door has no store of jobs, which is needed for that; set JOBS_TABLE or JOBS_DB"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The record of a job. `is_new`: this call has put it there, and not an earlier one."""
+
+    record: JobRecord
+    is_new: bool
 
 
 class JobBoard:
@@ -45,8 +54,8 @@ class JobBoard:
     def now(self) -> float:
         return self._clock()
 
-    def accept(self, job: Job) -> JobRecord:
-        """Put the job on record as queued; the record that is there, if it is known already.
+    def accept(self, job: Job) -> Listed:
+        """Put the job on record as queued, unless it is known already.
 
         Raises IdConflict if the id stands for another request.
         """
@@ -63,7 +72,7 @@ class JobBoard:
                 "input.request_id: this id stands for another request, whose workflow, bucket,"
                 " webhook or flags are different; send the new request with a new id"
             )
-        return current
+        return Listed(current, is_new=changed.is_made)
 
     def get(self, request_id: str) -> JobRecord | None:
         """The record of a job; None if its id is not known."""

@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quota
 """
 
 import json
+import uuid
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -36,8 +37,9 @@ class JobsQueue:
                 body = json.dumps(self._stored(accepted))
             parameters: dict[str, Any] = {"QueueUrl": self._url, "MessageBody": body}
             if self._url.endswith(".fifo"):
-                identity = fingerprint(accepted.job.id)
-                parameters |= {"MessageGroupId": "jobs", "MessageDeduplicationId": identity}
+                # The record keeps a job from running twice; a job that is sent again must come.
+                parameters["MessageGroupId"] = fingerprint(accepted.job.id)
+                parameters["MessageDeduplicationId"] = uuid.uuid4().hex
             self._sqs.send_message(**parameters)
         except Exception as error:
             raise Unavailable(

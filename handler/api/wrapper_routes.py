@@ -4,7 +4,6 @@ docs/api.md describes them; `openapi` has the same for programs.
 """
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from handler.api.dispatcher import Accepted, NotOffered, QueueFull, Unavailable
 from handler.api.envelope import envelope_of, status_of, summary_of
 from handler.api.http_status import CLIENT_CLOSED_REQUEST, headers_of
 from handler.api.http_status import status_of as http_status_of
+from handler.api.job_board import Listed
 from handler.api.json_answer import JsonAnswer
 from handler.api.uploads import upload_image
 from handler.jobs.record import JobRecord, Status
@@ -90,23 +90,27 @@ async def generate_sync(request: Request) -> Response:
     context = request.app.state.context
     try:
         accepted = await _read_job(request)
+        is_new = False
         if context.board.has_store:
-            await in_thread(context.board.accept, accepted.job)
+            listed: Listed = await in_thread(context.board.accept, accepted.job)
+            is_new = listed.is_new
     except _Refused as refused:
         return refused.answer
     except IdConflict as error:
         return _respond(request, _failed(accepted.job.caller, error))
     is_detached = request.query_params.get("detach", "").lower() in ("true", "1")
     if is_detached or not context.dispatcher.can_stream:
-        return _respond(request, await _run(request, accepted))
-    run = asyncio.ensure_future(_run(request, accepted))
+        return _respond(request, await _run(request, accepted, is_new))
+    run = asyncio.ensure_future(_run(request, accepted, is_new))
     gone = asyncio.ensure_future(_disconnected(request))
     await asyncio.wait({run, gone}, return_when=asyncio.FIRST_COMPLETED)
     gone.cancel()
     if run.done():
         return _respond(request, run.result())
-    with suppress(NotOffered):
-        await in_thread(context.board.cancel, accepted.job.id)
+    # Another caller may wait for a job that was there before.
+    if is_new:
+        with suppress(NotOffered, Unavailable):
+            await in_thread(context.board.cancel, accepted.job.id)
     with suppress(Exception):
         await run
     # Nobody reads it; the log of the front door does.
@@ -263,12 +267,13 @@ async def _read_job(request: Request) -> Accepted:
         raise _Refused(_respond(request, _failed(caller, error))) from None
 
 
-async def _run(request: Request, accepted: Accepted) -> dict[str, Any]:
+async def _run(request: Request, accepted: Accepted, is_new: bool) -> dict[str, Any]:
     context = request.app.state.context
     try:
         response: dict[str, Any] = await context.dispatcher.run(accepted)
     except NOT_TAKEN as error:
-        await in_thread(context.board.abandon, accepted.job.id, str(error))
+        if is_new:
+            await in_thread(context.board.abandon, accepted.job.id, str(error))
         raise
     return response
 
@@ -276,14 +281,16 @@ async def _run(request: Request, accepted: Accepted) -> dict[str, Any]:
 async def _accept(request: Request, accepted: Accepted) -> JobRecord:
     """Raises IdConflict."""
     context = request.app.state.context
-    record: JobRecord = await in_thread(context.board.accept, accepted.job)
+    listed: Listed = await in_thread(context.board.accept, accepted.job)
+    record = listed.record
     # Also if it was queued before: the queue may not have taken it then. A job that has ended does
     # not run again; the handler calls its webhook.
     if record.status is Status.QUEUED or record.has_open_webhook:
         try:
             await context.dispatcher.accept(accepted)
         except NOT_TAKEN as error:
-            await in_thread(context.board.abandon, accepted.job.id, str(error))
+            if listed.is_new:
+                await in_thread(context.board.abandon, accepted.job.id, str(error))
             raise
     return record
 
@@ -323,7 +330,7 @@ async def _events(request: Request, record: JobRecord, after: str) -> AsyncItera
 def _frame(name: str, data: Any, event_id: str = "") -> str:
     """https://html.spec.whatwg.org/multipage/server-sent-events.html"""
     prefix = f"id: {event_id}\n" if event_id else ""
-    return f"{prefix}event: {name}\ndata: {json.dumps(data)}\n\n"
+    return f"{prefix}event: {name}\ndata: {bytes(JsonAnswer(data).body).decode()}\n\n"
 
 
 async def _disconnected(request: Request) -> None:

@@ -166,7 +166,7 @@ def _open_object(value: str, override: S3Override, settings: Settings, limits: L
     if not bucket or not key:
         raise BadReference("expected s3://BUCKET/KEY")
     is_callers = bool(override.access_key_id and override.secret_access_key)
-    if not is_callers and bucket not in (settings.s3_bucket_name, *settings.input_buckets):
+    if not is_callers and bucket not in settings.input_buckets:
         raise BadReference(
             f"the worker's role reads no input from the bucket {bucket[:63]!r}; give input.s3 with"
             " keys that may, or let the operator name the bucket in INPUT_BUCKETS"

@@ -181,7 +181,8 @@ class HeldClaim:
     def _renew(self) -> bool:
         lease = Lease(self._record.lease.owner, self._clock() + LEASE_S)
         changed = self._change(moves.renew(lease, self._progress, self._outputs))
-        self._is_cancel_requested |= self._record.is_cancel_requested
+        current = changed.after or self._record
+        self._is_cancel_requested |= current.is_cancel_requested
         return changed.is_made
 
     def _change(self, move: Move) -> Changed:

@@ -1,10 +1,12 @@
 """The HTTP API of a host: the application, its store of jobs, and its server."""
 
 import socket
-import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from events.repeating_timer import RepeatingTimer
 from handler.api.application import ApiContext, create_app
+from handler.api.dispatcher import NotOffered, Unavailable
 from handler.api.job_board import JobBoard
 from handler.jobs.held_claim import LEASE_S
 from handler.jobs.record import Status
@@ -12,6 +14,7 @@ from handler.jobs.store import open_store
 from handler.settings import Settings
 from handler.worker_protocol import SOCKET_NAME
 from runtime.lambda_host.async_invocations import AsyncInvocations
+from runtime.lambda_host.destination import FailedEvent
 from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.host_dispatcher import HostDispatcher
 from runtime.lambda_host.http_front import HttpFront
@@ -48,7 +51,7 @@ class ApiFront:
     ) -> None:
         settings = rules.settings
         self._store = open_store(settings)
-        board = JobBoard(self._store, settings.jobs_expire_s)
+        board = self._board = JobBoard(self._store, settings.jobs_expire_s)
         self._dispatcher = HostDispatcher(
             host,
             events,
@@ -65,11 +68,8 @@ class ApiFront:
             fit=lambda response: response,
             input_folder=lambda: str(settings.comfyui_data / "input"),
         )
-        # A claim of an earlier host has lapsed by then, unless its handler lives.
-        self._timer = threading.Timer(
-            2 * LEASE_S, self._dispatcher.end_abandoned, (Status.RUNNING,)
-        )
-        self._timer.daemon = True
+        # The handler of a job may have been killed; its claim lapses soon.
+        self._timer = RepeatingTimer(2 * LEASE_S, self._end_abandoned)
         self._front = HttpFront(create_app(context, rules.token), rules.listener)
 
     def start(self) -> None:
@@ -79,8 +79,18 @@ class ApiFront:
             self._timer.start()
         self._front.start()
 
+    def abandon(self, failed: FailedEvent) -> None:
+        """End the job of an event that is not tried again."""
+        self._board.abandon(failed.request_id, f"the job was given up: {failed.condition}")
+
+    def _end_abandoned(self) -> bool:
+        # If the store does not work now, the next time does it.
+        with suppress(NotOffered, Unavailable):
+            self._dispatcher.end_abandoned(Status.RUNNING)
+        return True
+
     def stop(self) -> None:
-        self._timer.cancel()
+        self._timer.stop(wait_s=0)
         self._front.stop()
         self._dispatcher.close()
         self._store.close()

@@ -8,6 +8,7 @@ start.
 """
 
 import json
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from runtime.lambda_host.invocations import Invocation
 
 # Lambda waits one minute before the second try and two before the third.
 FIRST_RETRY_AFTER_S = 60.0
+_STORE_PAUSE_S = 1.0
 _ALREADY_RUNNING = "AlreadyRunning"
 
 
@@ -40,6 +42,7 @@ class AsyncInvocations:
     """Runs accepted events while it is started; as many at once as the host has clients.
 
     `on_failure` gets every event that is not tried again, in another thread; it must not raise.
+    `on_state` gets a sentence when the file cannot be used.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class AsyncInvocations:
         *,
         timeout_s: float,
         on_failure: Callable[[FailedEvent], object],
+        on_state: Callable[[str], object] = lambda _: None,
     ) -> None:
+        self._on_state = on_state
         self._host, self._store, self._rules = host, store, rules
         self._timeout_s, self._on_failure = timeout_s, on_failure
         self._changed = threading.Condition()
@@ -68,9 +73,8 @@ class AsyncInvocations:
     def accept(self, event: bytes, request_id: str, *, is_job: bool = False) -> bool:
         """Store the event. False when the queue is full, or closed; one that is stored is not."""
         with self._changed:
-            if self._is_stopped:
-                return False
-            if self._store.count() >= self._rules.limit and not self._store.has(request_id):
+            is_new = not self._store.has(request_id)
+            if is_new and (self._is_stopped or self._store.count() >= self._rules.limit):
                 return False
             self._store.put(request_id, event, is_job=is_job)
             self._changed.notify_all()
@@ -103,12 +107,23 @@ class AsyncInvocations:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
-        while event := self._take():
+        while not self._is_stopped:
             try:
-                self._try(event)
-            finally:
-                with self._changed:
-                    self._running.discard(event.number)
+                self._run_next()
+            except sqlite3.Error as error:
+                # A full disk, for example: the event is in the file, and is tried again.
+                self._on_state(f"accepted events: {error}")
+                time.sleep(_STORE_PAUSE_S)
+
+    def _run_next(self) -> None:
+        event = self._take()
+        if event is None:
+            return
+        try:
+            self._try(event)
+        finally:
+            with self._changed:
+                self._running.discard(event.number)
 
     def _take(self) -> StoredEvent | None:
         with self._changed:

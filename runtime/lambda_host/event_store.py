@@ -21,10 +21,17 @@ _SCHEMA = """
         is_job INTEGER NOT NULL,
         born_at REAL NOT NULL,
         due_at REAL NOT NULL,
-        tries INTEGER NOT NULL DEFAULT 0
+        tries INTEGER NOT NULL DEFAULT 0,
+        generation INTEGER NOT NULL DEFAULT 0
     )
 """
-_COLUMNS = "number, id, event, is_job, born_at, due_at, tries"
+_COLUMNS = "number, id, event, is_job, born_at, due_at, tries, generation"
+# A job that is accepted again while its last try ends must not be removed with that.
+_PUT = """
+    INSERT INTO events (id, event, is_job, born_at, due_at)
+    VALUES (:id, :event, :is_job, :now, :now)
+    ON CONFLICT (id) DO UPDATE SET event = excluded.event, generation = generation + 1
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,7 @@ class StoredEvent:
     born_at: float
     due_at: float
     tries: int
+    generation: int
 
 
 class EventStore:
@@ -60,17 +68,10 @@ class EventStore:
         self._db.execute(_SCHEMA)
 
     def put(self, event_id: str, event: bytes, *, is_job: bool) -> None:
-        """Store an event that is due now. One that is stored already stays as it is."""
-        now = time.time()
-        self._execute(
-            "INSERT OR IGNORE INTO events (id, event, is_job, born_at, due_at)"
-            " VALUES (?, ?, ?, ?, ?)",
-            event_id,
-            event,
-            is_job,
-            now,
-            now,
-        )
+        """Store an event that is due now. One with this id keeps its place in the queue."""
+        values = {"id": event_id, "event": event, "is_job": is_job, "now": time.time()}
+        with self._lock:
+            self._db.execute(_PUT, values)
 
     def has(self, event_id: str) -> bool:
         return bool(self._rows("SELECT 1 FROM events WHERE id = ?", event_id))
@@ -88,11 +89,20 @@ class EventStore:
     def postpone(self, event: StoredEvent, due_at: float, tries: int) -> None:
         """The event has been tried `tries` times, and is due again at `due_at`."""
         self._execute(
-            "UPDATE events SET due_at = ?, tries = ? WHERE number = ?", due_at, tries, event.number
+            "UPDATE events SET due_at = ?, tries = ? WHERE number = ? AND generation = ?",
+            due_at,
+            tries,
+            event.number,
+            event.generation,
         )
 
     def remove(self, event: StoredEvent) -> None:
-        self._execute("DELETE FROM events WHERE number = ?", event.number)
+        """Forget the event, unless it was put again since it was read."""
+        self._execute(
+            "DELETE FROM events WHERE number = ? AND generation = ?",
+            event.number,
+            event.generation,
+        )
 
     def count(self) -> int:
         return int(self._rows("SELECT COUNT(*) FROM events")[0][0])
@@ -119,5 +129,5 @@ class EventStore:
 
 
 def _event_in(row: tuple[Any, ...]) -> StoredEvent:
-    number, event_id, event, is_job, born_at, due_at, tries = row
-    return StoredEvent(number, event_id, event, bool(is_job), born_at, due_at, tries)
+    number, event_id, event, is_job, born_at, due_at, tries, generation = row
+    return StoredEvent(number, event_id, event, bool(is_job), born_at, due_at, tries, generation)

@@ -78,6 +78,7 @@ class Service:
     ) -> None:
         self._rules, self._on_state = rules, on_state
         self._event_store = sources.events
+        self._on_failure = on_failure
         live = LiveEvents()
 
         def take_line(line: str) -> None:
@@ -92,7 +93,8 @@ class Service:
             sources.events,
             rules.events,
             timeout_s=rules.timeout_s,
-            on_failure=on_failure,
+            on_failure=self._give_up,
+            on_state=on_state,
         )
         self._front = sources.api and self._make_front(sources.api, live)
         self._api = InvokeApi(
@@ -111,6 +113,11 @@ class Service:
             timeout_s=rules.timeout_s,
             on_state=on_state,
         )
+
+    def _give_up(self, failed: FailedEvent) -> None:
+        self._on_failure(failed)
+        if self._front:
+            self._front.abandon(failed)
 
     def _make_front(self, api: "ApiRules", live: LiveEvents) -> "ApiFront":
         # Its libraries take 0.3 s to import, and `start-lambda` does not need them.
