@@ -8,7 +8,7 @@ EVENT ?=
 # What `make test` and `make fast` run, as pytest takes it: TESTS="tests/events -k sqs".
 TESTS ?=
 
-.PHONY: run test fast lint format sam-validate api-function clean
+.PHONY: run test fast lint format sam-validate api-function image image-test clean
 
 # Silent: what `make run` writes to stdout are the paths of the files, and nothing else.
 run: $(VENV)/.installed
@@ -51,6 +51,14 @@ api-function: $(VENV)/.installed
 	cp -r events handler build/api/
 	find build/api -name __pycache__ -prune -exec rm -rf {} +
 	@du -sh build/api
+
+# Both images, with Docker or buildah: the variables are in the script.
+image:
+	infra/build_image.sh
+
+# Builds them, runs them with podman as root, and removes them, unless KEEP=1.
+image-test: $(VENV)/.installed-tests $(SAM_VENV)/.installed image
+	infra/image_test.sh
 
 clean:
 	rm -rf $(VENV) $(SAM_VENV) .comfyui out build *.egg-info .mypy_cache .ruff_cache .pytest_cache

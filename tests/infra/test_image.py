@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from handler.settings import PROJECT
+from infra.docker import split_requirements
 from runtime.commands import extension
+from runtime.commands.install import default_recipe
 from tests.infra.template import variables
 
 DOCKER = PROJECT / "infra" / "docker"
@@ -53,14 +55,21 @@ def test_copied_files_exist_and_reach_the_build() -> None:
 def test_installer_runs_with_the_files_of_its_stage(tmp_path: Path) -> None:
     """Docker builds that stage again only if one of them changes: a forgotten one fails here."""
     stage = DOCKERFILE.partition("AS comfyui")[2].partition("\nFROM ")[0]
-    for sources in re.findall(r"^COPY (.*) \S+$", stage, re.MULTILINE):
+    split_requirements.main(PROJECT / "pyproject.toml", tmp_path / "requirements")
+    shutil.copy(tmp_path / "requirements" / "comfyui" / "pyproject.toml", tmp_path)
+    for sources in re.findall(r"^COPY (?!--from)(.*) \S+$", stage, re.MULTILINE):
         for source in sources.split():
             (tmp_path / source).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(PROJECT / source, tmp_path / source)
 
     # -S: the editable installation of this project must not fill the gaps.
     done = subprocess.run(
-        [sys.executable, "-S", "-m", "runtime", "install", "--help"],
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            "from runtime.commands import install; print(install.default_recipe())",
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -68,16 +77,50 @@ def test_installer_runs_with_the_files_of_its_stage(tmp_path: Path) -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    assert "--source" in done.stdout
+    assert done.stdout.strip() == str(default_recipe())
+
+
+def test_handler_environment_has_what_serve_needs(tmp_path: Path) -> None:
+    split_requirements.main(PROJECT / "pyproject.toml", tmp_path / "requirements")
+
+    names = {
+        re.split(r"[~=<>]", pin)[0]
+        for pin in (tmp_path / "requirements" / "handler.txt").read_text().splitlines()
+    }
+
+    assert {"boto3", "starlette", "awslambdaric", "uvicorn"} <= names
+    assert "rich" not in names
 
 
 def test_extension_registers_under_the_name_of_its_file() -> None:
     assert f"/opt/extensions/{extension.NAME}\n" in DOCKERFILE
 
 
-@pytest.mark.parametrize("name", ["bootstrap", "entrypoint", "extension"])
+def test_last_target_is_lambda_and_code_is_its_last_layer() -> None:
+    """A build without --target is the function's image, and a release changes the last layer."""
+    for target, layers in re.findall(
+        r"^FROM runtime AS (\w+)$(.*?)(?=^FROM |\Z)", DOCKERFILE, re.MULTILINE | re.DOTALL
+    ):
+        copies = re.findall(r"^COPY .*$", layers, re.MULTILINE)
+        assert copies[-1] == "COPY --from=code /var/task /var/task", target
+
+    assert re.findall(r"^FROM .* AS (\w+)$", DOCKERFILE, re.MULTILINE)[-2:] == ["host", "lambda"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "docker/bootstrap",
+        "docker/entrypoint",
+        "docker/extension",
+        "build_image.sh",
+        "image_test.sh",
+    ],
+)
 def test_scripts_are_shell(name: str) -> None:
-    subprocess.run(["sh", "-n", DOCKER / name], check=True)
+    subprocess.run(["sh", "-n", PROJECT / "infra" / name], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", PROJECT / "infra" / name], check=True)
 
 
 @pytest.mark.parametrize(
