@@ -17,7 +17,10 @@ def main(pyproject: Path, into: Path) -> None:
     """Write `handler.txt`, for pip, and `comfyui/pyproject.toml`, for the installer."""
     project = tomllib.loads(pyproject.read_text())["project"]
     extras = project["optional-dependencies"]
-    handler = [*project["dependencies"], *(pin for pin in extras["local"] if pin.startswith(OF_LOCAL))]
+    handler = [
+        *project["dependencies"],
+        *(pin for pin in extras["local"] if pin.startswith(OF_LOCAL)),
+    ]
     (into / "comfyui").mkdir(parents=True)
     (into / "handler.txt").write_text("".join(f"{pin}\n" for pin in handler))
     (into / "comfyui" / "pyproject.toml").write_text(
