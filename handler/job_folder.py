@@ -15,7 +15,7 @@ from events.errors import IdConflict
 from events.job import Job
 from handler import leftovers
 from handler.artifacts import folder_name
-from handler.conditional_upload import NEW_OBJECT, KeyTaken, UploadClient
+from handler.conditional_upload import NEW_OBJECT, KeyTaken, Transfer, UploadClient
 from handler.jobs.fingerprint import file_mark
 from handler.leftovers import Attempt
 
@@ -61,20 +61,20 @@ class JobFolder:
                 return
 
     def upload(
-        self, path: str, key: str, extra: dict[str, Any], on_progress: Callable[[int], None]
+        self, path: str, key: str, extra: dict[str, Any], on_begin: Callable[[Transfer], None]
     ) -> None:
         """Upload the file. Raises IdConflict if the key has an object of another job.
 
         An object of an earlier attempt at this job is replaced. Needs s3:PutObject, and
-        s3:GetObject for a key that is taken. `on_progress` gets the number of bytes that follow,
-        and ends the upload by raising. Raises what boto3 raises.
+        s3:GetObject for a key that is taken. `on_begin` gets each upload that is tried. Raises
+        CancelledError, and what boto3 raises.
         """
         extra = {**extra, "Metadata": dict(self._mark.metadata)}
         is_taken = key in self._keys
         for _ in range(_MAX_UPLOADS):
             condition = self._own_object(key) if is_taken else NEW_OBJECT
             try:
-                return self._client.upload(path, self._bucket, key, extra, condition, on_progress)
+                return self._client.upload(path, self._bucket, key, extra, condition, on_begin)
             except KeyTaken:
                 is_taken = True
         raise IdConflict(f"input.request_id: another job writes {key} at the same time")

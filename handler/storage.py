@@ -6,7 +6,6 @@ used: its import takes longer than all others of the handler.
 """
 
 import mimetypes
-import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from events.errors import IdConflict, InvalidRequest, Misconfigured
 from events.job import S3Override
 from handler.artifacts import Artifact
 from handler.callers_urls import is_callers_endpoint
-from handler.conditional_upload import UploadClient
+from handler.conditional_upload import Transfer, UploadClient
 from handler.emit import emit
 from handler.job_events import ArtifactFailed, ArtifactKept, ArtifactStored, JobEvent
 from handler.job_folder import JobFolder, JobMark
@@ -93,10 +92,6 @@ def target_of(override: S3Override, settings: Settings) -> S3Target | None:
     )
 
 
-class _JobOver(Exception):
-    """Ends an upload that nobody waits for any more."""
-
-
 class Storage:
     """The clients of a handler process, kept between jobs."""
 
@@ -115,11 +110,11 @@ class Storage:
         """
         # Threads for this job alone: a bucket that hangs does not delay another job's files.
         pool = ThreadPoolExecutor(PARALLEL_UPLOADS, thread_name_prefix="upload")
-        is_over = threading.Event()
+        uploads = None
         try:
             # Begun now: boto3 is imported while ComfyUI works.
             client = pool.submit(self._client, target)
-            yield Uploads(
+            uploads = Uploads(
                 pool,
                 client,
                 target,
@@ -127,10 +122,11 @@ class Storage:
                 is_callers=is_callers,
                 attempt=attempt,
                 mark=mark,
-                is_over=is_over,
             )
+            yield uploads
         finally:
-            is_over.set()
+            if uploads:
+                uploads.stop()
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _client(self, target: S3Target) -> "_Client":
@@ -155,9 +151,9 @@ class Uploads:
         is_callers: bool,
         attempt: Attempt | None,
         mark: JobMark | None,
-        is_over: threading.Event,
     ) -> None:
-        self._is_over = is_over
+        self._is_over = False
+        self._transfers: list[Transfer] = []
         self._pool, self._client, self._bucket = pool, client, target.bucket_name
         self._url_expires_s, self._is_callers = url_expires_s, is_callers
         self._attempt = attempt
@@ -201,6 +197,12 @@ class Uploads:
         except Exception as error:
             emit(ArtifactKept(reason=_reason(error, "the clean-up")))
 
+    def stop(self) -> None:
+        """The job is over: nobody waits for the uploads that are under way."""
+        self._is_over = True
+        for transfer in list(self._transfers):
+            transfer.cancel()
+
     def _upload(self, artifact: Artifact) -> Stored:
         if artifact.problem:
             return Stored(upload_error=artifact.problem)
@@ -211,11 +213,9 @@ class Uploads:
             path = str(artifact.local_path)
             extra: dict[str, Any] = {"ContentType": content_type}
             if self._folder:
-                self._folder.result().upload(path, artifact.key, extra, self._stop_if_over)
+                self._folder.result().upload(path, artifact.key, extra, self._note)
             else:
-                client.s3.upload_file(
-                    path, self._bucket, artifact.key, ExtraArgs=extra, Callback=self._stop_if_over
-                )
+                client.uploads.upload(path, self._bucket, artifact.key, extra, {}, self._note)
             stored = self._sign(client, artifact.key)
         except IdConflict as error:
             self._emit(ArtifactFailed(file=artifact.filename, reason=error.message))
@@ -231,12 +231,13 @@ class Uploads:
 
     def _emit(self, event: JobEvent) -> None:
         # Later it would be an event of the next job.
-        if not self._is_over.is_set():
+        if not self._is_over:
             emit(event)
 
-    def _stop_if_over(self, _bytes: int) -> None:
-        if self._is_over.is_set():
-            raise _JobOver("the job has ended")
+    def _note(self, transfer: Transfer) -> None:
+        self._transfers.append(transfer)
+        if self._is_over:
+            transfer.cancel()
 
     def _open_folder(self, mark: JobMark) -> JobFolder:
         return JobFolder(self._client.result().uploads, self._bucket, mark)
@@ -315,16 +316,14 @@ def _make_client(target: S3Target) -> _Client:
 
 def _reason(error: Exception, what: str = "the upload") -> str:
     """Why `what` failed, without any text that may hold a credential."""
-    from boto3.exceptions import S3UploadFailedError  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
-    cause = error.__context__ if isinstance(error, S3UploadFailedError) else error
-    if isinstance(cause, ClientError):
-        status = cause.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "?")
-        return f"S3 refused {what}: {aws.error_name(cause)} (HTTP {status})"
-    if isinstance(cause, BotoCoreError):
-        name = aws.error_name(cause)
+    if isinstance(error, ClientError):
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "?")
+        return f"S3 refused {what}: {aws.error_name(error)} (HTTP {status})"
+    if isinstance(error, BotoCoreError):
+        name = aws.error_name(error)
         return f"S3 could not be used: {name}" + _HINTS.get(name, "")
-    if isinstance(cause, ValueError):
+    if isinstance(error, ValueError):
         return "S3 could not be used: check s3.endpoint_url (or S3_ENDPOINT_URL)"
-    return f"{what} failed: {type(cause).__name__}"
+    return f"{what} failed: {type(error).__name__}"

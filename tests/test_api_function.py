@@ -117,16 +117,27 @@ def test_call_that_waits_is_answered_before_its_time_is_over(cloud: Cloud) -> No
     assert cloud.call("/generate/sync", event({"1": {}}, request_id="w"))[0] == 400
 
 
-def test_job_that_is_cancelled_in_the_queue_does_not_run(cloud: Cloud) -> None:
-    request = event(workflows.one("TestRaise", message="ran"), request_id="c")
-    cloud.call("/generate", request)
+def test_job_that_is_cancelled_in_the_queue_does_not_run(
+    cloud: Cloud, webhook_receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = cloud.sqs.create_queue(QueueName="dead")["QueueUrl"]
+    monkeypatch.setenv("DEAD_LETTER_QUEUE_URL", dead)
+    request = event(
+        workflows.one("TestRaise", message="ran"),
+        request_id="c",
+        webhook={"url": webhook_receiver.url},
+    )
+    for _ in range(2):
+        cloud.call("/generate", request)
 
     for _ in range(2):
         status, response = cloud.call("/cancel/c")
         assert (status, response["status"]) == (200, "cancelled")
-    assert cloud.run_messages() == 1
+    assert cloud.run_messages() == 2
 
     assert cloud.get("/result/c")[1]["error"]["type"] == "Cancelled"
+    assert [body["status"] for body in webhook_receiver.bodies()] == ["cancelled"]
+    assert "Messages" not in cloud.sqs.receive_message(QueueUrl=dead)
 
 
 def test_request_that_is_larger_than_a_message_goes_through_the_bucket(
