@@ -190,8 +190,9 @@ def test_deeper_sleep_includes_the_lighter_ones() -> None:
     assert Depth.AWAKE < Depth.FREE < Depth.STOP < Depth.EXIT
 
 
-# Words of the response, and of what commands print, that mean something else there.
-OTHER_MEANINGS = {"status", "failed", "stopped"}
+# Words of the response, of what commands print, and of ComfyUI's messages, that mean something else
+# there.
+OTHER_MEANINGS = {"status", "failed", "stopped", "state"}
 
 
 def test_words_of_the_protocol_are_in_its_module_alone() -> None:
