@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -335,6 +335,61 @@ def test_many_jobs_at_once_are_accepted_and_their_queue_survives_a_kill(tmp_path
         after = {job["id"]: job for job in api.get("/jobs?limit=500").json()["jobs"]}
         # A job that had succeeded did not run again.
         assert all(after[job["id"]] == job for job in before)
+
+
+def in_background(api: Api, path: str, request: Any) -> None:
+    """Send a request whose answer nobody needs; the host may be killed meanwhile."""
+
+    def call() -> None:
+        with suppress(requests.ConnectionError):
+            api.post(path, request)
+
+    threading.Thread(target=call, daemon=True).start()
+
+
+def test_job_whose_handler_or_host_was_killed_ends_as_failed(tmp_path: Path) -> None:
+    wait = one("TestWait", file=str(tmp_path / "release"))
+    with serve(tmp_path) as api:
+        in_background(api, "/generate/sync", event(wait, request_id="of the handler"))
+        assert wait_until(lambda: api.status("of the handler") == "generating")
+        for pid in processes_with(f"WORKER_DIR={tmp_path}", "awslambdaric"):
+            os.kill(pid, signal.SIGKILL)
+        # Its claim lapses first.
+        assert wait_until(lambda: api.status("of the handler") == "failed", 90)
+
+        in_background(api, "/generate/sync", event(wait, request_id="runs"))
+        assert wait_until(lambda: api.status("runs") == "generating")
+        in_background(api, "/generate/sync", event(wait, request_id="waits"))
+        assert wait_until(lambda: api.status("waits") == "queued")
+        api.kill_everything()
+        api.start()
+        assert wait_until(lambda: api.status("waits") == "failed")
+        assert api.result("waits")["error"]["retryable"]
+
+
+def test_second_host_with_the_same_store_leaves_the_jobs_of_the_first_alone(
+    tmp_path: Path,
+) -> None:
+    release = tmp_path / "release"
+    store = {"JOBS_DB": str(tmp_path / "jobs.sqlite")}
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+
+    with serve(folders[0], **store) as first:
+        wait = event(one("TestWait", file=str(release)), request_id="runs")
+        in_background(first, "/generate/sync?detach=true", wait)
+        assert wait_until(lambda: first.status("runs") == "generating")
+        in_background(first, "/generate/sync", event(workflows.image(), request_id="waits"))
+        assert wait_until(lambda: first.status("waits") == "queued")
+        first.post("/generate", event(workflows.image(), request_id="accepted"))
+        with serve(folders[1], **store) as second:
+            assert wait_until(lambda: second.get("/worker").json()["state"] == "ready")
+            assert (second.status("waits"), second.status("accepted")) == ("queued", "queued")
+            release.touch()
+            assert wait_until(lambda: second.is_over("waits") and second.is_over("accepted"))
+        jobs = first.get("/jobs").json()["jobs"]
+        assert [(job["status"], job["attempt"]) for job in jobs] == [("completed", 1)] * 3
 
 
 def test_calls_need_the_token_where_there_is_one(tmp_path: Path) -> None:

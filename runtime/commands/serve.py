@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from runtime.lambda_host.api_front import ApiRules
 
 LOOPBACK = "127.0.0.1"
-# Beside the store of jobs.
-_EVENTS_FILE = "events.sqlite"
 # As on Managed Instances: the function's timeout, but at least 130 s and at most 900.
 _MIN_INIT_S, _MAX_INIT_S = 130.0, 900.0
 _LISTEN_BACKLOG = 128
@@ -182,11 +180,11 @@ def _queue(settings: Settings) -> SqsQueue | None:
 def _event_store(settings: Settings) -> EventStore:
     """Raises StartError."""
     assert settings.jobs_db is not None
-    path = settings.jobs_db.with_name(_EVENTS_FILE)
+    folder = settings.jobs_db.parent
     try:
-        return EventStore(path)
+        return EventStore(folder)
     except (OSError, sqlite3.Error) as error:
-        raise StartError(f"cannot use {path}: {error}; set JOBS_DB to another folder") from error
+        raise StartError(f"cannot use {folder}: {error}; set JOBS_DB to another folder") from error
 
 
 def _serve(

@@ -37,6 +37,7 @@ class ApiFront:
     """Serves the API of `host` between `start` and `stop`.
 
     `limit` jobs wait for their response at most, each of which may take `timeout_s` seconds.
+    `is_alone`: no other host of this machine uses the store.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class ApiFront:
         *,
         timeout_s: float,
         limit: int,
+        is_alone: bool,
     ) -> None:
+        self._is_alone = is_alone
         settings = rules.settings
         self._store = open_store(settings)
         board = self._board = JobBoard(self._store, settings.jobs_expire_s)
@@ -74,8 +77,9 @@ class ApiFront:
 
     def start(self) -> None:
         if self._store.has_one_clock:
-            # It is this machine's own: what it does not run, nothing does.
-            self._dispatcher.end_abandoned(Status.QUEUED)
+            # It is this machine's own: what its hosts do not run, nothing does.
+            if self._is_alone:
+                self._dispatcher.end_abandoned(Status.QUEUED)
             self._timer.start()
         self._front.start()
 

@@ -1,17 +1,22 @@
 """The events that a host has accepted and not run yet, in a file of SQLite.
 
 An event is in the file before its caller is answered, and leaves it after its last try: it survives
-the end of the host, also by a kill or a power cut.
+the end of the host, also by a kill or a power cut. Each host has a file of its own, which it locks
+while it lives: hosts may share a store of jobs, and no event may be run by two of them. The next
+host that starts takes over the events of those that have ended.
 """
 
+import fcntl
 import sqlite3
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+FIRST_FILE = "events.sqlite"
+_MOST_FILES = 64
 _BUSY_S = 5.0
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS events (
@@ -25,7 +30,8 @@ _SCHEMA = """
         generation INTEGER NOT NULL DEFAULT 0
     )
 """
-_COLUMNS = "number, id, event, is_job, born_at, due_at, tries, generation"
+_CONTENT = "id, event, is_job, born_at, due_at, tries"
+_COLUMNS = f"number, {_CONTENT}, generation"
 # A job that is accepted again while its last try ends must not be removed with that.
 _PUT = """
     INSERT INTO events (id, event, is_job, born_at, due_at)
@@ -52,20 +58,56 @@ class StoredEvent:
 
 
 class EventStore:
-    """The events in the file `path`, which is created for this user alone. For one host."""
+    """A file of events in `folder`, for one host; it is created for this user alone.
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not path.exists():
-            path.touch(mode=0o600)
+    Raises OSError and sqlite3.Error if the folder does not allow it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path, self._file_lock = _lock_a_file(folder)
         self._lock = threading.Lock()
+        try:
+            self._open()
+            # Whether no other host lives; of two that start at once, maybe neither is.
+            self.is_alone = self._take_over(folder)
+        except BaseException:
+            self._file_lock.close()
+            raise
+
+    def _open(self) -> None:
+        if not self.path.exists():
+            self.path.touch(mode=0o600)
         self._db = sqlite3.connect(
-            path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
+            self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
         )
         self._db.execute("PRAGMA journal_mode = WAL")
         # What was answered survives a power cut: https://sqlite.org/pragma.html#pragma_synchronous
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute(_SCHEMA)
+
+    def _take_over(self, folder: Path) -> bool:
+        """Take the events of the hosts that have ended; False if another host lives."""
+        is_alone = True
+        for path in _files(folder):
+            if path == self.path or not path.exists():
+                continue
+            if (lock := _locked(path)) is None:
+                is_alone = False
+                continue
+            with lock:
+                self._db.execute("ATTACH ? AS other", (str(path),))
+                # The host may have been killed before it had one.
+                self._db.execute(_SCHEMA.replace("EXISTS events", "EXISTS other.events"))
+                # Not in one transaction, which spans no two files in WAL mode: an event is in both
+                # files rather than in none. https://sqlite.org/lang_attach.html
+                self._db.execute(
+                    f"INSERT OR IGNORE INTO events ({_CONTENT})"
+                    f" SELECT {_CONTENT} FROM other.events ORDER BY number"
+                )
+                self._db.execute("DELETE FROM other.events")
+                self._db.execute("DETACH other")
+        return is_alone
 
     def put(self, event_id: str, event: bytes, *, is_job: bool) -> None:
         """Store an event that is due now. One with this id keeps its place in the queue."""
@@ -118,6 +160,7 @@ class EventStore:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+        self._file_lock.close()
 
     def _execute(self, statement: str, *values: Any) -> None:
         with self._lock:
@@ -131,3 +174,31 @@ class EventStore:
 def _event_in(row: tuple[Any, ...]) -> StoredEvent:
     number, event_id, event, is_job, born_at, due_at, tries, generation = row
     return StoredEvent(number, event_id, event, bool(is_job), born_at, due_at, tries, generation)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    first = folder / FIRST_FILE
+    yield first
+    for number in range(2, _MOST_FILES + 1):
+        yield first.with_stem(f"{first.stem}-{number}")
+
+
+def _lock_a_file(folder: Path) -> tuple[Path, IO[bytes]]:
+    for path in _files(folder):
+        if lock := _locked(path):
+            return path, lock
+    raise OSError(f"{_MOST_FILES} hosts use it already")
+
+
+def _locked(path: Path) -> IO[bytes] | None:
+    """The lock of a file of events, until it is closed; None if another host has it."""
+    # A file beside it: to close any descriptor of the database itself would end SQLite's locks.
+    # https://sqlite.org/howtocorrupt.html, 2.2. It stays: a host could lock it while another one
+    # removes it.
+    lock = path.with_suffix(".lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock

@@ -31,6 +31,8 @@ from runtime.lambda_host.live_events import LiveEvents
 # Proxies close a connection that is silent for a minute, and some for half a minute.
 _COMMENT_EVERY_S = 15.0
 _USUAL_RUN_S = 10.0
+# More than an id has; a client may send any header.
+_ID_DIGITS = 20
 _WORKER_ANSWERS_WITHIN_S = 2.0
 _HOST_ENDED = "the host ended before the job did; send the request again"
 # No node of a job is that long without any sign; the largest samplers report each step.
@@ -66,12 +68,15 @@ class HostDispatcher:
                 self._threads, partial(self._host.run, invocation, limit=self._limit)
             )
         except HostBusyError as error:
-            raise QueueFull(str(error), self._retry_after_s(self._limit)) from error
+            retry_after_s = await asyncio.to_thread(self._retry_after_s, self._limit)
+            raise QueueFull(str(error), retry_after_s) from error
         if result.function_error is None:
             response: Response = json.loads(result.payload)
             return response
         reason = json.loads(result.payload).get("errorMessage") or result.function_error
         failure = WorkerUnavailable(f"the handler ended before the job did: {reason}")
+        # A handler that was stopped has put its job back: nothing else runs it.
+        await asyncio.to_thread(self._board.abandon, accepted.job.id, str(failure))
         return build_response(JobResult(accepted.job.caller, error=failure))
 
     async def accept(self, accepted: Accepted) -> None:
@@ -81,10 +86,10 @@ class HostDispatcher:
         if not is_accepted:
             waiting = self._events.waiting()
             text = f"{waiting} jobs wait already, or the host is stopping"
-            raise QueueFull(text, self._retry_after_s(waiting))
+            raise QueueFull(text, await asyncio.to_thread(self._retry_after_s, waiting))
 
     async def events(self, request_id: str, after: str) -> AsyncIterator[LiveEvent | None]:
-        number = int(after) if after.isdecimal() else 0
+        number = int(after) if after.isdecimal() and len(after) <= _ID_DIGITS else 0
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
         notify: Callable[[], object] = partial(loop.call_soon_threadsafe, changed.set)

@@ -130,6 +130,7 @@ class Service:
             live,
             timeout_s=self._rules.timeout_s,
             limit=self._rules.waiting,
+            is_alone=self._event_store.is_alone,
         )
 
     def __enter__(self) -> Self:

@@ -54,7 +54,7 @@ def start(failed: list[FailedEvent], hosts: list[LambdaHost], tmp_path: Path) ->
             host = stack.enter_context(LambdaHost(function, on_line=lambda _: None))
             hosts.append(host)
             rules = {"first_retry_after_s": 0.1, **rules}
-            store = EventStore(tmp_path / "events.sqlite")
+            store = EventStore(tmp_path)
             stack.callback(store.close)
             events = AsyncInvocations(
                 host, store, AsyncRules(**rules), timeout_s=timeout_s, on_failure=failed.append
@@ -333,7 +333,7 @@ def test_event_over_the_limit_is_refused_and_a_stop_loses_none_of_the_others(
 ) -> None:
     function = Function(handler="tests.runtime.host_handlers.acts", environ=os.environ)
     rules = AsyncRules(limit=2)
-    store = EventStore(tmp_path / "events.sqlite")
+    store = EventStore(tmp_path)
     with closing(store), LambdaHost(function, on_line=lambda _: None) as host:
         events = AsyncInvocations(host, store, rules, timeout_s=10, on_failure=failed.append)
         events.start()
