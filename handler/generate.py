@@ -26,7 +26,6 @@ from events.errors import (
     class_of,
 )
 from events.job import Caller, Job
-from handler import webhook
 from handler.artifacts import Collector, folder_name
 from handler.callers_urls import refuse_forbidden
 from handler.cancellation import Cancellation, no_cancellation
@@ -39,12 +38,12 @@ from handler.inputs.job_inputs import JobInputs
 from handler.job_events import (
     JobCancelled,
     JobCompleted,
-    JobEvent,
     JobFailed,
     JobPostponed,
     JobReceived,
 )
 from handler.job_folder import mark_of
+from handler.job_webhook import JobWebhook
 from handler.jobs import Claim
 from handler.jobs.record import WebhookState
 from handler.leftovers import Attempt
@@ -57,7 +56,7 @@ from handler.recorded_progress import RecordedProgress
 from handler.response import JobResult, build_response
 from handler.runner import JobDied, Runner, Wake
 from handler.storage import Uploads, target_of
-from handler.webhook_progress import ProgressCalls
+from handler.webhook import new_event_id
 from handler.workflow import fill_random_ints, force_rerun, model_names
 
 
@@ -121,7 +120,7 @@ class JobRun:
             self._cancellation = Cancellation(claim.is_cancel_requested)
             with (
                 subscribed(RecordedProgress(claim, self._items).note),
-                self._progress_calls(job.caller) as calls,
+                self._webhook().progress_calls(self._items) as calls,
                 subscribed(calls.note),
             ):
                 self._run(job, claim.attempt)
@@ -292,11 +291,12 @@ class JobRun:
     def _end(self, claim: Claim) -> dict[str, Any]:
         response = build_response(self._result)
         is_end, state = self._is_end(), WebhookState.NONE
-        if is_end and self._wants_webhook(response):
-            event_id = webhook.new_event_id()
+        webhook = self._webhook()
+        if is_end and webhook.wants(response):
+            event_id = new_event_id()
             # A handler that is killed during the call leaves only the call to a repeat.
             claim.begin_delivery(response, event_id)
-            state = self._call_webhook(response, event_id)
+            state = webhook.call(response, event_id)
         claim.end(response, webhook_state=state, comes_again=not is_end)
         if self._result.outputs:
             self._result.outputs.record_delivery(self._settings.worker_dir)
@@ -307,42 +307,14 @@ class JobRun:
     def _repeat(self, claim: Claim, stored: dict[str, Any]) -> dict[str, Any]:
         """The stored response; its webhook may be still to be called."""
         if claim.webhook_event:
-            state = WebhookState.NONE
-            if self._wants_webhook(stored):
-                state = self._call_webhook(stored, claim.webhook_event)
+            webhook, state = self._webhook(), WebhookState.NONE
+            if webhook.wants(stored):
+                state = webhook.call(stored, claim.webhook_event)
             claim.end(stored, webhook_state=state)
         return stored
 
-    def _wants_webhook(self, response: dict[str, Any]) -> bool:
-        caller = self._result.caller
-        return webhook.is_named(caller, self._settings) and caller.wants_end(response["status"])
-
-    def _call_webhook(self, response: dict[str, Any], event_id: str) -> WebhookState:
-        is_delivered = webhook.deliver(
-            response,
-            self._result.caller,
-            self._settings,
-            event_id=event_id,
-            budget_s=self._deadline.answer_left_s(),
-        )
-        return WebhookState.DELIVERED if is_delivered else WebhookState.FAILED
-
-    def _progress_calls(self, caller: Caller) -> ProgressCalls:
-        is_named = webhook.is_named(caller, self._settings)
-
-        def call(body: dict[str, Any], report: Callable[[JobEvent], None]) -> None:
-            webhook.deliver(
-                body,
-                caller,
-                self._settings,
-                event_id=webhook.new_event_id(),
-                budget_s=self._deadline.answer_left_s(),
-                max_attempts=1,
-                report=report,
-            )
-
-        wanted = caller.webhook_events if is_named else ()
-        return ProgressCalls(caller.request_id, wanted, call, self._items)
+    def _webhook(self) -> JobWebhook:
+        return JobWebhook(self._result.caller, self._settings, self._deadline)
 
     def _is_end(self) -> bool:
         """Whether the job of this id has ended: it runs nowhere else, and does not come again.

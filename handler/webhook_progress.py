@@ -1,7 +1,7 @@
 """Calls the webhook while a job goes on, where its request asks for that (`webhook.events`).
 
 These calls are hints: each is tried once, a slow receiver misses some, and none delays the job.
-The calls about the end of a job are made by generate.py.
+The call about the end of a job is made by job_webhook.py.
 """
 
 import queue
