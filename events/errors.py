@@ -101,7 +101,7 @@ class OutOfMemory(JobError):
 
 
 class Cancelled(JobError):
-    """The job was interrupted from outside."""
+    """The job's end was requested, or the job was interrupted in ComfyUI."""
 
 
 class DeadlineExceeded(JobError):

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,10 @@ import pytest
 
 from events.contract import response_problems
 from handler import app
+from handler.api.job_board import JobBoard
+from handler.emit import subscribed
+from handler.job_events import JobEvent, WorkerStarting
+from handler.jobs.store import open_store
 from handler.settings import PROJECT
 from handler.termination import EXIT_STATUS
 from runtime.local_s3 import LocalS3
@@ -287,6 +292,25 @@ def test_failed_job_that_is_sent_again_runs_again() -> None:
 
     assert error_of(first) == error_of(again) == "ExecutionFailed"
     assert first["timings"] != again["timings"]
+
+
+def test_job_that_is_cancelled_after_its_failure_does_not_come_again(sqlite: SqliteTable) -> None:
+    """After the second death of ComfyUI, the handler waits for the next one."""
+    workflow = one("TestKill")
+    assert error_of(run(workflow, request_id="kills")) == "WorkerUnavailable"
+    assert run(image())["status"] == "completed"
+
+    def cancel(event: JobEvent) -> None:
+        if isinstance(event, WorkerStarting):
+            with closing(open_store(sqlite.settings)) as store:
+                JobBoard(store, keep_s=60).cancel("kills")
+
+    with subscribed(cancel):
+        response = run(workflow, request_id="kills")
+
+    assert response["status"] == "cancelled"
+    assert "after a failure: ComfyUI died" in response["message"]
+    assert run(workflow, request_id="kills") == response
 
 
 def test_id_of_a_request_that_was_refused_before_it_ran_is_free() -> None:
