@@ -31,7 +31,7 @@ AnswerHttp = Callable[[dict[str, Any], Handle], Response]
 
 
 def _no_http(event: dict[str, Any], handle: Handle) -> Response:
-    raise NotImplementedError
+    raise TypeError("an HTTP call needs a context with answer_http")
 
 
 def _no_limit() -> float | None:

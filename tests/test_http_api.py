@@ -411,6 +411,29 @@ def test_without_a_token_the_api_listens_on_loopback_alone(tmp_path: Path) -> No
         assert "no API_TOKEN: the HTTP API listens on 127.0.0.1 instead of 0.0.0.0" in api.log
 
 
+@pytest.mark.parametrize(
+    ("header", "value", "status"),
+    [
+        ("Origin", "https://example.com", 403),
+        ("Origin", "null", 403),
+        ("Host", "rebound.example.com", 403),
+        ("Host", "10.0.0.1", 403),
+        ("Host", "localhost:18288", 200),
+        ("Host", "[::1]:18288", 200),
+    ],
+)
+def test_web_pages_reach_no_api_without_a_token(
+    api: Api, header: str, value: str, status: int
+) -> None:
+    answer = api.post("/generate/sync", event(workflows.image()), headers={header: value})
+
+    assert answer.status_code == status
+
+
+def test_page_of_the_api_itself_may_call_it(api: Api) -> None:
+    assert api.get("/health", headers={"Origin": api.url}).status_code == 200
+
+
 def test_worker_is_asked_for_its_health_while_a_job_runs(api: Api, tmp_path: Path) -> None:
     release = tmp_path / "release"
     thread = threading.Thread(

@@ -1,25 +1,31 @@
 """Makes the ASGI application: the routes, who may call them, and what a failure answers.
 
-A route that another dialect of the API adds belongs into a module of its own beside
-`wrapper_routes`, and into `routes` here.
+Another dialect of the API has modules of routes of its own, which are mounted here as well.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from events.event_context import Response as JobResponse
-from handler.api import description_routes, wrapper_routes
-from handler.api.authentication import TokenAuthentication
+from handler.api import description_routes, job_routes, list_routes, report_routes, uploads
+from handler.api.authentication import LocalCallers, TokenAuthentication
 from handler.api.dispatcher import Dispatcher, NotOffered, QueueFull, Unavailable
 from handler.api.http_status import CLIENT_CLOSED_REQUEST
 from handler.api.job_board import JobBoard
+from handler.api.job_routes import JobRefused
+from handler.api.json_answer import message
 from handler.api.request_body import BodyTooLarge
 from handler.log import logger
+
+_ROUTES = (job_routes, list_routes, uploads, report_routes, description_routes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,22 +33,26 @@ class ApiContext:
     """What the routes use; they find it as `request.app.state.context`.
 
     `fit` makes a response as small as the front door needs it. A body may have `max_body_bytes`.
-    `input_folder` returns ComfyUI's; None where there is none.
+    `input_folder` is ComfyUI's; None where there is none.
     """
 
     board: JobBoard
     dispatcher: Dispatcher
     max_body_bytes: int
     fit: Callable[[JobResponse], JobResponse]
-    input_folder: Callable[[], str | None]
+    input_folder: Path | None
 
 
-def create_app(context: ApiContext, token: str = "") -> TokenAuthentication:
-    """The application. With a `token`, callers must send it."""
+def create_app(context: ApiContext, token: str = "", *, is_local: bool = False) -> ASGIApp:
+    """The application. With a `token`, callers must send it.
+
+    Without one, `is_local` refuses what web pages send to an API on the reader's own machine.
+    """
     app = Starlette(
-        routes=[*wrapper_routes.routes(), *description_routes.routes()],
+        routes=[route for module in _ROUTES for route in module.routes()],
         exception_handlers={
             HTTPException: _http_error,
+            JobRefused: _job_refused,
             BodyTooLarge: _body_too_large,
             ClientDisconnect: _client_gone,
             QueueFull: _queue_full,
@@ -54,23 +64,25 @@ def create_app(context: ApiContext, token: str = "") -> TokenAuthentication:
     # An id may end with a slash.
     app.router.redirect_slashes = False
     app.state.context = context
-    return TokenAuthentication(app, token)
-
-
-def message(status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An answer that is no response of a job."""
-    return JSONResponse({"message": text}, status, headers)
+    if token:
+        return TokenAuthentication(app, token)
+    return LocalCallers(app) if is_local else app
 
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     text = str(error.detail)
-    if error.status_code == 404:
+    if error.status_code == 404 and text == HTTPStatus.NOT_FOUND.phrase:
         text = f"there is no route {request.method} {request.url.path[:200]}; GET /docs lists them"
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         text = f"this route does not take {request.method}, but {allowed} {request.url.path[:200]}"
     return message(error.status_code, text, dict(error.headers or {}))
+
+
+def _job_refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, JobRefused)
+    return job_routes.refuse(request, error)
 
 
 def _body_too_large(_: Request, error: Exception) -> Response:

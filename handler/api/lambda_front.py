@@ -9,7 +9,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -19,8 +19,13 @@ from events.contract.response_size import shrink
 from events.event_context import Handle, Response
 from events.http import is_function_url, is_load_balancer
 from handler.api.application import ApiContext, create_app
-from handler.api.dispatcher import Accepted, Dispatcher, Health, LiveEvent, NotOffered, WorkerReport
+from handler.api.dispatcher import (
+    Accepted,
+    Dispatcher,
+    NotOffered,
+)
 from handler.api.job_board import JobBoard
+from handler.api.without_worker import WithoutWorker
 from handler.log import logger
 
 # Of a whole reply, in which the body is a string: its quotes are escaped once more.
@@ -52,7 +57,7 @@ class LambdaFront:
             dispatcher=dispatcher,
             max_body_bytes=MAX_REPLY_BYTES,
             fit=self._fit,
-            input_folder=lambda: None,
+            input_folder=None,
         )
         self._app = create_app(context, token)
 
@@ -77,10 +82,8 @@ class LambdaFront:
         return shrink(response, self._max_bytes, _size_in_reply)
 
 
-class FunctionDispatcher:
+class FunctionDispatcher(WithoutWorker):
     """Runs jobs in this process. `accept_job` puts one into a queue; None without a queue."""
-
-    can_stream = False
 
     def __init__(self, accept_job: Callable[[Accepted], None] | None) -> None:
         self._accept_job = accept_job
@@ -97,23 +100,6 @@ class FunctionDispatcher:
                 "this function has no queue of jobs; POST /generate/sync, or set JOBS_QUEUE_URL"
             )
         self._accept_job(accepted)
-
-    async def events(self, request_id: str, after: str) -> AsyncIterator[LiveEvent | None]:
-        raise NotOffered("a function cannot stream events; ask GET /result/{id} instead")
-        yield None  # type: ignore[unreachable]
-
-    def queue_position(self, request_id: str) -> int | None:
-        return None
-
-    def waiting(self) -> int | None:
-        return None
-
-    async def worker(self) -> WorkerReport | None:
-        return None
-
-    async def health(self) -> Health:
-        # It answers, and Lambda replaces an environment that cannot work.
-        return Health(is_healthy=True, is_ready=True)
 
 
 def readable(event: dict[str, Any]) -> dict[str, Any]:

@@ -66,171 +66,193 @@ def description() -> dict[str, Any]:
             "description": "Runs ComfyUI workflows. A job is known by its id.",
         },
         "security": [{}, {"token": []}],
-        "paths": {
-            "/generate/sync": {
-                "post": _operation(
-                    "Run a job and wait for its response",
-                    "If the client disconnects, the job is cancelled, unless `detach` is true.",
-                    {
-                        **_ends(),
-                        "202": _envelope("The job goes on: ask for its result."),
-                    },
-                    body=True,
-                    parameters=[
-                        {
-                            "name": "detach",
-                            "in": "query",
-                            "description": "Let the job run on if the client disconnects.",
-                            "schema": {"type": "boolean"},
-                        }
-                    ],
-                )
-            },
-            "/generate": {
-                "post": _operation(
-                    "Accept a job",
-                    "It is run later, also if the machine is stopped meanwhile.",
-                    {
-                        "200": _envelope("The same request has ended before."),
-                        "202": _envelope("Accepted."),
-                        **_refusals(),
-                    },
-                    body=True,
-                )
-            },
-            "/generate/stream": {
-                "post": _operation(
-                    "Accept a job and watch it",
-                    "The answer is that of `GET /generate/stream/{id}`.",
-                    {"200": _stream(), **_refusals()},
-                    body=True,
-                )
-            },
-            "/generate/stream/{id}": {
-                "get": _operation(
-                    "Watch a job",
-                    "Server-Sent Events: how the job is now, each event after that, and its"
-                    " response at the end. The header `Last-Event-ID` resumes.",
-                    {"200": _stream(), **_lookups()},
-                    parameters=[_ID],
-                )
-            },
-            "/result/{id}": {
-                "get": _operation(
-                    "How a job is now",
-                    "Its response, if it has ended.",
-                    {"200": _envelope("The job."), **_lookups()},
-                    parameters=[_ID],
-                )
-            },
-            "/cancel/{id}": {
-                "post": _operation(
-                    "Cancel a job",
-                    "In every state, and as often as you like. A job that has ended stays as it"
-                    " is.",
-                    {
-                        "200": _envelope("The job has ended."),
-                        "202": _envelope("The job is about to end."),
-                        **_lookups(),
-                    },
-                    parameters=[_ID],
-                )
-            },
-            "/jobs": {
-                "get": _operation(
-                    "List jobs",
-                    "The newest first.",
-                    {
-                        "200": _json(
-                            "A page of jobs.",
-                            {
-                                "type": "object",
-                                "required": ["jobs"],
-                                "properties": {
-                                    "jobs": {"type": "array", "items": _JOB},
-                                    "next_cursor": {"type": "string"},
-                                },
-                            },
-                        ),
-                        "400": _json("A parameter is wrong.", _MESSAGE),
-                        **_common(),
-                    },
-                    parameters=[
-                        _query("status", "Statuses, separated by commas.", {"type": "string"}),
-                        _query("source", "The event source.", {"type": "string"}),
-                        _query("created_before", "Unix time in seconds.", {"type": "number"}),
-                        _query(
-                            "limit",
-                            "Jobs a page.",
-                            {"type": "integer", "minimum": 1, "maximum": 500},
-                        ),
-                        _query("cursor", "`next_cursor` of the page before.", {"type": "string"}),
-                    ],
-                )
-            },
-            "/queue-info": {
-                "get": _operation(
-                    "How many jobs wait and run",
-                    "",
-                    {"200": _json("The queue.", {"type": "object"}), **_common()},
-                )
-            },
-            "/upload/image": {
-                "post": {
-                    **_operation(
-                        "Store an input file",
-                        "As ComfyUI's own route. A workflow can then name the file.",
-                        {
-                            "200": _json("The stored file.", {"type": "object"}),
-                            "400": _json("The form is wrong.", _MESSAGE),
-                            "413": _json("The file is too large.", _MESSAGE),
-                            **_common(),
-                        },
-                    ),
-                    "requestBody": {
-                        "content": {
-                            "multipart/form-data": {
-                                "schema": {
-                                    "type": "object",
-                                    "required": ["image"],
-                                    "properties": {
-                                        "image": {"type": "string", "format": "binary"},
-                                        "overwrite": {"type": "string"},
-                                        "subfolder": {"type": "string"},
-                                        "type": {"type": "string"},
-                                    },
-                                }
-                            }
-                        }
-                    },
-                }
-            },
-            "/health": {"get": _report("Whether jobs are worked on")},
-            "/ready": {"get": _report("Whether a new job would be taken")},
-            "/worker": {
-                "get": _operation(
-                    "The state of the worker",
-                    "",
-                    {"200": _json("The worker.", {"type": "object"}), **_common()},
-                )
-            },
-            "/metrics": {
-                "get": _operation(
-                    "Metrics for Prometheus",
-                    "",
-                    {
-                        "200": {
-                            "description": "Text.",
-                            "content": {"text/plain": {"schema": {"type": "string"}}},
-                        },
-                        **_common(),
-                    },
-                )
-            },
-        },
+        "paths": {**_run_paths(), **_job_paths(), **_list_paths(), **_report_paths()},
         "components": {
             "schemas": {**_components("Request"), **_components("Response")},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _run_paths() -> dict[str, Any]:
+    """The routes that take a job."""
+    return {
+        "/generate/sync": {
+            "post": _operation(
+                "Run a job and wait for its response",
+                "If the client disconnects, the job is cancelled, unless `detach` is true.",
+                {
+                    **_ends(),
+                    "202": _envelope("The job goes on: ask for its result."),
+                },
+                body=True,
+                parameters=[
+                    {
+                        "name": "detach",
+                        "in": "query",
+                        "description": "Let the job run on if the client disconnects.",
+                        "schema": {"type": "boolean"},
+                    }
+                ],
+            )
+        },
+        "/generate": {
+            "post": _operation(
+                "Accept a job",
+                "It is run later, also if the machine is stopped meanwhile.",
+                {
+                    "200": _envelope("The same request has ended before."),
+                    "202": _envelope("Accepted."),
+                    **_refusals(),
+                },
+                body=True,
+            )
+        },
+        "/generate/stream": {
+            "post": _operation(
+                "Accept a job and watch it",
+                "The answer is that of `GET /generate/stream/{id}`.",
+                {"200": _stream(), **_refusals()},
+                body=True,
+            )
+        },
+    }
+
+
+def _job_paths() -> dict[str, Any]:
+    """The routes of one job."""
+    return {
+        "/generate/stream/{id}": {
+            "get": _operation(
+                "Watch a job",
+                "Server-Sent Events: how the job is now, each event after that, and its"
+                " response at the end. The header `Last-Event-ID` resumes.",
+                {"200": _stream(), **_lookups()},
+                parameters=[_ID],
+            )
+        },
+        "/result/{id}": {
+            "get": _operation(
+                "How a job is now",
+                "Its response, if it has ended.",
+                {"200": _envelope("The job."), **_lookups()},
+                parameters=[_ID],
+            )
+        },
+        "/cancel/{id}": {
+            "post": _operation(
+                "Cancel a job",
+                "In every state, and as often as you like. A job that has ended stays as it is.",
+                {
+                    "200": _envelope("The job has ended."),
+                    "202": _envelope("The job is about to end."),
+                    **_lookups(),
+                },
+                parameters=[_ID],
+            )
+        },
+    }
+
+
+def _list_paths() -> dict[str, Any]:
+    """The lists of jobs, and the upload of files."""
+    return {
+        "/jobs": {
+            "get": _operation(
+                "List jobs",
+                "The newest first.",
+                {
+                    "200": _json(
+                        "A page of jobs.",
+                        {
+                            "type": "object",
+                            "required": ["jobs"],
+                            "properties": {
+                                "jobs": {"type": "array", "items": _JOB},
+                                "next_cursor": {"type": "string"},
+                            },
+                        },
+                    ),
+                    "400": _json("A parameter is wrong.", _MESSAGE),
+                    **_common(),
+                },
+                parameters=[
+                    _query("status", "Statuses, separated by commas.", {"type": "string"}),
+                    _query("source", "The event source.", {"type": "string"}),
+                    _query("created_before", "Unix time in seconds.", {"type": "number"}),
+                    _query(
+                        "limit",
+                        "Jobs a page.",
+                        {"type": "integer", "minimum": 1, "maximum": 500},
+                    ),
+                    _query("cursor", "`next_cursor` of the page before.", {"type": "string"}),
+                ],
+            )
+        },
+        "/upload/image": {
+            "post": {
+                **_operation(
+                    "Store an input file",
+                    "As ComfyUI's own route. A workflow can then name the file.",
+                    {
+                        "200": _json("The stored file.", {"type": "object"}),
+                        "400": _json("The form is wrong.", _MESSAGE),
+                        "413": _json("The file is too large.", _MESSAGE),
+                        **_common(),
+                    },
+                ),
+                "requestBody": {
+                    "content": {
+                        "multipart/form-data": {
+                            "schema": {
+                                "type": "object",
+                                "required": ["image"],
+                                "properties": {
+                                    "image": {"type": "string", "format": "binary"},
+                                    "overwrite": {"type": "string"},
+                                    "subfolder": {"type": "string"},
+                                    "type": {"type": "string"},
+                                },
+                            }
+                        }
+                    }
+                },
+            }
+        },
+    }
+
+
+def _report_paths() -> dict[str, Any]:
+    """The routes about the front door and its worker."""
+    return {
+        "/queue-info": {
+            "get": _operation(
+                "How many jobs wait and run",
+                "",
+                {"200": _json("The queue.", {"type": "object"}), **_common()},
+            )
+        },
+        "/health": {"get": _report("Whether jobs are worked on")},
+        "/ready": {"get": _report("Whether a new job would be taken")},
+        "/worker": {
+            "get": _operation(
+                "The state of the worker",
+                "",
+                {"200": _json("The worker.", {"type": "object"}), **_common()},
+            )
+        },
+        "/metrics": {
+            "get": _operation(
+                "Metrics for Prometheus",
+                "",
+                {
+                    "200": {
+                        "description": "Text.",
+                        "content": {"text/plain": {"schema": {"type": "string"}}},
+                    },
+                    **_common(),
+                },
+            )
         },
     }
 
@@ -295,6 +317,7 @@ def _stream() -> dict[str, Any]:
 def _common() -> dict[str, Any]:
     return {
         "401": _json("The token is missing or wrong.", _MESSAGE),
+        "403": _json("Without a token, the call of a web page.", _MESSAGE),
         "500": _json("A defect of this project.", _MESSAGE),
         "501": _json("Not offered by this front door.", _MESSAGE),
         "503": _either("Try again after `Retry-After` seconds."),

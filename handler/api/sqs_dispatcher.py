@@ -2,19 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 from events.event_context import Response
 from handler.api.dispatcher import (
     Accepted,
-    Health,
-    LiveEvent,
-    NotOffered,
     Unavailable,
-    WorkerReport,
 )
 from handler.api.envelope import envelope_of
 from handler.api.job_board import JobBoard
+from handler.api.without_worker import WithoutWorker
 from handler.jobs.record import JobRecord
 
 _POLL_S = 1.0
@@ -22,10 +19,8 @@ _POLL_S = 1.0
 _MARGIN_S = 2.0
 
 
-class SqsDispatcher:
+class SqsDispatcher(WithoutWorker):
     """`send` puts a job into the queue. `time_left_s` is that of the invocation, set for each."""
-
-    can_stream = False
 
     def __init__(self, board: JobBoard, send: Callable[[Accepted], None]) -> None:
         self._board, self._send = board, send
@@ -52,19 +47,3 @@ class SqsDispatcher:
 
     async def accept(self, accepted: Accepted) -> None:
         self._send(accepted)
-
-    async def events(self, request_id: str, after: str) -> AsyncIterator[LiveEvent | None]:
-        raise NotOffered("a function cannot stream events; ask GET /result/{id} instead")
-        yield None  # type: ignore[unreachable]
-
-    def queue_position(self, request_id: str) -> int | None:
-        return None
-
-    def waiting(self) -> int | None:
-        return None
-
-    async def worker(self) -> WorkerReport | None:
-        return None
-
-    async def health(self) -> Health:
-        return Health(is_healthy=True, is_ready=True)

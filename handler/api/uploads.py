@@ -6,6 +6,7 @@ https://docs.comfy.org/development/comfyui-server/comms_routes. A workflow can t
 import errno
 import os
 import tempfile
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from anyio import to_thread
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 
 from handler.api import request_body
 from handler.api.dispatcher import NotOffered
+from handler.api.json_answer import JsonAnswer, message
 
 _CHUNK_BYTES = 1024 * 1024
 _MAX_NAME = 200
@@ -30,10 +33,14 @@ class _BadUpload(ValueError):
     """The form is wrong; the message says what is expected."""
 
 
+def routes() -> Sequence[BaseRoute]:
+    return [Route("/upload/image", upload_image, methods=["POST"])]
+
+
 async def upload_image(request: Request) -> Response:
     """Store the file, and answer with `{name, subfolder, type}`."""
     context = request.app.state.context
-    folder = context.input_folder()
+    folder = context.input_folder
     if folder is None:
         raise NotOffered(
             "this front door has no disk that ComfyUI reads; give the input as a URL or data: URI"
@@ -43,21 +50,19 @@ async def upload_image(request: Request) -> Response:
         async with limited.form(max_files=1, max_fields=10) as form:
             image = form.get("image")
             if not isinstance(image, UploadFile):
-                return JSONResponse({"message": _FORM}, 400)
+                return message(400, _FORM)
             kind = str(form.get("type") or "input")
             if kind != "input":
-                return JSONResponse({"message": "type: expected 'input'"}, 400)
+                return message(400, "type: expected 'input'")
             subfolder = str(form.get("subfolder") or "")
             is_replaced = str(form.get("overwrite") or "").lower() in ("true", "1")
             try:
-                name = await to_thread.run_sync(
-                    store_upload, Path(folder), image, subfolder, is_replaced
-                )
+                name = await to_thread.run_sync(store_upload, folder, image, subfolder, is_replaced)
             except _BadUpload as error:
-                return JSONResponse({"message": str(error)}, 400)
+                return message(400, str(error))
     except (MultiPartException, AssertionError):
-        return JSONResponse({"message": _FORM}, 400)
-    return JSONResponse({"name": name, "subfolder": subfolder, "type": kind})
+        return message(400, _FORM)
+    return JsonAnswer({"name": name, "subfolder": subfolder, "type": kind})
 
 
 def store_upload(folder: Path, image: UploadFile, subfolder: str, is_replaced: bool) -> str:

@@ -69,11 +69,11 @@ class ApiFront:
             dispatcher=self._dispatcher,
             max_body_bytes=settings.api_max_body_mb * 1024 * 1024,
             fit=lambda response: response,
-            input_folder=lambda: str(settings.comfyui_data / "input"),
+            input_folder=settings.comfyui_data / "input",
         )
         # The handler of a job may have been killed; its claim lapses soon.
         self._timer = RepeatingTimer(2 * LEASE_S, self._end_abandoned)
-        self._front = HttpFront(create_app(context, rules.token), rules.listener)
+        self._front = HttpFront(create_app(context, rules.token, is_local=True), rules.listener)
 
     def start(self) -> None:
         if self._store.has_one_clock:

@@ -38,7 +38,7 @@ def url(tmp_path: Path, input_folder: Path) -> Iterator[str]:
         dispatcher=FunctionDispatcher(lambda _: None),
         max_body_bytes=LIMIT,
         fit=lambda response: response,
-        input_folder=lambda: str(input_folder),
+        input_folder=input_folder,
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         front = HttpFront(create_app(context), listener)
