@@ -7,26 +7,20 @@ The call about the end of a job is made by job_webhook.py.
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
 from typing import Any
 
 from events.job import ENDS
-from handler.clock import STAGES
 from handler.job_events import JobEvent, NodeProgress, NodeStarted
 from handler.jobs.record import Progress
 from handler.log import write_event
 from handler.recorded_progress import progress_after
+from handler.unfinished_response import unfinished_response
 
 PROGRESS_EVERY_S = 5.0
 # The final call waits that long for one that is under way, so that they arrive in order.
 _LAST_WITHIN_S = 2.0
 _MAX_WAITING = 4
-MESSAGES = {
-    "queued": "The job was received.",
-    "processing": "The workflow runs.",
-    "generating": "The workflow runs.",
-}
 
 
 class ProgressCalls:
@@ -84,25 +78,19 @@ class ProgressCalls:
         if name not in self._wanted:
             return
         self._called_at = time.monotonic()
-        progress = asdict(self._progress)
-        del progress["is_generating"]
-        body = {
-            "id": self._request_id,
-            "status": status,
-            "message": MESSAGES[status],
-            "output": self._items(),
-            "timings": self._timings(),
-            "progress": progress,
-        }
+        total_ms = (time.monotonic() - self._began) * 1000
+        body = unfinished_response(
+            self._request_id,
+            status,
+            output=self._items(),
+            timings={"total_ms": round(total_ms, 1)},
+            progress=self._progress,
+        )
         try:
             self._bodies.put_nowait(body)
         except queue.Full:
             # The receiver is slow.
             return
-
-    def _timings(self) -> Mapping[str, float]:
-        total_ms = (time.monotonic() - self._began) * 1000
-        return {**dict.fromkeys(STAGES, 0.0), "total_ms": round(total_ms, 1)}
 
     def _work(self) -> None:
         while (body := self._bodies.get()) is not None:

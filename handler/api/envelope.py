@@ -1,12 +1,12 @@
 """The envelope of a job that has not ended, and what a record says in a list of jobs."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from events.event_context import Response
-from handler.clock import STAGES
 from handler.jobs.record import JobRecord, Progress, Status
+from handler.unfinished_response import unfinished_response
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,36 +17,25 @@ class Webhook:
     event_id: str
 
 
-_MESSAGES = {
-    "queued": "The job waits to be run.",
-    "processing": "The job is being prepared.",
-    "generating": "The workflow runs.",
-}
-
-
 def envelope_of(record: JobRecord, now: float, queue_position: int | None = None) -> Response:
     """The documented response of a job as it is at `now`, in seconds of Unix time."""
     if record.response is not None:
         return dict(record.response) | _webhook_of(record)
     status = status_of(record)
     progress = record.progress or Progress()
-    waited_until = record.started if record.started and status != "queued" else now
-    timings = dict.fromkeys(STAGES, 0.0)
-    timings["queue_ms"] = round(max(waited_until - record.created, 0.0) * 1000, 1)
-    timings["total_ms"] = round(max(now - record.created, 0.0) * 1000, 1)
-    fields = asdict(progress)
-    del fields["is_generating"]
     if status == "queued":
-        fields["queue_position"] = queue_position
-    return {
-        "id": record.request_id,
-        "status": status,
-        "message": _MESSAGES[status],
-        "comfyui_response": {},
-        "output": list(record.outputs),
-        "timings": timings,
-        "progress": fields,
-    }
+        progress = replace(progress, queue_position=queue_position)
+    waited_until = record.started if record.started and status != "queued" else now
+    return unfinished_response(
+        record.request_id,
+        status,
+        output=record.outputs,
+        timings={
+            "queue_ms": round(max(waited_until - record.created, 0.0) * 1000, 1),
+            "total_ms": round(max(now - record.created, 0.0) * 1000, 1),
+        },
+        progress=progress,
+    )
 
 
 def status_of(record: JobRecord) -> str:

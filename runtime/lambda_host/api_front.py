@@ -62,7 +62,7 @@ class ApiFront:
             board,
             timeout_s=timeout_s,
             limit=limit,
-            worker_socket=str(settings.worker_dir / SOCKET_NAME),
+            worker_socket=settings.worker_dir / SOCKET_NAME,
         )
         context = ApiContext(
             board=board,

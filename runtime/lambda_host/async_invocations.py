@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from events.errors import AlreadyRunning
 from events.invoker import COMES_AGAIN
 from runtime.lambda_host.destination import FailedEvent
 from runtime.lambda_host.event_store import EventStore, StoredEvent
@@ -25,7 +26,7 @@ from runtime.lambda_host.invocations import Invocation
 # Lambda waits one minute before the second try and two before the third.
 FIRST_RETRY_AFTER_S = 60.0
 _STORE_PAUSE_S = 1.0
-_ALREADY_RUNNING = "AlreadyRunning"
+_ALREADY_RUNNING = AlreadyRunning.__name__
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,12 @@
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 from events.errors import WorkerUnavailable
 from events.event_context import Response
@@ -15,13 +16,8 @@ from handler.api.job_board import JobBoard
 from handler.jobs.record import Status
 from handler.jobs.store import JobQuery
 from handler.response import JobResult, build_response
-from handler.worker_protocol import (
-    GetState,
-    State,
-    WorkerStatus,
-    decode_answer,
-    encode,
-)
+from handler.worker_connection import WorkerConnection
+from handler.worker_protocol import GetState, ProtocolError, State, WorkerStatus
 from handler.worker_protocol import Status as StatusMessage
 from runtime.lambda_host.async_invocations import AsyncInvocations
 from runtime.lambda_host.host import HostBusyError, LambdaHost
@@ -53,7 +49,7 @@ class HostDispatcher:
         *,
         timeout_s: float,
         limit: int,
-        worker_socket: str,
+        worker_socket: Path,
     ) -> None:
         self._host, self._events, self._live, self._board = host, events, live, board
         self._timeout_s, self._limit, self._worker_socket = timeout_s, limit, worker_socket
@@ -170,12 +166,11 @@ class HostDispatcher:
     def _worker_status(self) -> WorkerStatus | None:
         """What the worker says; None if none answers."""
         try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(_WORKER_ANSWERS_WITHIN_S)
-                connection.connect(self._worker_socket)
-                connection.sendall(encode(GetState(id=1)))
-                with connection.makefile("rb") as file:
-                    answer = decode_answer(file.readline())
-        except (OSError, ValueError):
+            connection = WorkerConnection(self._worker_socket, _WORKER_ANSWERS_WITHIN_S)
+            with closing(connection):
+                request = GetState(id=1)
+                connection.send(request, _WORKER_ANSWERS_WITHIN_S)
+                answer = connection.receive(request.id, _WORKER_ANSWERS_WITHIN_S)
+        except (OSError, ProtocolError):
             return None
         return answer.worker if isinstance(answer, StatusMessage) else None
