@@ -11,6 +11,7 @@ handler/settings.py.
     │   ├── MissingExtraError      extras.py              an extra of the package is not installed
     │   ├── OutFolderError         commands/example.py    the folder of --out
     │   ├── OwnershipError         worker/ownership.py    a folder of the worker cannot be used
+    │   ├── PoolError              lambda_host/pool.py    the host's workers, one for each GPU
     │   └── TemplateError          sam/template.py        the file of --template
     ├── ComfyUIStartError          worker/comfyui_process.py
     ├── EventFileError             commands/invoke.py     the file of --event

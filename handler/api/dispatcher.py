@@ -3,7 +3,7 @@
 The application writes the job's record first, then calls the dispatcher; both may be repeated.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,7 +49,10 @@ class Health:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerReport:
-    """The worker as `GET /worker` shows it; see WorkerStatus in handler/worker_protocol.py."""
+    """The worker as `GET /worker` shows it; see WorkerStatus in handler/worker_protocol.py.
+
+    `workers` are those of a host that has several: the other fields are about all of them then.
+    """
 
     state: State
     starts: int = 0
@@ -57,6 +60,28 @@ class WorkerReport:
     cold_start_ms: float = 0.0
     failure: str = ""
     running_since: float | None = None
+    workers: "tuple[WorkerReport, ...]" = ()
+
+
+# The state of several workers is the one of them that is first here: a job finds the best one.
+_STATES_OF_A_POOL = (State.READY, State.STARTING, State.INACTIVE, State.DRAINING, State.STOPPED)
+
+
+def pool_report(reports: Sequence[WorkerReport]) -> WorkerReport:
+    """The report of all workers of a host, which has at least one."""
+    if len(reports) == 1:
+        return reports[0]
+    states = {report.state for report in reports}
+    since = [report.running_since for report in reports if report.running_since is not None]
+    return WorkerReport(
+        state=next((state for state in _STATES_OF_A_POOL if state in states), State.FAILED),
+        starts=sum(report.starts for report in reports),
+        jobs=sum(report.jobs for report in reports),
+        cold_start_ms=max(report.cold_start_ms for report in reports),
+        failure="; ".join(report.failure for report in reports if report.failure),
+        running_since=min(since, default=None),
+        workers=tuple(reports),
+    )
 
 
 @dataclass(frozen=True, slots=True)

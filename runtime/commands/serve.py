@@ -24,6 +24,7 @@ from runtime.lambda_host.destination import destination_of
 from runtime.lambda_host.event_store import EventStore
 from runtime.lambda_host.failures import WORKER_UNFIT, Failure
 from runtime.lambda_host.function import HANDLER, Function
+from runtime.lambda_host.pool import PooledWorker, pooled_workers
 from runtime.lambda_host.service import Service, ServiceRules, Sources
 from runtime.lambda_host.sqs_poller import PollerRules
 from runtime.lambda_host.sqs_queue import QueueError, SqsQueue
@@ -104,8 +105,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
                 _listen(settings.serve_address, settings.serve_port, "--host, --port")
             )
             api = None if args.no_api else _api(settings, stack)
-            sqs = _queue(settings)
-            return _serve(args.environ, settings, listener, sqs, api)
+            workers = pooled_workers(settings, args.environ)
+            sqs = _queue(settings, len(workers) * settings.serve_concurrency)
+            return _serve(args.environ, settings, listener, sqs, api, workers)
     except StartError as error:
         say(str(error))
         return 1
@@ -164,14 +166,12 @@ def with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:
     return replace(settings, **{n: v for n, v in arguments.items() if v not in (None, "")})
 
 
-def _queue(settings: Settings) -> SqsQueue | None:
+def _queue(settings: Settings, clients: int) -> SqsQueue | None:
     """Raises StartError."""
     if not settings.queue_url:
         return None
     try:
-        return SqsQueue(
-            settings.queue_url, connections=_POLL_CONNECTIONS * settings.serve_concurrency
-        )
+        return SqsQueue(settings.queue_url, connections=_POLL_CONNECTIONS * clients)
     except QueueError as error:
         text = f"cannot use the queue {settings.queue_url}: {error}; {_QUEUE_HINT}"
         raise StartError(text) from error
@@ -193,13 +193,19 @@ def _serve(
     listener: socket.socket,
     sqs: SqsQueue | None,
     api: "ApiRules | None",
+    workers: Sequence[PooledWorker],
 ) -> int:
     function = _function(environ, settings)
     rules = ServiceRules(
         timeout_s=settings.serve_timeout_s,
         waiting=settings.serve_waiting,
         grace_s=settings.serve_grace_s,
-        events=AsyncRules(retries=settings.event_retries, max_age_s=settings.event_max_age_s),
+        may_overtake=settings.jobs_may_overtake,
+        events=AsyncRules(
+            retries=settings.event_retries,
+            max_age_s=settings.event_max_age_s,
+            may_overtake=settings.jobs_may_overtake,
+        ),
         poller=PollerRules(batch_size=settings.queue_batch_size),
     )
     # SimpleQueue: its `put` is made for signal handlers, an Event's `set` may lock up in one.
@@ -209,13 +215,14 @@ def _serve(
             function,
             rules,
             Sources(listener, _event_store(settings), sqs, api),
+            workers,
             on_line=show,
             on_state=say,
             on_failure=destination_of(settings.on_failure_url, say),
             on_give_up=lambda failure: status.put(_note_end(failure)),
         )
         with service:
-            _announce(function, listener, sqs, api)
+            _announce(function, listener, sqs, api, len(workers))
             code = get_beside_signals(status)
             say(f"stopping, within {rules.grace_s:g} s" if code == 0 else "giving up")
     say("stopped")
@@ -258,12 +265,17 @@ def extension_commands() -> Sequence[Sequence[str]]:
 
 
 def _announce(
-    function: Function, listener: socket.socket, sqs: SqsQueue | None, api: "ApiRules | None"
+    function: Function,
+    listener: socket.socket,
+    sqs: SqsQueue | None,
+    api: "ApiRules | None",
+    workers: int,
 ) -> None:
     address, port = listener.getsockname()[:2]
+    on_workers = f" on each of {workers} workers" if workers > 1 else ""
     say(
         f"listening on http://{address}:{port}, function {function.name},"
-        f" {function.concurrency} at a time"
+        f" {function.concurrency} at a time{on_workers}"
     )
     if api:
         address, port = api.listener.getsockname()[:2]

@@ -1,8 +1,10 @@
 """The HTTP API of a host: the application, its store of jobs, and its server."""
 
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from events.repeating_timer import RepeatingTimer
 from handler.api.application import ApiContext, create_app
@@ -12,7 +14,6 @@ from handler.jobs.held_claim import LEASE_S
 from handler.jobs.record import Status
 from handler.jobs.store import open_store
 from handler.settings import Settings
-from handler.worker_protocol import SOCKET_NAME
 from runtime.lambda_host.async_invocations import AsyncInvocations
 from runtime.lambda_host.destination import FailedEvent
 from runtime.lambda_host.host import LambdaHost
@@ -49,6 +50,7 @@ class ApiFront:
         *,
         timeout_s: float,
         limit: int,
+        worker_sockets: Sequence[Path],
         is_alone: bool,
     ) -> None:
         self._is_alone = is_alone
@@ -62,7 +64,7 @@ class ApiFront:
             board,
             timeout_s=timeout_s,
             limit=limit,
-            worker_socket=settings.worker_dir / SOCKET_NAME,
+            worker_sockets=worker_sockets,
         )
         context = ApiContext(
             board=board,

@@ -17,6 +17,7 @@ from typing import Any
 
 from events.errors import AlreadyRunning
 from events.invoker import COMES_AGAIN
+from runtime.lambda_host.affinity import COMPARED_JOBS, choose, models_in
 from runtime.lambda_host.destination import FailedEvent
 from runtime.lambda_host.event_store import EventStore, StoredEvent
 from runtime.lambda_host.failures import InvocationResult
@@ -31,12 +32,22 @@ _ALREADY_RUNNING = AlreadyRunning.__name__
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AsyncRules:
-    """`retries` after a failure; `limit` events at once; `max_age_s` seconds of an event."""
+    """`retries` after a failure; `limit` events at once; `max_age_s` seconds of an event.
+
+    An event may be overtaken `may_overtake` times by later ones whose models are loaded.
+    """
 
     retries: int = 2
     max_age_s: float = 21_600.0
     limit: int = 1000
     first_retry_after_s: float = FIRST_RETRY_AFTER_S
+    may_overtake: int = 0
+
+
+@dataclass(slots=True)
+class _WaitingEvent:
+    models: frozenset[str]
+    overtaken: int = 0
 
 
 class AsyncInvocations:
@@ -61,10 +72,10 @@ class AsyncInvocations:
         self._timeout_s, self._on_failure = timeout_s, on_failure
         self._changed = threading.Condition()
         self._running: set[int] = set()
+        self._waiting: dict[int, _WaitingEvent] = {}
         self._is_stopped = False
         self._threads = [
-            threading.Thread(target=self._work, daemon=True)
-            for _ in range(host.function.concurrency)
+            threading.Thread(target=self._work, daemon=True) for _ in range(host.concurrency)
         ]
 
     def start(self) -> None:
@@ -132,10 +143,28 @@ class AsyncInvocations:
                 event = self._store.next(self._running)
                 left_s = event.due_at - time.time() if event else None
                 if event and left_s is not None and left_s <= 0:
+                    event = self._choose(event)
+                    self._waiting.pop(event.number, None)
                     self._running.add(event.number)
                     return event
                 self._changed.wait(left_s)
             return None
+
+    def _choose(self, first: StoredEvent) -> StoredEvent:
+        """`first`, which is due, or a later one that is due and whose models are loaded."""
+        numbers = self._store.due(self._running, COMPARED_JOBS)
+        places = self._host.free_models()
+        if len(numbers) < 2 or not places or not self._rules.may_overtake:
+            return first
+        for number in numbers:
+            if number not in self._waiting:
+                models = models_in(self._store.read(number).event)
+                self._waiting[number] = _WaitingEvent(models)
+        waiting = [self._waiting[number] for number in numbers]
+        chosen, _ = choose(waiting, places, may_overtake=self._rules.may_overtake)
+        for other in waiting[:chosen]:
+            other.overtaken += 1
+        return self._store.read(numbers[chosen])
 
     def _try(self, event: StoredEvent) -> None:
         if time.time() - event.born_at > self._rules.max_age_s:

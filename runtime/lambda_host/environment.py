@@ -21,7 +21,7 @@ from runtime.lambda_host.failures import (
     start_failure,
 )
 from runtime.lambda_host.function import Function
-from runtime.lambda_host.invocations import Invocation, InvocationQueue
+from runtime.lambda_host.invocations import Gate, Invocation, InvocationQueue
 from runtime.lambda_host.runtime_client import CLIENT_STOP_GRACE_S, RuntimeClientSlot
 from runtime.process.child import Child
 
@@ -45,7 +45,7 @@ class ExecutionEnvironment:
     ) -> None:
         self._function, self._queue = function, queue
         self._on_line, self._on_ready = on_line, on_ready
-        self._changed = queue.changed
+        self._changed, self._gate = queue.changed, Gate()
         self._extensions = Extensions(
             self._changed, len(function.extensions), on_error=self._note_extension_error
         )
@@ -56,7 +56,9 @@ class ExecutionEnvironment:
         self.was_ready = False
         self.has_given_up = False
         self._slots = [
-            RuntimeClientSlot(function, queue, self._extensions, on_line, self._note_init_failure)
+            RuntimeClientSlot(
+                function, queue, self._gate, self._extensions, on_line, self._note_init_failure
+            )
             for _ in range(function.concurrency)
         ]
 
@@ -69,7 +71,7 @@ class ExecutionEnvironment:
             with contextlib.ExitStack() as stack:
                 try:
                     if self._init(stack):
-                        self._queue.open_gate()
+                        self._queue.open_gate(self._gate)
                         self._wait_for_end()
                 finally:
                     self._shut_down()
@@ -171,7 +173,7 @@ class ExecutionEnvironment:
             self._is_ending = True
             reason = "failure" if self._failure else "spindown"
             until = self._stop_at or time.monotonic() + FAILURE_GRACE_S
-        self._queue.close_gate()
+        self._queue.close_gate(self._gate)
         self._stop_slots(min(CLIENT_STOP_GRACE_S, max(until - time.monotonic(), 0)))
         with self._changed:
             await_shutdown = self._extensions.await_shutdown

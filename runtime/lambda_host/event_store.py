@@ -10,7 +10,7 @@ import fcntl
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -127,6 +127,21 @@ class EventStore:
             time.time(),
         )
         return _event_in(rows[0]) if rows else None
+
+    def due(self, running: Collection[int], limit: int) -> Sequence[int]:
+        """The numbers of the events that are due and not in `running`, the oldest first."""
+        others = ", ".join(map(str, running))
+        rows = self._rows(
+            f"SELECT number FROM events WHERE due_at <= ? AND number NOT IN ({others})"
+            " ORDER BY number LIMIT ?",
+            time.time(),
+            limit,
+        )
+        return [int(number) for (number,) in rows]
+
+    def read(self, number: int) -> StoredEvent:
+        """The event with this number, which must be stored."""
+        return _event_in(self._rows(f"SELECT {_COLUMNS} FROM events WHERE number = ?", number)[0])
 
     def postpone(self, event: StoredEvent, due_at: float, tries: int) -> None:
         """The event has been tried `tries` times, and is due again at `due_at`."""

@@ -1,19 +1,17 @@
-"""Runs a function: keeps an environment running, gives it the events, and limits their time.
+"""Runs a function: gives its environments the events, and limits the time of each.
 
-An environment that crashes is replaced by a new one. Invocations wait meanwhile.
+An environment that crashes is replaced by a new one (supervisor.py). Invocations wait meanwhile, or
+go to another environment.
 """
 
 import threading
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Self
 
-from events.back_off import back_off_s
 from runtime.errors import LambdaComfyUIError
-from runtime.lambda_host.environment import ExecutionEnvironment
 from runtime.lambda_host.failures import (
     UNAVAILABLE,
-    WORKER_UNFIT,
     Failure,
     InvocationResult,
     timeout_failure,
@@ -21,11 +19,7 @@ from runtime.lambda_host.failures import (
 from runtime.lambda_host.function import Function
 from runtime.lambda_host.invocations import Invocation, InvocationQueue, new_request_id
 from runtime.lambda_host.runtime_client import CLIENT_STOP_GRACE_S
-
-_MAX_PAUSE_S = 30.0
-# The failure of an environment that has run for longer says nothing about the next one.
-_STABLE_AFTER_S = 60.0
-MAX_FAILURES = 5
+from runtime.lambda_host.supervisor import EnvironmentSupervisor, Listeners
 
 
 class HostBusyError(LambdaComfyUIError):
@@ -35,10 +29,13 @@ class HostBusyError(LambdaComfyUIError):
 class LambdaHost:
     """Runs `function` in AWS's runtime clients while it is entered.
 
-    They start at once, before the first event. `on_line` gets every line that a process writes,
-    `on_state` a sentence for every change, both in threads of the host. When MAX_FAILURES
-    environments in a row have failed, or one because its machine is unfit, `on_give_up` gets the
-    failure, if it is given, and no other environment is started.
+    They start at once, before the first event. There is one environment for each item of
+    `environments`: the variables that it has beside those of the function. `on_line` gets every
+    line that a process writes, `on_state` a sentence for every change, both in threads of the host.
+
+    When an environment has failed too often, or once because its machine is unfit, it is not
+    replaced any more. When that has happened to all of them, `on_give_up` gets the failure. Without
+    `on_give_up`, environments are replaced for ever.
     """
 
     def __init__(
@@ -48,17 +45,32 @@ class LambdaHost:
         on_line: Callable[[str], object],
         on_state: Callable[[str], object] = lambda _: None,
         on_give_up: Callable[[Failure], object] | None = None,
+        environments: Sequence[Mapping[str, str]] = ({},),
+        may_overtake: int = 0,
     ) -> None:
         self.function = function
-        self._on_line, self._on_state, self._on_give_up = on_line, on_state, on_give_up
-        self._queue = InvocationQueue(function.concurrency)
+        self._on_state, self._on_give_up = on_state, on_give_up
+        self._queue = InvocationQueue(self._clients_of(environments), may_overtake=may_overtake)
         self._lock = threading.Lock()
-        self._environment: ExecutionEnvironment | None = None
-        self._is_closed = False
-        self._supervisor = threading.Thread(target=self._supervise)
+        self._alive = len(environments)
+        self._supervisors = [
+            EnvironmentSupervisor(
+                function.with_variables(variables),
+                self._queue,
+                self._listeners(f"gpu {number}: " if len(environments) > 1 else "", on_line),
+                gives_up=on_give_up is not None,
+            )
+            for number, variables in enumerate(environments)
+        ]
+
+    @property
+    def concurrency(self) -> int:
+        """How many invocations run at once, in all environments together."""
+        return self._clients_of(self._supervisors)
 
     def __enter__(self) -> Self:
-        self._supervisor.start()
+        for supervisor in self._supervisors:
+            supervisor.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,7 +100,8 @@ class LambdaHost:
         if not invocation.finished.wait(invocation.timeout_s) and invocation.fail(
             timeout_failure(invocation.timeout_s)
         ):
-            self._kill_client_of(invocation)
+            for supervisor in self._supervisors:
+                supervisor.kill_client_of(invocation)
         assert invocation.result is not None
         return invocation.result
 
@@ -101,6 +114,10 @@ class LambdaHost:
         """Block until a client is free; False after `timeout_s` seconds, or when stopping."""
         return self._queue.wait_until_free(timeout_s)
 
+    def free_models(self) -> Sequence[frozenset[str]]:
+        """For each free client: the model files that its ComfyUI has most probably loaded."""
+        return self._queue.free_models()
+
     def drain(self, timeout_s: float) -> bool:
         """Refuse new invocations and wait for those that run; False if one does after `timeout_s`.
 
@@ -111,65 +128,38 @@ class LambdaHost:
 
     def close(self, grace_s: float) -> None:
         """Stop every process, after `grace_s` seconds with SIGKILL."""
-        with self._lock:
-            self._is_closed = True
-            environment = self._environment
         self._queue.close()
-        if environment:
-            environment.stop(grace_s)
-        self._supervisor.join()
+        for supervisor in self._supervisors:
+            supervisor.close(grace_s)
+        for supervisor in self._supervisors:
+            supervisor.join()
 
-    def _supervise(self) -> None:
-        failures = 0
-        try:
-            while environment := self._next_environment():
-                began = time.monotonic()
-                failure = environment.run()
-                if failure is None:
-                    return
-                # An extension that reports an error means it, however late events let it do so.
-                is_stable = (
-                    environment.was_ready
-                    and not environment.has_given_up
-                    and time.monotonic() - began > _STABLE_AFTER_S
-                )
-                failures = 1 if is_stable else failures + 1
-                self._note_failure(failure, failures, was_ready=environment.was_ready)
-                # No pause after the first failure; an event ends every other pause.
-                pause_s = back_off_s(failures - 1, first_s=1.0, most_s=_MAX_PAUSE_S)
-                if not self._queue.wait_until_needed(pause_s, or_until=lambda: self._is_closed):
-                    return
-        finally:
-            self._queue.close()
+    def _clients_of(self, environments: Sequence[object]) -> int:
+        return len(environments) * self.function.concurrency
 
-    def _next_environment(self) -> ExecutionEnvironment | None:
-        with self._lock:
-            if self._is_closed:
-                return None
-            self._environment = ExecutionEnvironment(
-                self.function,
-                self._queue,
-                on_line=self._on_line,
-                on_ready=lambda took_s: self._on_state(f"ready, init took {took_s:.1f} s"),
-            )
-            return self._environment
+    def _listeners(self, label: str, on_line: Callable[[str], object]) -> Listeners:
+        return Listeners(
+            line=on_line,
+            state=lambda text: self._on_state(label + text),
+            start_failed=self._note_failed_start,
+            ended=partial(self._note_end, label),
+        )
 
-    def _note_failure(self, failure: Failure, failures: int, *, was_ready: bool) -> None:
-        what = "crashed" if was_ready else "failed to start"
-        self._on_state(f"environment {what} ({failures} in a row): {failure.error_type}")
-        if not was_ready:
-            # The next one would most likely fail, too: the callers get the reason now.
+    def _note_failed_start(self, failure: Failure) -> None:
+        # The next start would most likely fail, too: the callers get the reason now.
+        if all(supervisor.is_failing for supervisor in self._supervisors):
             self._queue.fail_waiting(failure)
-        is_hopeless = failures >= MAX_FAILURES or failure.error_type == WORKER_UNFIT
-        if self._on_give_up and is_hopeless:
-            self._queue.close()
-            self._on_give_up(failure)
 
-    def _kill_client_of(self, invocation: Invocation) -> None:
+    def _note_end(self, label: str, failure: Failure | None) -> None:
         with self._lock:
-            environment = self._environment
-        if environment:
-            environment.kill_client_of(invocation)
+            self._alive -= 1
+            is_last = not self._alive
+        if is_last:
+            self._queue.close()
+        if failure and is_last and self._on_give_up:
+            self._on_give_up(failure)
+        elif failure:
+            self._on_state(f"{label}not used any more: {failure.message or failure.error_type}")
 
 
 def is_unavailable(result: InvocationResult) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -11,7 +11,14 @@ from pathlib import Path
 
 from events.errors import WorkerUnavailable
 from events.event_context import Response
-from handler.api.dispatcher import Accepted, Health, LiveEvent, QueueFull, WorkerReport
+from handler.api.dispatcher import (
+    Accepted,
+    Health,
+    LiveEvent,
+    QueueFull,
+    WorkerReport,
+    pool_report,
+)
 from handler.api.job_board import JobBoard
 from handler.jobs.record import Status
 from handler.jobs.store import JobQuery
@@ -36,7 +43,7 @@ _STUCK_AFTER_S = 1800.0
 
 
 class HostDispatcher:
-    """`limit` jobs wait for their response at most; `worker_socket` is the path of the worker's."""
+    """`limit` jobs wait for their response at most; `worker_sockets` are those of the workers."""
 
     can_stream = True
 
@@ -49,12 +56,12 @@ class HostDispatcher:
         *,
         timeout_s: float,
         limit: int,
-        worker_socket: Path,
+        worker_sockets: Sequence[Path],
     ) -> None:
         self._host, self._events, self._live, self._board = host, events, live, board
-        self._timeout_s, self._limit, self._worker_socket = timeout_s, limit, worker_socket
+        self._timeout_s, self._limit, self._worker_sockets = timeout_s, limit, worker_sockets
         # Each waits for one job. They are not anyio's, of which there are 40.
-        self._threads = ThreadPoolExecutor(limit + host.function.concurrency + 1, "sync-job")
+        self._threads = ThreadPoolExecutor(limit + host.concurrency + 1, "sync-job")
 
     async def run(self, accepted: Accepted) -> Response:
         invocation = Invocation(accepted.body, self._timeout_s)
@@ -117,26 +124,16 @@ class HostDispatcher:
         return self._events.waiting()
 
     async def worker(self) -> WorkerReport | None:
-        status = await asyncio.to_thread(self._worker_status)
-        if status is None:
-            return WorkerReport(state=State.STOPPED)
-        return WorkerReport(
-            state=status.state,
-            starts=status.starts,
-            jobs=status.jobs,
-            cold_start_ms=status.cold_start_ms,
-            failure=status.failure,
-            running_since=status.running_since,
-        )
+        return pool_report([_report(status) for status in await self._worker_statuses()])
 
     async def health(self) -> Health:
         if self._host.is_closed:
             return Health(is_healthy=True, is_ready=False, reason="the host is stopping")
-        status = await asyncio.to_thread(self._worker_status)
-        if status is not None and status.state is State.FAILED:
-            return Health(False, False, f"the worker has failed: {status.failure}")
+        report = pool_report([_report(status) for status in await self._worker_statuses()])
+        if report.state is State.FAILED:
+            return Health(False, False, f"the worker has failed: {report.failure}")
         silent_s = time.monotonic() - self._live.happened_at
-        if status is not None and status.jobs and silent_s > _STUCK_AFTER_S:
+        if report.jobs and silent_s > _STUCK_AFTER_S:
             return Health(False, False, f"a job runs, and nothing happened for {silent_s:.0f} s")
         return Health(is_healthy=True, is_ready=True)
 
@@ -161,16 +158,34 @@ class HostDispatcher:
 
     def _retry_after_s(self, waiting: int) -> float:
         usual_s = self._board.usual_run_s() or _USUAL_RUN_S
-        return min(usual_s * max(waiting, 1) / self._host.function.concurrency / 2, 600.0)
+        return min(usual_s * max(waiting, 1) / self._host.concurrency / 2, 600.0)
 
-    def _worker_status(self) -> WorkerStatus | None:
-        """What the worker says; None if none answers."""
-        try:
-            connection = WorkerConnection(self._worker_socket, _WORKER_ANSWERS_WITHIN_S)
-            with closing(connection):
-                request = GetState(id=1)
-                connection.send(request, _WORKER_ANSWERS_WITHIN_S)
-                answer = connection.receive(request.id, _WORKER_ANSWERS_WITHIN_S)
-        except (OSError, ProtocolError):
-            return None
-        return answer.worker if isinstance(answer, StatusMessage) else None
+    async def _worker_statuses(self) -> Sequence[WorkerStatus | None]:
+        asked = (asyncio.to_thread(_worker_status, socket) for socket in self._worker_sockets)
+        return await asyncio.gather(*asked)
+
+
+def _worker_status(socket: Path) -> WorkerStatus | None:
+    """What the worker says; None if none answers."""
+    try:
+        connection = WorkerConnection(socket, _WORKER_ANSWERS_WITHIN_S)
+        with closing(connection):
+            request = GetState(id=1)
+            connection.send(request, _WORKER_ANSWERS_WITHIN_S)
+            answer = connection.receive(request.id, _WORKER_ANSWERS_WITHIN_S)
+    except (OSError, ProtocolError):
+        return None
+    return answer.worker if isinstance(answer, StatusMessage) else None
+
+
+def _report(status: WorkerStatus | None) -> WorkerReport:
+    if status is None:
+        return WorkerReport(state=State.STOPPED)
+    return WorkerReport(
+        state=status.state,
+        starts=status.starts,
+        jobs=status.jobs,
+        cold_start_ms=status.cold_start_ms,
+        failure=status.failure,
+        running_since=status.running_since,
+    )

@@ -1,7 +1,7 @@
 """The queue of invocations: each waits, is taken by a runtime client, and gets its result.
 
 There is neither HTTP nor a process here: runtime_api.py hands invocations to the clients, host.py
-limits their time.
+limits their time. Which of them goes where is decided in affinity.py.
 """
 
 import threading
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from runtime.lambda_host.affinity import choose, models_in
 from runtime.lambda_host.failures import UNAVAILABLE, Failure, InvocationResult
 
 _LOG_LINES = 200
@@ -26,6 +27,8 @@ class Invocation:
 
     Three things happen to it, in this order. It is `taken`. It is `finished`: `result` is set. It
     is `released`: its client has asked for the next one or has ended, so `log` is complete.
+    `models` are the model files that the event names; `overtaken` is how many later invocations
+    were taken before it.
     """
 
     event: bytes
@@ -37,8 +40,13 @@ class Invocation:
     finished: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     result: InvocationResult | None = None
+    models: frozenset[str] = field(init=False)
+    overtaken: int = 0
     log: deque[str] = field(default_factory=lambda: deque(maxlen=_LOG_LINES))
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.models = models_in(self.event)
 
     def take(self) -> None:
         """Start its time. `deadline_ms` is Unix time, as in Lambda-Runtime-Deadline-Ms."""
@@ -61,25 +69,40 @@ class Invocation:
 
 
 @dataclass(eq=False, slots=True)
+class Gate:
+    """Through which the clients of one environment get invocations; the queue's lock guards it.
+
+    It is open from the end of the init phase to the begin of the shutdown. `loaded` are the model
+    files of the last invocation that named some: they are most probably still in memory.
+    """
+
+    is_open: bool = False
+    loaded: frozenset[str] = frozenset()
+
+
+@dataclass(eq=False, slots=True)
 class QueueConsumer:
     """One runtime client at the queue. The lock of the queue guards the fields.
 
-    `invocation` is the one that it took last; `is_retired`: it gets none any more.
+    `next` is what it takes as soon as its thread runs; `invocation` is the one that it took last;
+    `is_retired`: it gets none any more.
     """
 
+    gate: Gate
+    next: Invocation | None = None
     invocation: Invocation | None = None
     has_asked: bool = False
     is_retired: bool = False
 
     @property
     def is_running(self) -> bool:
-        invocation = self.invocation
+        invocation = self.next or self.invocation
         return invocation is not None and not invocation.finished.is_set() and not self.is_retired
 
     @property
     def is_busy(self) -> bool:
         """Whether it runs an invocation, or has not asked for another one since."""
-        invocation = self.invocation
+        invocation = self.next or self.invocation
         return invocation is not None and not invocation.released.is_set() and not self.is_retired
 
     def note(self, line: str) -> None:
@@ -89,18 +112,18 @@ class QueueConsumer:
 
 
 class InvocationQueue:
-    """First come, first served, for `clients` consumers, while its gate is open.
+    """Serves `clients` consumers of one environment or several, each while its gate is open.
 
-    `changed` is the one lock of a host: the extensions and the environment use it, too.
+    An invocation may be overtaken `may_overtake` times by later ones whose models are loaded.
+    `changed` is the one lock of a host: the extensions and the environments use it, too.
     """
 
-    def __init__(self, clients: int) -> None:
-        self._clients = clients
+    def __init__(self, clients: int, *, may_overtake: int = 0) -> None:
+        self._clients, self._may_overtake = clients, may_overtake
         self.changed = threading.Condition()
         self._waiting: deque[Invocation] = deque()
         self._consumers: set[QueueConsumer] = set()
-        self._asking = 0
-        self._is_gate_open = False
+        self._asking: list[QueueConsumer] = []
         self._is_closed = False
 
     @property
@@ -119,7 +142,7 @@ class InvocationQueue:
             if limit is not None and len(self._waiting) - self._free_clients() >= limit:
                 return False
             self._waiting.append(invocation)
-            self.changed.notify_all()
+            self._hand_out()
             return True
 
     def take(self, consumer: QueueConsumer) -> Invocation | None:
@@ -129,17 +152,12 @@ class InvocationQueue:
             consumer.has_asked = True
             if consumer.invocation:
                 consumer.invocation.released.set()
-            self._asking += 1
-            self.changed.notify_all()
-            try:
-                self.changed.wait_for(
-                    lambda: (self._waiting and self._is_gate_open) or consumer.is_retired
-                )
-            finally:
-                self._asking -= 1
-            if consumer.is_retired:
+            self._asking.append(consumer)
+            self._hand_out()
+            self.changed.wait_for(lambda: consumer.next or consumer.is_retired)
+            if consumer.is_retired or consumer.next is None:
                 return None
-            consumer.invocation = self._waiting.popleft()
+            consumer.invocation, consumer.next = consumer.next, None
             consumer.invocation.take()
             return consumer.invocation
 
@@ -155,21 +173,31 @@ class InvocationQueue:
         with self.changed:
             consumer.is_retired = True
             self._consumers.discard(consumer)
+            self._asking = [other for other in self._asking if other is not consumer]
             if consumer.invocation:
                 consumer.invocation.released.set()
-            self.changed.notify_all()
+            if consumer.next:
+                # Its thread has not run since: another client takes it.
+                self._waiting.appendleft(consumer.next)
+                consumer.next = None
+            self._hand_out()
             return consumer.invocation
 
-    def open_gate(self) -> None:
-        """Hand out invocations from now on: the init phase is over."""
+    def open_gate(self, gate: Gate) -> None:
+        """Hand out invocations through it from now on: the init phase is over."""
         with self.changed:
-            self._is_gate_open = True
-            self.changed.notify_all()
+            gate.is_open = True
+            self._hand_out()
 
-    def close_gate(self) -> None:
-        """Let invocations wait for the next environment."""
+    def close_gate(self, gate: Gate) -> None:
+        """Let invocations wait for the next environment, or take another one."""
         with self.changed:
-            self._is_gate_open = False
+            gate.is_open = False
+
+    def free_models(self) -> list[frozenset[str]]:
+        """The loaded models of every environment that has a free consumer."""
+        with self.changed:
+            return [consumer.gate.loaded for consumer in self._free()]
 
     def wait_until_free(self, timeout_s: float) -> bool:
         """Block until a consumer is free; False after `timeout_s` seconds, or once closed."""
@@ -210,4 +238,25 @@ class InvocationQueue:
         return sum(consumer.is_running for consumer in self._consumers)
 
     def _has_free_consumer(self) -> bool:
-        return self._is_gate_open and self._asking > len(self._waiting)
+        # Those that wait are handed out at once while a consumer is free.
+        return bool(self._free())
+
+    def _free(self) -> list[QueueConsumer]:
+        return [consumer for consumer in self._asking if consumer.gate.is_open]
+
+    def _hand_out(self) -> None:
+        """Give waiting invocations to free consumers. Call it with the lock, after any change."""
+        while self._waiting and (free := self._free()):
+            job, place = choose(
+                self._waiting,
+                [consumer.gate.loaded for consumer in free],
+                may_overtake=self._may_overtake,
+            )
+            for other in range(job):
+                self._waiting[other].overtaken += 1
+            consumer, invocation = free[place], self._waiting[job]
+            del self._waiting[job]
+            self._asking.remove(consumer)
+            consumer.next = invocation
+            consumer.gate.loaded = invocation.models or consumer.gate.loaded
+        self.changed.notify_all()

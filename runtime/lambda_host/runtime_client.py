@@ -19,7 +19,7 @@ from runtime.lambda_host.failures import (
     start_failure,
 )
 from runtime.lambda_host.function import Function
-from runtime.lambda_host.invocations import Invocation, InvocationQueue, QueueConsumer
+from runtime.lambda_host.invocations import Gate, Invocation, InvocationQueue, QueueConsumer
 from runtime.process.child import Child
 
 # What Lambda leaves a runtime between SIGTERM and SIGKILL, of 2 s for everything. The handler ends
@@ -39,15 +39,17 @@ class RuntimeClientSlot:
         self,
         function: Function,
         queue: InvocationQueue,
+        gate: Gate,
         extensions: Extensions,
         on_line: Callable[[str], object],
         on_init_failure: Callable[[], object],
     ) -> None:
         self._function, self._queue, self._extensions = function, queue, extensions
         self._on_line, self._on_init_failure = on_line, on_init_failure
+        self._gate = gate
         self._lock = threading.Lock()
         self._client: Child | None = None
-        self._consumer = QueueConsumer()
+        self._consumer = QueueConsumer(gate)
         self._is_stopped = False
         self._environment_failure: Failure | None = None
         # A thread for each slot: the kernel kills a child when the *thread* that started it
@@ -92,7 +94,7 @@ class RuntimeClientSlot:
     def _keep_running(self) -> None:
         failures = 0
         while not self._is_stopped:
-            consumer = QueueConsumer()
+            consumer = QueueConsumer(self._gate)
             if failure := self._run_client(consumer):
                 self._settle(consumer, failure)
             # A client that served and died is replaced at once. One that never served may die

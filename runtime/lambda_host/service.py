@@ -5,7 +5,7 @@ This module decides in which order they start and stop, and nothing else.
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -17,6 +17,7 @@ from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.invoke_api import InvokeApi
 from runtime.lambda_host.live_events import LiveEvents
+from runtime.lambda_host.pool import PooledWorker
 from runtime.lambda_host.sqs_poller import PollerRules, SqsPoller
 from runtime.lambda_host.sqs_queue import SqsQueue
 
@@ -33,12 +34,14 @@ _ANSWERS_S = 0.5
 class ServiceRules:
     """`timeout_s` of an invocation; `waiting` synchronous ones at most; `grace_s` for a stop.
 
-    Times are in seconds.
+    Times are in seconds. A job may be overtaken `may_overtake` times by later ones whose models are
+    loaded.
     """
 
     timeout_s: float = 900.0
     waiting: int = 100
     grace_s: float = 25.0
+    may_overtake: int = 0
     events: AsyncRules = field(default_factory=AsyncRules)
     poller: PollerRules = field(default_factory=PollerRules)
 
@@ -57,7 +60,7 @@ class Sources:
 
 
 class Service:
-    """Serves the sources while it is entered.
+    """Serves the sources with these workers while it is entered.
 
     Leaving it waits for the jobs that run; a stop takes `rules.grace_s` seconds at most. `on_state`
     gets a sentence for every change of state, `on_line` every line that a process writes,
@@ -70,6 +73,7 @@ class Service:
         function: Function,
         rules: ServiceRules,
         sources: Sources,
+        workers: Sequence[PooledWorker],
         *,
         on_line: Callable[[str], object],
         on_state: Callable[[str], object],
@@ -77,7 +81,7 @@ class Service:
         on_give_up: Callable[[Failure], object],
     ) -> None:
         self._rules, self._on_state = rules, on_state
-        self._event_store = sources.events
+        self._event_store, self._workers = sources.events, workers
         self._on_failure = on_failure
         live = LiveEvents()
 
@@ -86,7 +90,12 @@ class Service:
             live.feed(line)
 
         self._host = LambdaHost(
-            function, on_line=take_line, on_state=on_state, on_give_up=on_give_up
+            function,
+            on_line=take_line,
+            on_state=on_state,
+            on_give_up=on_give_up,
+            environments=[worker.variables for worker in workers],
+            may_overtake=rules.may_overtake,
         )
         self._events = AsyncInvocations(
             self._host,
@@ -109,7 +118,7 @@ class Service:
             self._host,
             sources.queue,
             rules.poller,
-            concurrency=function.concurrency,
+            concurrency=self._host.concurrency,
             timeout_s=rules.timeout_s,
             on_state=on_state,
         )
@@ -130,6 +139,7 @@ class Service:
             live,
             timeout_s=self._rules.timeout_s,
             limit=self._rules.waiting,
+            worker_sockets=[worker.socket for worker in self._workers],
             is_alone=self._event_store.is_alone,
         )
 

@@ -51,6 +51,7 @@ NOT_IN_TEMPLATE = {
     # Lambda does what `lambda-comfyui serve` does elsewhere.
     *("QUEUE_URL", "QUEUE_BATCH_SIZE", "ON_FAILURE_URL", "EVENT_RETRIES", "EVENT_MAX_AGE"),
     *("SERVE_ADDRESS", "SERVE_PORT", "SERVE_CONCURRENCY", "SERVE_TIMEOUT", "SERVE_WAITING"),
+    *("GPUS", "JOBS_MAY_OVERTAKE"),
     *("SERVE_GRACE", "JOBS_DB", "PYWORKER_LOG", "SHUTDOWN_GRACE"),
     # Lambda takes the whole instance down.
     *("IDLE_FREE_AFTER", "IDLE_STOP_AFTER", "IDLE_EXIT_AFTER"),

@@ -20,7 +20,8 @@ from runtime.lambda_host.extensions import ExtensionRefusedError, Extensions
 from runtime.lambda_host.extensions_api import ExtensionsApiServer
 from runtime.lambda_host.failures import WORKER_UNFIT, Failure, InvocationResult
 from runtime.lambda_host.function import Function
-from runtime.lambda_host.host import MAX_FAILURES, LambdaHost
+from runtime.lambda_host.host import LambdaHost
+from runtime.lambda_host.supervisor import MAX_FAILURES
 from tests.processes import is_running, wait_until
 
 pytestmark = [

@@ -352,3 +352,33 @@ def test_event_over_the_limit_is_refused_and_a_stop_loses_none_of_the_others(
     assert accepted == [True, True, False, True]
     assert failed == []
     assert positions == [0, 1, None]
+
+
+@pytest.mark.parametrize(("may_overtake", "order"), [(8, "aabb"), (0, "abab")])
+def test_accepted_events_whose_models_are_loaded_go_first(
+    failed: list[FailedEvent], tmp_path: Path, may_overtake: int, order: str
+) -> None:
+    function = Function(handler="tests.runtime.host_handlers.acts", environ=os.environ)
+    rules = AsyncRules(may_overtake=may_overtake)
+    store = EventStore(tmp_path)
+    with closing(store), LambdaHost(function, on_line=lambda _: None) as host:
+        events = AsyncInvocations(host, store, rules, timeout_s=30, on_failure=failed.append)
+
+        def accept(name: str, **action: object) -> None:
+            given = {"marks": str(tmp_path), "name": name, **action}
+            events.accept(json.dumps(given).encode(), name)
+
+        accept("first", until=str(tmp_path / "all are accepted"))
+        events.start()
+        assert wait_until((tmp_path / "first.begin").exists)
+        for number, letter in enumerate("abab"):
+            accept(f"{letter}{number}", models=[f"{letter}.safetensors"])
+        (tmp_path / "all are accepted").touch()
+        assert wait_until(lambda: store.count() == 0)
+        events.stop()
+        host.close(0.1)
+        assert events.close(30)
+
+    begins = {path: path.read_text().split()[1] for path in tmp_path.glob("[ab]?.begin")}
+    assert "".join(path.name[0] for path in sorted(begins, key=begins.__getitem__)) == order
+    assert failed == []

@@ -83,8 +83,9 @@ def test_dead_client_gets_no_event_while_its_output_is_still_open(
     monkeypatch.setattr(child, "_DRAIN_WITHIN_S", 3.0)
     host = start_host("leaves")
     pid = json.loads(host.invoke(b"1", timeout_s=10).payload)
-    assert host._environment
-    (slot,) = host._environment._slots
+    (supervisor,) = host._supervisors
+    assert supervisor._environment
+    (slot,) = supervisor._environment._slots
     client, consumer = slot._client, slot._consumer
     assert client
 

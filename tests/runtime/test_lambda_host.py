@@ -207,8 +207,9 @@ def test_client_that_dies_while_idle_costs_no_event(start_host: StartHost) -> No
 
 def consumer_of(host: LambdaHost) -> QueueConsumer:
     """The only client at the queue; each client that is started is another consumer."""
-    assert host._environment
-    (slot,) = host._environment._slots
+    (supervisor,) = host._supervisors
+    assert supervisor._environment
+    (slot,) = supervisor._environment._slots
     return slot._consumer
 
 

@@ -70,7 +70,8 @@ class TestWrapped(_Output):
 class TestDevice(_Output):
     """A GPU with a sticky fault, as long as the file exists: CUDA's words come back from each call.
 
-    If the file holds "until restart", another process has a sound GPU.
+    If the file holds "until restart", another process has a sound GPU. If it holds the name of a
+    folder, only the worker of that folder has the fault.
     """
 
     inputs: ClassVar = {"file": ("STRING", {"default": ""}), "number": ("INT", {"default": 0})}
@@ -78,8 +79,9 @@ class TestDevice(_Output):
 
     def run(self, file: str, number: int) -> dict[str, Any]:
         with contextlib.suppress(FileNotFoundError), open(file) as fault:
-            TestDevice.broken = True
-            if fault.read() == "until restart":
+            content = fault.read()
+            TestDevice.broken |= not content.startswith("/") or content == os.environ["WORKER_DIR"]
+            if content == "until restart":
                 os.remove(file)
         if TestDevice.broken:
             raise RuntimeError(
