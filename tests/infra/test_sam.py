@@ -1,13 +1,14 @@
 """What AWS's own tools say to template.yaml and samconfig.toml, as strictly as they can."""
 
 import json
-import shutil
+import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from handler.settings import PROJECT
@@ -16,7 +17,8 @@ from tests.infra.template import needs_sam, parameter, run_tool, template
 
 pytestmark = [needs_sam, pytest.mark.slow]
 
-PROFILES = ("default", "prod")
+PROFILES = ("sd15", "wan22")
+REGION = "eu-west-1"  # not the one of run_tool's environment
 # vCPU and GiB of the instance types in the profiles.
 INSTANCES = {"g6.xlarge": (4, 16), "g6.2xlarge": (8, 32), "g6e.2xlarge": (8, 64)}
 HOST_VCPU, HOST_GIB = 1, 1
@@ -100,7 +102,6 @@ def test_sam_refuses_a_template_in_which_lint_finds_a_slip(tmp_path: Path) -> No
 def test_profile_names_parameters_within_their_limits(profile: str) -> None:
     for name, value in overrides(profile).items():
         if value == "FILL_IN":
-            assert "Default" not in parameter(name)
             continue
         limits = parameter(name)
         assert value in [str(allowed) for allowed in limits.get("AllowedValues", [value])]
@@ -140,14 +141,28 @@ def moto_url() -> Iterator[str]:
         yield url
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_sam_deploy_makes_a_change_set(profile: str, moto_url: str, tmp_path: Path) -> None:
-    for name in ("template.yaml", "samconfig.toml"):
-        shutil.copy(PROJECT / name, tmp_path)
+def copy_project(folder: Path, region: str) -> None:
+    """The template and the profiles, for this Region, as far as moto takes them."""
+    config = (PROJECT / "samconfig.toml").read_text()
+    (folder / "samconfig.toml").write_text(
+        config.replace('region = "FILL_IN"', f'region = "{region}"')
+    )
     # moto has neither SAM's own bucket nor templates in other buckets of a local server.
-    copy = tmp_path / "template.yaml"
     code = "Code: {S3Bucket: code, S3Key: api.zip}"
-    copy.write_text(copy.read_text().replace("Code: build/api", code))
+    text = (PROJECT / "template.yaml").read_text()
+    (folder / "template.yaml").write_text(text.replace("Code: build/api", code))
+
+
+def stacks(region: str, url: str) -> list[str]:
+    client = boto3.client("cloudformation", region, endpoint_url=url)
+    return [stack["StackName"] for stack in client.describe_stacks()["Stacks"]]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_sam_deploy_makes_a_change_set_in_the_region_of_the_profile(
+    profile: str, moto_url: str, tmp_path: Path
+) -> None:
+    copy_project(tmp_path, REGION)
 
     done = run_tool(
         "sam",
@@ -159,3 +174,33 @@ def test_sam_deploy_makes_a_change_set(profile: str, moto_url: str, tmp_path: Pa
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Changeset created successfully" in done.stdout
+    assert f"lambda-comfyui-{profile}" in stacks(REGION, moto_url)
+    assert f"lambda-comfyui-{profile}" not in stacks("us-east-1", moto_url)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profile_that_is_not_filled_in_stops_before_any_call(profile: str, moto_url: str) -> None:
+    done = run_tool("sam", "deploy", "--config-env", profile, endpoint_url=moto_url)
+
+    assert done.returncode == 1
+    assert "region: FILL_IN" in done.stderr
+    assert stacks("us-east-1", moto_url) == []
+
+
+def test_deployment_without_a_profile_stops() -> None:
+    done = run_tool("sam", "deploy")
+
+    assert done.returncode == 2
+    assert "Missing option '--stack-name'" in done.stderr
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_no_parameter_takes_what_is_not_filled_in(profile: str) -> None:
+    left = [name for name, value in overrides(profile).items() if value == "FILL_IN"]
+
+    assert left[:3] == ["ImageUri", "SubnetIds", "SecurityGroupIds"]
+    for name in left:
+        limits = parameter(name)
+        # CloudFormation looks for the ids of a type of EC2 in the account.
+        if "AWS::EC2::" not in limits["Type"]:
+            assert not re.search(limits["AllowedPattern"], "FILL_IN"), name

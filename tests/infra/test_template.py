@@ -23,6 +23,7 @@ from events import eventbridge
 from events.event_context import EventContext
 from handler.job_events import JobCompleted, JobFailed
 from handler.settings import PROJECT, Settings
+from runtime.sam.intrinsics import Intrinsics
 from tests.infra.template import parameter, properties, template, variables
 from tests.workflows import image
 
@@ -507,7 +508,7 @@ def test_dashboard_is_json_and_draws_every_queue() -> None:
 def test_storage_decides_permissions_and_variables(storage: str) -> None:
     _deploy(
         ModelStorage=storage,
-        ModelsBucket="weights",
+        ModelsBucket="weights" if storage in ("s3", "s3files") else "none",
         **({"ModelsAccessPointArn": ACCESS_POINTS[storage]} if storage in ACCESS_POINTS else {}),
     )
 
@@ -634,3 +635,48 @@ def test_two_rules_cover_every_storage_that_needs_more() -> None:
         for rule, position in product(rules, (0, 1))
         for condition in [rule["RuleCondition"]["Fn::Or"][position]]
     )
+
+
+def _broken_rules(given: dict[str, str]) -> set[str]:
+    """The rules of the template that a stack with these parameters breaks."""
+    values = {
+        name: value.get("Default", "given") for name, value in template()["Parameters"].items()
+    }
+    broken = set()
+    for name, rule in template()["Rules"].items():
+        asserted = [assertion["Assert"] for assertion in rule["Assertions"]]
+        checks = {"if": rule["RuleCondition"], "then": {"Fn::And": asserted}}
+        intrinsics = Intrinsics(parameters=values | given, conditions=checks, mappings={})
+        if intrinsics.holds("if") and not intrinsics.holds("then"):
+            broken.add(name)
+    return broken
+
+
+def test_profiles_keep_the_rules_of_the_template() -> None:
+    profiles = tomllib.loads((PROJECT / "samconfig.toml").read_text())
+    del profiles["version"]
+
+    for profile in profiles.values():
+        items = profile["deploy"]["parameters"]["parameter_overrides"]
+        assert _broken_rules(dict(item.split("=", 1) for item in items)) == set()
+
+
+@pytest.mark.parametrize(
+    ("given", "broken"),
+    [
+        ({}, set()),
+        ({"ModelStorage": "s3", "ModelsBucket": "weights"}, set()),
+        ({"ModelStorage": "s3"}, {"ModelsInABucket"}),
+        ({"ModelsBucket": "weights"}, {"NoBucketForWeightsInTheImage"}),
+        ({"ModelsAccessPointArn": ACCESS_POINTS["efs"]}, {"NoAccessPointWithoutAMount"}),
+        ({"ModelStorage": "efs"}, {"ModelsOnAFileSystem"}),
+        ({"ModelStorage": "efs", "ModelsAccessPointArn": ACCESS_POINTS["efs"]}, set()),
+        ({"ModelStorage": "s3files"}, {"ModelsInABucket", "ModelsOnAFileSystem"}),
+        ({"Api": "url-token"}, {"TokenForTheApi"}),
+        ({"Api": "url-token", "ApiToken": "secret"}, set()),
+    ],
+)
+def test_parameters_that_cannot_work_together_are_refused(
+    given: dict[str, str], broken: set[str]
+) -> None:
+    assert _broken_rules(given) == broken
