@@ -22,7 +22,12 @@ serve_pid=
 pyworker_pid=
 stopping=
 
-say() { echo "on-start: $*"; }
+say() { echo "on-start: $*" | tee -a "$LOG_DIR/on-start.log"; }
+
+# Run a command whose output is in the log, too.
+logged() { "$@" 2>&1 | hide_passwords | tee -a "$LOG_DIR/on-start.log"; }
+
+hide_passwords() { sed -u -E 's#//[^/@]*@#//…@#g'; }
 
 fail() {
     say "$1"
@@ -49,8 +54,9 @@ install_packages() {
     "$(python_interpreter || echo false)" -c 'import ensurepip, venv' 2> /dev/null || missing+=(python3-venv)
     if ((${#missing[@]})); then
         say "installing ${missing[*]}"
-        apt-get update -qq
-        DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends ca-certificates "${missing[@]}"
+        export DEBIAN_FRONTEND=noninteractive
+        logged apt-get update -qq
+        logged apt-get install -qq -y --no-install-recommends ca-certificates "${missing[@]}"
     fi
 }
 
@@ -68,18 +74,19 @@ python_interpreter() {
 
 # clone REPOSITORY REF FOLDER: REF is a branch, a tag or a commit; empty means the default branch.
 clone() {
+    local name
+    name=$(hide_passwords <<< "$1")
     if [[ ! -d $3/.git ]]; then
-        git clone --quiet -- "$1" "$3" || fail "cannot clone $(without_password "$1")"
+        logged git clone --quiet -- "$1" "$3" || fail "cannot clone $name"
     fi
     if [[ -n $2 ]]; then
-        git -C "$3" fetch --quiet --tags origin || say "cannot fetch $(without_password "$1"): using what is in $3"
+        logged git -C "$3" fetch --quiet --tags origin || say "cannot fetch $name: using what is in $3"
         git -C "$3" checkout --quiet --detach "origin/$2" 2> /dev/null ||
-            git -C "$3" checkout --quiet --detach "$2" -- || fail "$(without_password "$1") has no branch, tag or commit $2"
+            git -C "$3" checkout --quiet --detach "$2" 2> /dev/null ||
+            fail "$name has no branch, tag or commit $2"
     fi
     say "$3 is at $(git -C "$3" rev-parse --short HEAD)"
 }
-
-without_password() { sed -E 's#//[^/@]*@#//…@#' <<< "$1"; }
 
 # Sets RUNTIME to the command line of the project: the image's, or that of a virtual environment.
 install_project() {
@@ -99,13 +106,13 @@ install_project() {
         local python
         python=$(python_interpreter) || fail "needs Python 3.11 or later: choose a newer image, such as Ubuntu 24.04"
         say "installing the project into $PROJECT_DIR/.venv"
-        "$python" -m venv "$PROJECT_DIR/.venv"
-        "$PROJECT_DIR/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        logged "$python" -m venv "$PROJECT_DIR/.venv"
+        logged "$PROJECT_DIR/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
             --editable "${PROJECT_DIR}[local]" || fail "cannot install the project"
     fi
     cd "$PROJECT_DIR"
     RUNTIME=("$PROJECT_DIR/.venv/bin/lambda-comfyui")
-    "${RUNTIME[@]}" install || fail "cannot install ComfyUI"
+    logged "${RUNTIME[@]}" install || fail "cannot install ComfyUI"
 }
 
 # In a session of its own: a start script may leave its server in the background.
@@ -120,13 +127,13 @@ start_pyworker() {
         # Its server imports distutils, which setuptools has.
         local packages=(setuptools vastai)
         [[ -f $folder/requirements.txt ]] && packages+=(-r "$folder/requirements.txt")
-        "$WORKSPACE_DIR/worker-env/bin/python" -m pip install --quiet --disable-pip-version-check \
+        logged "$WORKSPACE_DIR/worker-env/bin/python" -m pip install --quiet --disable-pip-version-check \
             "${packages[@]}" || fail "cannot install the packages of the PyWorker"
         start=("$WORKSPACE_DIR/worker-env/bin/python" worker.py)
     fi
     say "starting the PyWorker: ${start[*]}"
     export WORKSPACE_DIR MODEL_LOG=$PYWORKER_LOG
-    (cd "$folder" && exec setsid "${start[@]}") > >(tee -a "$LOG_DIR/pyworker.log" >&3) 2>&1 &
+    (cd "$folder" && exec setsid "${start[@]}") > >(tee -a "$LOG_DIR/pyworker.log") 2>&1 &
     pyworker_pid=$!
 }
 
@@ -141,15 +148,28 @@ wait_for() {
     return "$status"
 }
 
+# The last lines say why serve ended. A process that it left behind may hold the log open for ever.
+wait_for_last_lines() {
+    local _
+    for _ in {1..20}; do
+        kill -0 "$1" 2> /dev/null || return 0
+        sleep 0.1
+    done
+}
+
 keep_serving() {
-    local pause_s=$FIRST_PAUSE_S began status
+    local pause_s=$FIRST_PAUSE_S began status log_pid
     while [[ -z $stopping ]]; do
         began=$SECONDS
         status=0
-        "${RUNTIME[@]}" serve > >(tee -a "$LOG_DIR/serve.log" >&3) 2>&1 &
+        exec 3> >(tee -a "$LOG_DIR/serve.log")
+        log_pid=$!
+        "${RUNTIME[@]}" serve >&3 2>&3 &
         serve_pid=$!
         wait_for "$serve_pid" || status=$?
         serve_pid=
+        exec 3>&-
+        wait_for_last_lines "$log_pid"
         [[ -z $stopping && $status != 0 ]] || return "$status"
         case $status in
             2) fail "serve refuses its settings: correct the variable that it names" 2 ;;
@@ -175,8 +195,6 @@ report_unfit_machine() {
 
 main() {
     mkdir -p "$LOG_DIR" "$WORKSPACE_DIR" "$(dirname "$JOBS_DB")"
-    # File descriptor 3 is the container's own output.
-    exec 3>&1 > >(tee -a "$LOG_DIR/on-start.log") 2>&1
     trap 'stopping=yes; [[ -z $serve_pid ]] || kill -TERM "$serve_pid" || true' TERM INT
     # The server of a PyWorker may outlive its start script, in the same process group.
     trap '[[ -z $pyworker_pid ]] || kill -TERM -- "-$pyworker_pid" 2> /dev/null || true' EXIT
