@@ -56,7 +56,7 @@ install_packages() {
         say "installing ${missing[*]}"
         export DEBIAN_FRONTEND=noninteractive
         logged apt-get update -qq
-        logged apt-get install -qq -y --no-install-recommends ca-certificates "${missing[@]}"
+        logged apt-get install -qq -y --no-install-recommends ca-certificates "${missing[@]}" > /dev/null
     fi
 }
 
