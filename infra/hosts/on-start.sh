@@ -55,8 +55,9 @@ install_packages() {
     if ((${#missing[@]})); then
         say "installing ${missing[*]}"
         export DEBIAN_FRONTEND=noninteractive
-        logged apt-get update -qq
-        logged apt-get install -qq -y --no-install-recommends ca-certificates "${missing[@]}" > /dev/null
+        logged apt-get update -qq || fail "cannot read the list of packages"
+        logged apt-get install -qq -y --no-install-recommends ca-certificates "${missing[@]}" > /dev/null ||
+            fail "cannot install ${missing[*]}: see $LOG_DIR/on-start.log"
     fi
 }
 
