@@ -62,6 +62,11 @@ class ComfyUIApi:
         upgrade.close()
         return upgrade.status == 101
 
+    def system_stats(self, timeout_s: float) -> dict[str, Any]:
+        """`system` and `devices`: versions and names, as ComfyUI's server.py gives them."""
+        stats: dict[str, Any] = self._get("/system_stats", timeout_s)
+        return stats
+
     def submit(self, body: dict[str, Any], timeout_s: float) -> tuple[int, dict[str, Any]]:
         """Queue a prompt; the HTTP status, and the JSON object of the answer ({} if it is none)."""
         answer = self._request("POST", "/prompt", timeout_s, json=body)

@@ -136,6 +136,12 @@ class Settings:
     idle_stop_after_s: float | None = _var("IDLE_STOP_AFTER", _positive_seconds, None)
     idle_exit_after_s: float | None = _var("IDLE_EXIT_AFTER", _positive_seconds, None)
     init_budget_s: float = _var("INIT_BUDGET", _seconds, 110.0)
+    warmup_workflow: Path | None = _var("WARMUP_WORKFLOW", _path, None)
+    benchmark: bool | None = _var("BENCHMARK", _switch, None)
+    benchmark_json_path: Path | None = _var("BENCHMARK_JSON_PATH", _path, None)
+    benchmark_test_width: int = _var("BENCHMARK_TEST_WIDTH", _positive, 512)
+    benchmark_test_height: int = _var("BENCHMARK_TEST_HEIGHT", _positive, 512)
+    benchmark_test_steps: int = _var("BENCHMARK_TEST_STEPS", _positive, 20)
     shutdown_grace_s: float = _var("SHUTDOWN_GRACE", _seconds, 0.0)
     deadline_margin_s: float = _var("DEADLINE_MARGIN", _seconds, 10.0)
 
@@ -164,6 +170,11 @@ class Settings:
         if problems:
             raise SettingsError("invalid environment variables: " + "; ".join(problems))
         return cls(**values)
+
+    @property
+    def has_benchmark(self) -> bool:
+        """Whether the worker measures its score: BENCHMARK, else whether a workflow is named."""
+        return self.benchmark_json_path is not None if self.benchmark is None else self.benchmark
 
     @property
     def comfyui_code(self) -> Path:

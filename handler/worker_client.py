@@ -21,6 +21,8 @@ from handler.worker_protocol import (
     SOCKET_NAME,
     AnnouncePrompt,
     Answer,
+    BenchmarkDone,
+    BenchmarkResult,
     EndJob,
     GetLog,
     GetState,
@@ -30,6 +32,7 @@ from handler.worker_protocol import (
     ReportFault,
     Request,
     Restart,
+    RunBenchmark,
     State,
     Status,
     Wake,
@@ -126,7 +129,7 @@ class WorkerClient:
         match worker.state:
             case State.READY:
                 return ReadyWorker(worker.base_url, worker.folders, worker.starts)
-            case State.STARTING | State.INACTIVE | State.FAILED:
+            case State.STARTING | State.BENCHMARKING | State.INACTIVE | State.FAILED:
                 # One that is starting has failed just now, and begun again for another handler.
                 reason = worker.failure or f"the worker is {worker.state}"
             case State.DRAINING | State.STOPPED:
@@ -196,6 +199,19 @@ class WorkerClient:
                 time.sleep(_RETRY_S)
         return None
 
+    def run_benchmark(self) -> BenchmarkResult:
+        """Have the worker measure its score, which takes minutes. It begins no job.
+
+        Raises WorkerUnavailable with the reason if there is no result, OSError.
+        """
+        self._connection = self._connection or self._connect()
+        request = RunBenchmark(id=self._id())
+        self._send(request)
+        answer = self._receive(request.id, None)
+        if not isinstance(answer, BenchmarkDone):
+            raise WorkerUnavailable(f"the worker answered {answer.NAME}")
+        return answer.result
+
     def close(self) -> None:
         """Close the connection; wait for the end of the worker that this process has started."""
         self._disconnect()
@@ -230,7 +246,7 @@ class WorkerClient:
             self._disconnect()
             raise
 
-    def _receive(self, request_id: int, timeout_s: float) -> Answer:
+    def _receive(self, request_id: int, timeout_s: float | None) -> Answer:
         try:
             answer = self._connected().receive(request_id, timeout_s)
         except ConnectionError:

@@ -26,7 +26,13 @@ NO_ID = 0
 class State(StrEnum):
     """The states of a worker. `ready` and `inactive` are the documented two."""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it lasts: no start or benchmark is under way."""
+        return self not in (State.STARTING, State.BENCHMARKING)
+
     STARTING = "starting"
+    BENCHMARKING = "benchmarking"
     READY = "ready"
     INACTIVE = "inactive"
     FAILED = "failed"
@@ -60,6 +66,27 @@ class ProtocolError(ValueError):
         self.message_id = message_id
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResult:
+    """One benchmark: `score` = 100 / `seconds`, of `runs` runs their median.
+
+    `at` is Unix time. Scores are comparable if `gpu` and `workflow_hash` are the same. `warning`
+    says that this one is far from the others, '' if it is not.
+    """
+
+    at: float
+    score: float
+    seconds: float
+    runs: int
+    workflow: str
+    workflow_hash: str
+    gpu: str
+    driver: str
+    comfyui: str
+    torch: str
+    warning: str
+
+
 @dataclass(frozen=True)
 class WorkerStatus:
     """What a worker is and has: its state, and where its ComfyUI and the files of that are."""
@@ -79,6 +106,8 @@ class WorkerStatus:
     prefetched_bytes: int
     # When the oldest running job began, in seconds since the epoch; None when no job runs.
     running_since: float | None
+    # Of the last benchmark; None before the first one.
+    score: float | None
     # By ComfyUI's output types: output, input, temp.
     folders: dict[str, Path]
 
@@ -170,6 +199,12 @@ class Restart(Message):
     NAME: ClassVar[str] = "restart"
 
 
+class RunBenchmark(Message):
+    """Run the benchmark now. Answered by BenchmarkDone, or by Refused while a job runs."""
+
+    NAME: ClassVar[str] = "run_benchmark"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Status(Message):
     """How the worker is. Another answer to the same request follows unless this one is final."""
@@ -177,6 +212,14 @@ class Status(Message):
     NAME: ClassVar[str] = "status"
     is_final: bool
     worker: WorkerStatus
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkDone(Message):
+    """The result of a benchmark."""
+
+    NAME: ClassVar[str] = "benchmark_done"
+    result: BenchmarkResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,14 +238,25 @@ class Refused(Message):
     reason: str
 
 
-Request = Wake | AnnouncePrompt | EndJob | ReportFault | GetState | GetLog | Sleep | Drain | Restart
-Answer = Status | LogLines | Refused
+Request = (
+    Wake
+    | AnnouncePrompt
+    | EndJob
+    | ReportFault
+    | GetState
+    | GetLog
+    | Sleep
+    | Drain
+    | Restart
+    | RunBenchmark
+)
+Answer = Status | BenchmarkDone | LogLines | Refused
 
 _REQUESTS: dict[str, type[Any]] = {kind.NAME: kind for kind in get_args(Request)}
 _ANSWERS: dict[str, type[Any]] = {kind.NAME: kind for kind in get_args(Answer)}
 _FIELDS = {
     kind: [(field.name, field.type) for field in fields(kind)]
-    for kind in (*_REQUESTS.values(), *_ANSWERS.values(), WorkerStatus)
+    for kind in (*_REQUESTS.values(), *_ANSWERS.values(), WorkerStatus, BenchmarkResult)
 }
 _NAME_KEY = "type"
 
@@ -225,9 +279,9 @@ def decode_answer(line: bytes) -> Answer:
     return answer
 
 
-def readable(worker: WorkerStatus) -> str:
+def readable(part: WorkerStatus | BenchmarkResult) -> str:
     """The fields as indented JSON."""
-    return json.dumps(worker, default=_as_json, indent=2)
+    return json.dumps(part, default=_as_json, indent=2)
 
 
 def _as_json(value: Any) -> Any:
@@ -297,8 +351,8 @@ def _read(kind: Any, given: Any, name: str) -> Any:
         return tuple(given)
     if kind == dict[str, Path] and isinstance(given, dict) and _are_strings(given.values()):
         return {key: Path(path) for key, path in given.items()}
-    if kind is WorkerStatus:
-        return _read_fields(WorkerStatus, given)
+    if kind in (WorkerStatus, BenchmarkResult):
+        return _read_fields(kind, given)
     expected = " | ".join(_WORDS[kind]) if kind in _WORDS else getattr(kind, "__name__", kind)
     raise ProtocolError(f'"{name}" is {given!r}, expected {expected}')
 

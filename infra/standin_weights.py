@@ -7,6 +7,7 @@ because a CPU has to compute with them.
 
 import argparse
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ def main() -> None:
         )
     write(args.into / "vae/wan_2.1_vae.safetensors", vae())
     write(args.into / "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors", text_encoder())
+    write_zeros(
+        args.into / "checkpoints/v1-5-pruned-emaonly-fp16.safetensors", stable_diffusion_15()
+    )
 
 
 def diffusion_model(seed: int) -> Tensors:
@@ -153,6 +157,46 @@ def tokenizer() -> bytes:
     return model.getvalue()
 
 
+def stable_diffusion_15() -> Tensors:
+    """The tensors of a whole checkpoint without memory: ComfyUI knows this model by its sizes."""
+    import comfy.ops  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+    from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: PLC0415
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: PLC0415
+    from comfy.sd1_clip import SDClipModel  # noqa: PLC0415
+
+    shape = {"double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3}
+    layers = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": []}
+    with torch.device("meta"):
+        unet = UNetModel(
+            image_size=32,
+            in_channels=4,
+            out_channels=4,
+            model_channels=320,
+            num_res_blocks=[2, 2, 2, 2],
+            channel_mult=(1, 2, 4, 4),
+            num_heads=8,
+            use_spatial_transformer=True,
+            transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+            transformer_depth_output=[1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+            transformer_depth_middle=1,
+            context_dim=768,
+            legacy=False,
+            operations=comfy.ops.disable_weight_init,
+        )
+        vae = AutoencoderKL(ddconfig=shape | layers | {"dropout": 0.0}, embed_dim=4)
+        text = SDClipModel(device="meta", dtype=torch.float16)
+    return (
+        {f"model.diffusion_model.{key}": value for key, value in unet.state_dict().items()}
+        | {f"first_stage_model.{key}": value for key, value in vae.state_dict().items()}
+        | {
+            f"cond_stage_model.{key}": value
+            for key, value in text.state_dict().items()
+            if key.startswith("transformer.text_model")
+        }
+    )
+
+
 def randomised(state: Tensors, seed: int, *, spread: float) -> Tensors:
     """Matrices and kernels of normal noise, norms of one, biases of zero: finite all the way."""
     import torch  # noqa: PLC0415
@@ -175,6 +219,27 @@ def write(path: Path, tensors: Tensors) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Not save_file: it makes the file readable for its owner alone.
     path.write_bytes(save(tensors, METADATA))
+
+
+def write_zeros(path: Path, tensors: Tensors) -> None:
+    """A file of these names and shapes, all zero, in 16 bits, that takes no space on the disk.
+
+    https://huggingface.co/docs/safetensors: the length of the header, the header, the data.
+    """
+    header: dict[str, Any] = {"__metadata__": METADATA}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.numel() * 2
+        header[name] = {
+            "dtype": "F16",
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
 
 
 if __name__ == "__main__":

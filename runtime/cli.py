@@ -25,6 +25,7 @@ COMMANDS = {
     "extension": "own ComfyUI as a Lambda extension, for as long as the environment lives",
     "worker": "own ComfyUI: start, watch and stop it, and answer handlers on a socket",
     "ask": "ask the worker for its state or ComfyUI's log, or have it wake, sleep, drain, restart",
+    "benchmark": "measure this machine's score, and print it beside the earlier ones",
     "clean": "remove delivered and old files from ComfyUI's folders, as the worker does",
     "invoke": "run one event through the real Lambda runtime client and print the response",
     "serve": "run events from a queue and from callers of Lambda's Invoke API, until stopped",

@@ -45,6 +45,9 @@ class Hooks:
         There is no call for the first start: the class is instantiated then.
         """
 
+    def on_benchmarking(self, change: Change) -> None:
+        """The worker measures its score. A job that arrives ends that."""
+
     def on_ready(self, change: Change) -> None:
         """ComfyUI is ready for jobs."""
 

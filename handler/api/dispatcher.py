@@ -60,11 +60,19 @@ class WorkerReport:
     cold_start_ms: float = 0.0
     failure: str = ""
     running_since: float | None = None
+    score: float | None = None
     workers: "tuple[WorkerReport, ...]" = ()
 
 
 # The state of several workers is the one of them that is first here: a job finds the best one.
-_STATES_OF_A_POOL = (State.READY, State.STARTING, State.INACTIVE, State.DRAINING, State.STOPPED)
+_STATES_OF_A_POOL = (
+    State.READY,
+    State.BENCHMARKING,
+    State.STARTING,
+    State.INACTIVE,
+    State.DRAINING,
+    State.STOPPED,
+)
 
 
 def pool_report(reports: Sequence[WorkerReport]) -> WorkerReport:
@@ -72,6 +80,7 @@ def pool_report(reports: Sequence[WorkerReport]) -> WorkerReport:
     if len(reports) == 1:
         return reports[0]
     states = {report.state for report in reports}
+    scores = [report.score for report in reports if report.score is not None]
     since = [report.running_since for report in reports if report.running_since is not None]
     return WorkerReport(
         state=next((state for state in _STATES_OF_A_POOL if state in states), State.FAILED),
@@ -80,6 +89,8 @@ def pool_report(reports: Sequence[WorkerReport]) -> WorkerReport:
         cold_start_ms=max(report.cold_start_ms for report in reports),
         failure="; ".join(report.failure for report in reports if report.failure),
         running_since=min(since, default=None),
+        # Work that is spread over all of them is done that fast.
+        score=round(sum(scores), 4) if scores else None,
         workers=tuple(reports),
     )
 

@@ -46,6 +46,9 @@ def render(
         states.state(worker.state.value)
         text = "Starts of ComfyUI since the worker began"
         Gauge("lambda_comfyui_worker_starts", text, registry=registry).set(worker.starts)
+        if worker.score is not None:
+            text = "100 / seconds of the worker's last benchmark"
+            Gauge("lambda_comfyui_worker_score", text, registry=registry).set(worker.score)
         text = "Jobs that the worker has now"
         Gauge("lambda_comfyui_worker_jobs", text, registry=registry).set(worker.jobs)
     return generate_latest(registry).decode()

@@ -14,6 +14,7 @@ from handler.worker_protocol import (
     DEPTHS,
     SOCKET_NAME,
     Answer,
+    BenchmarkDone,
     Depth,
     Drain,
     EndJob,
@@ -24,6 +25,7 @@ from handler.worker_protocol import (
     Refused,
     Request,
     Restart,
+    RunBenchmark,
     Sleep,
     Status,
     Wake,
@@ -72,6 +74,7 @@ def _requests(depth: Depth) -> dict[str, Request]:
         Sleep(id=1, depth=depth),
         Drain(id=1),
         Restart(id=1),
+        RunBenchmark(id=1),
     ]
     return {request.NAME: request for request in requests}
 
@@ -95,6 +98,8 @@ def _shown(answer: Answer) -> str:
     match answer:
         case Status():
             return readable(answer.worker)
+        case BenchmarkDone():
+            return readable(answer.result)
         case LogLines():
             return json.dumps({"lines": answer.lines}, indent=2)
         case Refused():

@@ -21,11 +21,12 @@ from runtime.process.file_lock import hold_file_lock
 
 SCRIPT = PROJECT / "infra" / "standin_weights.py"
 MARKER = "recipe.sha256"
-MODEL_FOLDERS = ("diffusion_models", "loras", "text_encoders", "vae")
+MODEL_FOLDERS = ("checkpoints", "diffusion_models", "loras", "text_encoders", "vae")
 README = """\
-These files hold random numbers, not models. They have the names of the Wan 2.2 files, so that the
-documented workflow runs through ComfyUI's own loaders on any machine, with every node. They only
-exercise the code: the resulting video is noise. Never copy them into a folder of real weights.
+These files hold random numbers or zeros, not models. They have the names of the files of Wan 2.2
+and of Stable Diffusion 1.5, so that the documented workflows run through ComfyUI's own loaders on
+any machine, with every node. They only exercise the code: what comes out is noise. Never copy them
+into a folder of real weights.
 `lambda-comfyui standins` writes them again.
 """
 

@@ -188,4 +188,5 @@ def _report(status: WorkerStatus | None) -> WorkerReport:
         cold_start_ms=status.cold_start_ms,
         failure=status.failure,
         running_since=status.running_since,
+        score=status.score,
     )

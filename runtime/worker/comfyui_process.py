@@ -108,7 +108,7 @@ class ComfyUIProcess:
 
         Raises ComfyUIStartError the moment the process ends, or after `timeout_s` seconds.
         """
-        with contextlib.closing(self._api()) as api:
+        with contextlib.closing(self.api()) as api:
             give_up = time.monotonic() + timeout_s
             while time.monotonic() < give_up:
                 if is_cancelled():
@@ -130,7 +130,7 @@ class ComfyUIProcess:
 
     def free(self) -> None:
         """Have ComfyUI unload its models. One that does not answer is left as it is."""
-        with contextlib.closing(self._api()) as api, contextlib.suppress(OSError):
+        with contextlib.closing(self.api()) as api, contextlib.suppress(OSError):
             api.free(_FREE_TIMEOUT_S)
 
     def drop(self, prompt_id: str) -> bool:
@@ -138,13 +138,13 @@ class ComfyUIProcess:
 
         A ComfyUI that answers later does so then.
         """
-        with contextlib.closing(self._api()) as api, contextlib.suppress(OSError):
+        with contextlib.closing(self.api()) as api, contextlib.suppress(OSError):
             return api.interrupt(prompt_id, _DROP_TIMEOUT_S)
         return False
 
     def forget(self, prompt_ids: Sequence[str]) -> None:
         """Remove prompts from ComfyUI's history. One that does not answer keeps them."""
-        with contextlib.closing(self._api()) as api, contextlib.suppress(OSError):
+        with contextlib.closing(self.api()) as api, contextlib.suppress(OSError):
             api.forget(prompt_ids)
 
     def last_lines(self) -> list[str]:
@@ -173,7 +173,8 @@ class ComfyUIProcess:
         # The first check is much cheaper. The second excludes another process that took the port.
         return _is_open(self.port) and _owns_port(self.pid, self.port)
 
-    def _api(self) -> "ComfyUIApi":
+    def api(self) -> "ComfyUIApi":
+        """A connection to this ComfyUI; close it."""
         # A quarter of the worker's imports: nothing waits for it here, where ComfyUI boots or runs.
         from handler.comfyui_api import ComfyUIApi  # noqa: PLC0415
 

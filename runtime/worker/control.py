@@ -18,6 +18,7 @@ from typing import TypeVar, assert_never
 from handler.worker_protocol import (
     AnnouncePrompt,
     Answer,
+    BenchmarkDone,
     Drain,
     EndJob,
     GetLog,
@@ -28,6 +29,7 @@ from handler.worker_protocol import (
     ReportFault,
     Request,
     Restart,
+    RunBenchmark,
     Sleep,
     State,
     Status,
@@ -41,7 +43,7 @@ from runtime.worker.lifecycle import Worker
 _FIRST_LEASE_WITHIN_S = 30.0
 
 OnGone = Callable[[int], None]
-SlowRequest = TypeVar("SlowRequest", Wake, Sleep, Restart)
+SlowRequest = TypeVar("SlowRequest", Wake, Sleep | Restart | RunBenchmark)
 
 
 class ControlServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
@@ -124,13 +126,11 @@ class _Connection(socketserver.StreamRequestHandler):
                 self._write_status(request)
             case GetLog():
                 self._write(LogLines(id=request.id, lines=tuple(worker.last_lines())))
-            case Sleep():
-                self._in_thread(self._sleep, request)
             case Drain():
                 worker.stop(grace_s=math.inf)
                 self._write_status(request)
-            case Restart():
-                self._in_thread(self._restart, request)
+            case Sleep() | Restart() | RunBenchmark():
+                self._in_thread(self._obey_slowly, request)
             case _:
                 assert_never(request)
 
@@ -151,6 +151,16 @@ class _Connection(socketserver.StreamRequestHandler):
         self.server.worker.wake()
         self._write_status(request)
 
+    def _obey_slowly(self, request: Sleep | Restart | RunBenchmark) -> None:
+        match request:
+            case Sleep():
+                self._sleep(request)
+            case Restart():
+                self.server.worker.restart()
+                self._write_status(request)
+            case RunBenchmark():
+                self._benchmark(request)
+
     def _sleep(self, request: Sleep) -> None:
         if self.server.worker.sleep(request.depth):
             self._write_status(request)
@@ -158,9 +168,12 @@ class _Connection(socketserver.StreamRequestHandler):
             reason = "a job runs: the worker sleeps only when it is idle"
             self._write(Refused(id=request.id, reason=reason))
 
-    def _restart(self, request: Restart) -> None:
-        self.server.worker.restart()
-        self._write_status(request)
+    def _benchmark(self, request: RunBenchmark) -> None:
+        result = self.server.worker.run_benchmark()
+        if isinstance(result, str):
+            self._write(Refused(id=request.id, reason=result))
+        else:
+            self._write(BenchmarkDone(id=request.id, result=result))
 
     def _end_job(self, *, has_completed: bool = False) -> None:
         if self._has_job:

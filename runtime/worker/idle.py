@@ -40,7 +40,7 @@ class Idle:
 
     def depth(self) -> Depth:
         """How deep the worker is to sleep now: as requested, or deeper for its idle time."""
-        idle_s = self._idle_s()
+        idle_s = self.idle_s()
         due = [
             depth
             for depth, limit_s in self._limits_s.items()
@@ -52,13 +52,14 @@ class Idle:
         """Seconds until `depth` may change by itself; infinite while a job runs."""
         if self.jobs:
             return math.inf
-        idle_s = self._idle_s()
+        idle_s = self.idle_s()
         limits = [limit_s for limit_s in self._limits_s.values() if limit_s is not None]
         return min((limit_s - idle_s for limit_s in limits if limit_s > idle_s), default=math.inf)
 
     def reason(self) -> str:
         """Why the worker sleeps, for the log."""
-        return "sleep was requested" if self.requested_depth else f"idle for {self._idle_s():.0f} s"
+        return "sleep was requested" if self.requested_depth else f"idle for {self.idle_s():.0f} s"
 
-    def _idle_s(self) -> float:
+    def idle_s(self) -> float:
+        """Seconds since the last job; 0 while one runs."""
         return 0.0 if self.jobs else time.monotonic() - self._since

@@ -2,20 +2,24 @@
 
 The states are in runtime/worker/states.py. How handlers ask for ComfyUI is decided in
 runtime/worker/control.py; when the worker is idle, in idle.py; when another start is hopeless, in
-start_failures.py; when its machine is unfit for jobs, in soundness.py.
+start_failures.py; when its machine is unfit for jobs, in soundness.py; how fast it is, in
+benchmark.py.
 """
 
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from handler.settings import Settings
-from handler.worker_protocol import Depth, State, WorkerStatus
+from handler.worker_protocol import BenchmarkResult, Depth, State, WorkerStatus
 from runtime.hooks import Change, HookDispatcher, Hooks
 from runtime.log import log
 from runtime.models.prefetch import Prefetcher
 from runtime.process.child import describe_exit
+from runtime.worker.benchmark import Benchmark
 from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError
 from runtime.worker.housekeeper import Housekeeper
 from runtime.worker.idle import Idle
@@ -23,9 +27,11 @@ from runtime.worker.prewarmed_process import Prewarmed
 from runtime.worker.soundness import Soundness
 from runtime.worker.start_failures import StartFailures
 from runtime.worker.states import check_move
+from runtime.worker.warm_up import warm_up
 
 _HOOKS_WITHIN_S = 1.0
 _ENDING = (State.DRAINING, State.STOPPED)
+_SERVING = (State.READY, State.BENCHMARKING)
 
 
 class Worker:
@@ -51,6 +57,7 @@ class Worker:
         self._idle = Idle(settings)
         self._failures = StartFailures()
         self._soundness = Soundness()
+        self._benchmark = Benchmark(settings)
         self._drain_until = math.inf
         self._dispatcher = HookDispatcher(hooks, log)
         self.housekeeper = Housekeeper(settings, self._forget_prompts, self._drop_cache)
@@ -79,10 +86,7 @@ class Worker:
                 self._move(State.STARTING, "woken")
             self._changed.notify_all()
             self._changed.wait_for(
-                lambda: (
-                    self.state is not State.STARTING
-                    or self._failures.failed_starts_ever > failed_before
-                )
+                lambda: self.state.is_settled or self._failures.failed_starts_ever > failed_before
             )
 
     def prefetch(self, model_names: Sequence[str]) -> None:
@@ -174,8 +178,24 @@ class Worker:
     def wait_settled(self, timeout_s: float) -> State:
         """The state once the first start has succeeded or failed, or after `timeout_s` seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: self.state is not State.STARTING, timeout_s)
+            self._changed.wait_for(lambda: self.state.is_settled, timeout_s)
             return self.state
+
+    def run_benchmark(self) -> BenchmarkResult | str:
+        """Wake, and run the benchmark; its result, or why there is none. Blocks until it ends."""
+        self.wake()
+        with self._changed:
+            if self._idle.jobs or self.state is not State.READY:
+                return f"the worker is {self.state} and has {self._idle.jobs} jobs: try again later"
+            count = self._benchmark.count
+            self._benchmark.force()
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: self._benchmark.count > count or self.state not in _SERVING
+            )
+            if self._benchmark.count == count or self._benchmark.last is None:
+                return self._benchmark.failure or f"the worker is {self.state}"
+            return self._benchmark.failure or self._benchmark.last
 
     def last_lines(self) -> list[str]:
         """The last lines that ComfyUI has logged; empty when none runs."""
@@ -189,7 +209,6 @@ class Worker:
 
     def describe(self) -> WorkerStatus:
         """What a handler needs to know: the state, and where ComfyUI and its files are."""
-        data = self.settings.comfyui_data
         with self._changed:
             process = self._process
             return WorkerStatus(
@@ -204,8 +223,14 @@ class Worker:
                 prewarmed_pid=self._prewarmed.pid,
                 prefetched_bytes=self._prefetcher.read_bytes,
                 running_since=self.housekeeper.running_since(),
-                folders={name: data / name for name in ("output", "input", "temp")},
+                score=self._benchmark.last.score if self._benchmark.last else None,
+                folders=self._folders(),
             )
+
+    def _folders(self) -> dict[str, Path]:
+        """ComfyUI's folders of files by output type."""
+        data = self.settings.comfyui_data
+        return {name: data / name for name in ("output", "input", "temp")}
 
     def _forget_prompts(self, prompt_ids: Sequence[str]) -> None:
         # A ComfyUI that was started since does not know them.
@@ -248,6 +273,9 @@ class Worker:
             timeout_s = self.settings.comfyui_start_timeout_s
             if not process.wait_until_ready(timeout_s, lambda: self.state in _ENDING):
                 return None
+            if (path := self.settings.warmup_workflow) and not self._idle.jobs:
+                folders = self._folders()
+                warm_up(path, process, self._prefetcher, self._has_job_or_ends, folders)
         except (ComfyUIStartError, OSError) as error:
             has_ended = prewarmed is not None and prewarmed.wait(0) is not None
             self._end_processes()
@@ -264,43 +292,69 @@ class Worker:
             self._failures.note_start()
             self._soundness.note_start()
             self._idle.restart()
-            self._move(State.READY, process.base_url)
+            has_benchmark = self._benchmark.is_requested and not self._idle.jobs
+            state = State.BENCHMARKING if has_benchmark else State.READY
+            self._move(state, process.base_url)
             return process
 
     def _serve(self, process: ComfyUIProcess) -> None:
         """Return when ComfyUI has died, or was ended because the worker sleeps or ends."""
-        while self._wait_while_serving(process):
-            log(f"{self._idle.reason()}: unloading the models")
-            process.free()
-            with self._changed:
-                # A job that has begun meanwhile loads them again.
-                self._idle.models_are_unloaded = self._idle.depth() is Depth.FREE
-                self._changed.notify_all()
+        while task := self._wait_while_serving(process):
+            task(process)
         self._stop_process()
         if self.state is State.INACTIVE and self._idle.depth() < Depth.EXIT:
             self._prewarmed.start()
         self._forget_process()
 
-    def _wait_while_serving(self, process: ComfyUIProcess) -> bool:
-        """True when the models are to be unloaded, False when this ComfyUI serves no longer."""
+    def _unload_models(self, process: ComfyUIProcess) -> None:
+        log(f"{self._idle.reason()}: unloading the models")
+        process.free()
+        with self._changed:
+            # A job that has begun meanwhile loads them again.
+            self._idle.models_are_unloaded = self._idle.depth() is Depth.FREE
+            self._changed.notify_all()
+
+    def _has_job_or_ends(self) -> bool:
+        return self._idle.jobs > 0 or self.state in _ENDING
+
+    def _measure(self, process: ComfyUIProcess) -> None:
+        """Run the benchmark; a job that arrives ends it."""
+        with contextlib.closing(process.api()) as api:
+            self._benchmark.run(api, self._folders(), self._has_job_or_ends)
+        with self._changed:
+            self._idle.restart()
+            if self.state is State.BENCHMARKING:
+                self._move(State.READY)
+
+    def _wait_while_serving(
+        self, process: ComfyUIProcess
+    ) -> Callable[[ComfyUIProcess], None] | None:
+        """What is to be done with this ComfyUI now; None when it serves no longer."""
         with self._changed:
             while True:
                 left_s = self._drain_until - time.monotonic()
                 if self.state in _ENDING and (self._idle.jobs == 0 or left_s <= 0):
-                    return False
+                    return None
                 if self.state in (State.STARTING, State.FAILED):
                     # Its machine has made a job fail.
-                    return False
+                    return None
                 if (status := process.wait(0)) is not None:
                     self._note_death(process, status)
-                    return False
+                    return None
+                if self.state is State.BENCHMARKING:
+                    return self._measure
                 depth = self._idle.depth()
                 if self.state is State.READY:
                     if depth >= Depth.STOP:
                         self._move(State.INACTIVE, self._idle.reason())
-                        return False
+                        return None
                     if depth is Depth.FREE and not self._idle.models_are_unloaded:
-                        return True
+                        return self._unload_models
+                    due_s = self._benchmark.due_in_s(self._idle.jobs, self._idle.idle_s())
+                    if due_s <= 0:
+                        self._move(State.BENCHMARKING)
+                        return self._measure
+                    left_s = min(left_s, due_s)
                 self._wait(min(left_s, self._idle.until_next_limit_s()))
 
     def _is_asleep(self, depth: Depth) -> bool:

@@ -2,6 +2,7 @@
 
 starting ─▶ ready ─▶ inactive ─▶ starting      ready ─▶ starting: ComfyUI died, or the
     machine made a job fail
+starting, ready ─▶ benchmarking ─▶ ready      benchmarking ─▶ starting: ComfyUI died
 starting ─▶ inactive: the start failed, the next event tries again
 starting, ready ─▶ failed: too many starts failed, or ComfyUI died too often without a job, or the
     machine is unfit for jobs
@@ -12,8 +13,13 @@ from handler.worker_protocol import State
 from runtime.errors import LambdaComfyUIError
 
 MOVES: dict[State, frozenset[State]] = {
-    State.STARTING: frozenset({State.READY, State.INACTIVE, State.FAILED, State.DRAINING}),
-    State.READY: frozenset({State.STARTING, State.INACTIVE, State.FAILED, State.DRAINING}),
+    State.STARTING: frozenset(
+        {State.BENCHMARKING, State.READY, State.INACTIVE, State.FAILED, State.DRAINING}
+    ),
+    State.BENCHMARKING: frozenset({State.STARTING, State.READY, State.FAILED, State.DRAINING}),
+    State.READY: frozenset(
+        {State.STARTING, State.BENCHMARKING, State.INACTIVE, State.FAILED, State.DRAINING}
+    ),
     State.INACTIVE: frozenset({State.STARTING, State.DRAINING}),
     State.FAILED: frozenset({State.DRAINING}),
     State.DRAINING: frozenset({State.STOPPED}),

@@ -17,6 +17,8 @@ from handler.worker_protocol import (
     SOCKET_NAME,
     AnnouncePrompt,
     Answer,
+    BenchmarkDone,
+    BenchmarkResult,
     Depth,
     Drain,
     EndJob,
@@ -29,6 +31,7 @@ from handler.worker_protocol import (
     ReportFault,
     Request,
     Restart,
+    RunBenchmark,
     Sleep,
     State,
     Status,
@@ -51,7 +54,21 @@ READY = WorkerStatus(
     prewarmed_pid=None,
     prefetched_bytes=10**12,
     running_since=1.7e9,
+    score=1.25,
     folders={"output": Path("/data/output"), "temp": Path("/data/temp")},
+)
+RESULT = BenchmarkResult(
+    at=1.7e9,
+    score=1.25,
+    seconds=80.0,
+    runs=1,
+    workflow="Stable Diffusion 1.5",
+    workflow_hash="0b3b",
+    gpu="NVIDIA L40S",
+    driver="580.95.05",
+    comfyui="0.3.75",
+    torch="2.14.1",
+    warning="",
 )
 REQUESTS: list[Request] = [
     Wake(id=1, models=("a.safetensors", "sub/b.pt")),
@@ -65,10 +82,12 @@ REQUESTS: list[Request] = [
     *(Sleep(id=7, depth=depth) for depth in DEPTHS.values()),
     Drain(id=8),
     Restart(id=9),
+    RunBenchmark(id=10),
 ]
 ANSWERS: list[Answer] = [
     Status(id=1, is_final=False, worker=READY),
     LogLines(id=2, lines=("one", "two\nand a half")),
+    BenchmarkDone(id=2, result=RESULT),
     Refused(id=3, reason="a job runs"),
 ]
 
@@ -160,14 +179,14 @@ def test_line_without_a_readable_id_is_an_error(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (status_line(state="dozing"), "\"state\" is 'dozing', expected starting | ready |"),
-        (status_line(state=None), '"state" is None, expected starting | ready |'),
+        (status_line(state="dozing"), "\"state\" is 'dozing', expected starting | benchmarking | ready |"),
+        (status_line(state=None), '"state" is None, expected starting | benchmarking | ready |'),
         (status_line(starts="2"), "\"starts\" is '2', expected int"),
         (status_line(jobs=True), '"jobs" is True, expected int'),
         (status_line(comfyui_pid=1.5), '"comfyui_pid" is 1.5, expected int | None'),
         (status_line(folders={"output": 1}), '"folders" is'),
         (b'{"type": "status", "id": 1, "is_final": true, "worker": []}', "[] is not an object"),
-        (b'{"type": "wake", "id": 1}', "expected status | log_lines | refused"),
+        (b'{"type": "wake", "id": 1}', "expected status | benchmark_done | log_lines | refused"),
     ],
 )
 def test_answer_that_is_not_known_is_an_error(line: bytes, words: str) -> None:
