@@ -90,9 +90,17 @@ class PyWorkerLines(Hooks):
         self._path = path
 
     def on_ready(self, change: Change) -> None:
-        self._append("BACKENDS_READY")
+        self.note_ready()
 
     def on_failed(self, change: Change) -> None:
+        self.note_failed()
+
+    def note_ready(self) -> None:
+        """Jobs may be sent."""
+        self._append("BACKENDS_READY")
+
+    def note_failed(self) -> None:
+        """The machine must be replaced: the PyWorker reports an error for good."""
         self._append("BACKEND_UNRECOVERABLE")
 
     def _append(self, line: str) -> None:

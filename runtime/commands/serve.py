@@ -19,13 +19,14 @@ from runtime.commands.local_development import is_loopback
 from runtime.commands.options import port, seconds, whole_number
 from runtime.errors import LambdaComfyUIError
 from runtime.extras import require
+from runtime.hooks import PyWorkerLines
 from runtime.lambda_host.async_invocations import AsyncRules
 from runtime.lambda_host.destination import destination_of
 from runtime.lambda_host.event_store import EventStore
 from runtime.lambda_host.failures import WORKER_UNFIT, Failure
 from runtime.lambda_host.function import HANDLER, Function
 from runtime.lambda_host.pool import PooledWorker, pooled_workers
-from runtime.lambda_host.service import Service, ServiceRules, Sources
+from runtime.lambda_host.service import Listeners, Service, ServiceRules, Sources
 from runtime.lambda_host.sqs_poller import PollerRules
 from runtime.lambda_host.sqs_queue import QueueError, SqsQueue
 from runtime.process.signals import get_beside_signals, on_stop_signal
@@ -208,6 +209,10 @@ def _serve(
         ),
         poller=PollerRules(batch_size=settings.queue_batch_size),
     )
+    pyworker = None
+    # A single worker writes these lines itself.
+    if settings.pyworker_log and len(workers) > 1:
+        pyworker = PyWorkerLines(settings.pyworker_log)
     # SimpleQueue: its `put` is made for signal handlers, an Event's `set` may lock up in one.
     status: queue.SimpleQueue[int] = queue.SimpleQueue()
     with on_stop_signal(lambda _: status.put(0)):
@@ -216,10 +221,13 @@ def _serve(
             rules,
             Sources(listener, _event_store(settings), sqs, api),
             workers,
-            on_line=show,
-            on_state=say,
-            on_failure=destination_of(settings.on_failure_url, say),
-            on_give_up=lambda failure: status.put(_note_end(failure)),
+            Listeners(
+                line=show,
+                state=say,
+                ready=pyworker.note_ready if pyworker else lambda: None,
+                failed=destination_of(settings.on_failure_url, say),
+                gave_up=lambda failure: status.put(_note_end(failure, pyworker)),
+            ),
         )
         with service:
             _announce(function, listener, sqs, api, len(workers))
@@ -229,8 +237,10 @@ def _serve(
     return code
 
 
-def _note_end(failure: Failure) -> int:
+def _note_end(failure: Failure, pyworker: PyWorkerLines | None) -> int:
     """Log why nothing more is taken; the exit status."""
+    if pyworker:
+        pyworker.note_failed()
     if failure.error_type != WORKER_UNFIT:
         return 1
     say(f"this machine is unfit for jobs, nothing more is taken: {failure.message}")

@@ -31,7 +31,8 @@ class LambdaHost:
 
     They start at once, before the first event. There is one environment for each item of
     `environments`: the variables that it has beside those of the function. `on_line` gets every
-    line that a process writes, `on_state` a sentence for every change, both in threads of the host.
+    line that a process writes, `on_state` a sentence for every change, and `on_ready` is called
+    when an environment has started; all of them in threads of the host.
 
     When an environment has failed too often, or once because its machine is unfit, it is not
     replaced any more. When that has happened to all of them, `on_give_up` gets the failure. Without
@@ -44,12 +45,13 @@ class LambdaHost:
         *,
         on_line: Callable[[str], object],
         on_state: Callable[[str], object] = lambda _: None,
+        on_ready: Callable[[], object] = lambda: None,
         on_give_up: Callable[[Failure], object] | None = None,
         environments: Sequence[Mapping[str, str]] = ({},),
         may_overtake: int = 0,
     ) -> None:
         self.function = function
-        self._on_state, self._on_give_up = on_state, on_give_up
+        self._on_state, self._on_ready, self._on_give_up = on_state, on_ready, on_give_up
         self._queue = InvocationQueue(self._clients_of(environments), may_overtake=may_overtake)
         self._lock = threading.Lock()
         self._alive = len(environments)
@@ -141,6 +143,7 @@ class LambdaHost:
         return Listeners(
             line=on_line,
             state=lambda text: self._on_state(label + text),
+            ready=self._on_ready,
             start_failed=self._note_failed_start,
             ended=partial(self._note_end, label),
         )

@@ -30,6 +30,7 @@ class PooledWorker:
 def pooled_workers(settings: Settings, environ: Mapping[str, str]) -> Sequence[PooledWorker]:
     """One worker for each GPU, or GPUS many; one if there is no GPU. Raises PoolError.
 
+    One of several workers may fail while the others go on: they write no lines to PYWORKER_LOG.
     The first one uses the folders and the port of the settings. The others have theirs in `gpu-N`
     and the next ports, or any ports if none is set. They share the first one's input folder, into
     which the HTTP API puts uploads. Makes these folders.
@@ -46,7 +47,9 @@ def pooled_workers(settings: Settings, environ: Mapping[str, str]) -> Sequence[P
 def _worker(settings: Settings, number: int, devices: Sequence[str]) -> PooledWorker:
     # The numbers of CUDA and of nvidia-smi are the same in the order of the bus:
     # https://docs.nvidia.com/cuda/cuda-c-programming-guide/, "CUDA Environment Variables".
-    variables = {_VISIBLE: devices[number], "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if devices else {}
+    variables = {"PYWORKER_LOG": ""}
+    if devices:
+        variables |= {_VISIBLE: devices[number], "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if number == 0:
         return PooledWorker(socket=settings.worker_dir / SOCKET_NAME, variables=variables)
     name = f"gpu-{number}"

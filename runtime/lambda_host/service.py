@@ -59,13 +59,26 @@ class Sources:
     api: "ApiRules | None" = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listeners:
+    """What a service calls, all of them in its threads.
+
+    `line` gets every line that a process writes, `state` a sentence for every change of state.
+    `ready` is called when a worker has started. `failed` gets every event that is not tried again,
+    `gave_up` the failure after which the host starts no other environment.
+    """
+
+    line: Callable[[str], object]
+    state: Callable[[str], object]
+    ready: Callable[[], object]
+    failed: Callable[[FailedEvent], object]
+    gave_up: Callable[[Failure], object]
+
+
 class Service:
     """Serves the sources with these workers while it is entered.
 
-    Leaving it waits for the jobs that run; a stop takes `rules.grace_s` seconds at most. `on_state`
-    gets a sentence for every change of state, `on_line` every line that a process writes,
-    `on_give_up` gets the failure after which the host starts no other environment: all of them in
-    threads of the service.
+    Leaving it waits for the jobs that run; a stop takes `rules.grace_s` seconds at most.
     """
 
     def __init__(
@@ -74,26 +87,22 @@ class Service:
         rules: ServiceRules,
         sources: Sources,
         workers: Sequence[PooledWorker],
-        *,
-        on_line: Callable[[str], object],
-        on_state: Callable[[str], object],
-        on_failure: Callable[[FailedEvent], object],
-        on_give_up: Callable[[Failure], object],
+        listeners: Listeners,
     ) -> None:
-        self._rules, self._on_state = rules, on_state
+        self._rules, self._listeners = rules, listeners
         self._event_store, self._workers = sources.events, workers
-        self._on_failure = on_failure
         live = LiveEvents()
 
         def take_line(line: str) -> None:
-            on_line(line)
+            listeners.line(line)
             live.feed(line)
 
         self._host = LambdaHost(
             function,
             on_line=take_line,
-            on_state=on_state,
-            on_give_up=on_give_up,
+            on_state=listeners.state,
+            on_ready=listeners.ready,
+            on_give_up=listeners.gave_up,
             environments=[worker.variables for worker in workers],
             may_overtake=rules.may_overtake,
         )
@@ -103,7 +112,7 @@ class Service:
             rules.events,
             timeout_s=rules.timeout_s,
             on_failure=self._give_up,
-            on_state=on_state,
+            on_state=listeners.state,
         )
         self._front = sources.api and self._make_front(sources.api, live)
         self._api = InvokeApi(
@@ -112,7 +121,7 @@ class Service:
             self._events,
             timeout_s=rules.timeout_s,
             limit=rules.waiting,
-            on_state=on_state,
+            on_state=listeners.state,
         )
         self._poller = sources.queue and SqsPoller(
             self._host,
@@ -120,11 +129,11 @@ class Service:
             rules.poller,
             concurrency=self._host.concurrency,
             timeout_s=rules.timeout_s,
-            on_state=on_state,
+            on_state=listeners.state,
         )
 
     def _give_up(self, failed: FailedEvent) -> None:
-        self._on_failure(failed)
+        self._listeners.failed(failed)
         if self._front:
             self._front.abandon(failed)
 
@@ -160,15 +169,19 @@ class Service:
         if self._poller:
             self._poller.stop()
         if not self._host.drain(grace_s - min(_SHUTDOWN_S, grace_s / 2)):
-            self._on_state("jobs did not end within the grace and are killed")
+            self._listeners.state("jobs did not end within the grace and are killed")
         self._host.close(max(until - time.monotonic() - _ANSWERS_S, 0))
         # All invocations have ended; their callers get the results now.
         if not self._events.close(max(until - time.monotonic(), _ANSWERS_S)):
-            self._on_state("the on-failure destination takes too long; its event is sent again")
+            self._listeners.state(
+                "the on-failure destination takes too long; its event is sent again"
+            )
         self._api.wait_until_answered(_ANSWERS_S)
         if self._front:
             self._front.stop()
         self._event_store.close()
         if self._poller and not self._poller.join(max(until - time.monotonic(), _ANSWERS_S)):
-            self._on_state("queue: a poll is still open; its messages are visible in a minute")
+            self._listeners.state(
+                "queue: a poll is still open; its messages are visible in a minute"
+            )
         self._api.__exit__(None, None, None)

@@ -21,13 +21,14 @@ MAX_FAILURES = 5
 class Listeners:
     """What a supervisor calls, in its thread.
 
-    `line` gets every line that a process writes, `state` a sentence for every change, and
-    `start_failed` why an environment did not start. `ended` is called once: with the failure after
-    which another environment is not worth a try, or None after `close`.
+    `line` gets every line that a process writes, `state` a sentence for every change. `ready` is
+    called when an environment has started, and `start_failed` gets why one did not. `ended` is
+    called once: with the failure after which another one is not worth a try, or None after `close`.
     """
 
     line: Callable[[str], object]
     state: Callable[[str], object]
+    ready: Callable[[], object]
     start_failed: Callable[[Failure], object]
     ended: Callable[[Failure | None], object]
 
@@ -117,6 +118,7 @@ class EnvironmentSupervisor:
 
     def _note_ready(self, took_s: float) -> None:
         self.is_failing = False
+        self._listeners.ready()
         self._listeners.state(f"ready, init took {took_s:.1f} s")
 
     def _note_failure(self, failure: Failure, failures: int, *, was_ready: bool) -> None:

@@ -71,7 +71,7 @@ def run_workflow(
     api.forget([prompt_id])
     if is_cancelled():
         return None
-    return _seconds(entry, workflow)
+    return _seconds(entry)
 
 
 def _refusal(answer: dict[str, Any], workflow: dict[str, Any], status: int) -> str:
@@ -80,14 +80,14 @@ def _refusal(answer: dict[str, Any], workflow: dict[str, Any], status: int) -> s
     return str(explain_rejection(answer, workflow, status, lambda _: {}))
 
 
-def _seconds(entry: "HistoryEntry", workflow: dict[str, Any]) -> float:
+def _seconds(entry: "HistoryEntry") -> float:
     """From the messages of the run; their times are milliseconds of Unix time."""
     messages = dict(entry["status"].get("messages", ()))
     if entry["status"].get("status_str") != "success":
         error = messages.get("execution_error", {})
         reason = error.get("exception_message", "it was interrupted").strip()
         raise OwnRunError(f"node {error.get('node_id')} ({error.get('node_type')}): {reason}")
-    if len(messages.get("execution_cached", {}).get("nodes", ())) >= len(workflow):
+    if entry["outputs"].keys() <= set(messages.get("execution_cached", {}).get("nodes", ())):
         raise OwnRunError(
             'ComfyUI did not run it, because nothing in it changes: write "__RANDOM_INT__" as the'
             " seed of its sampler"

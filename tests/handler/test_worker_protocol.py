@@ -179,7 +179,10 @@ def test_line_without_a_readable_id_is_an_error(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (status_line(state="dozing"), "\"state\" is 'dozing', expected starting | benchmarking | ready |"),
+        (
+            status_line(state="dozing"),
+            "\"state\" is 'dozing', expected starting | benchmarking | ready |",
+        ),
         (status_line(state=None), '"state" is None, expected starting | benchmarking | ready |'),
         (status_line(starts="2"), "\"starts\" is '2', expected int"),
         (status_line(jobs=True), '"jobs" is True, expected int'),

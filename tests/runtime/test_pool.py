@@ -48,7 +48,7 @@ def test_each_visible_gpu_gets_a_worker_of_its_own(tmp_path: Path) -> None:
         settings(tmp_path, COMFYUI_PORT="18188"), {"CUDA_VISIBLE_DEVICES": "3,GPU-5c7a"}
     )
 
-    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "PYWORKER_LOG": ""}
     assert first.variables == {"CUDA_VISIBLE_DEVICES": "3"} | order
     assert second.variables == order | {
         "CUDA_VISIBLE_DEVICES": "GPU-5c7a",
@@ -238,7 +238,9 @@ def worker_report(host: Host) -> dict[str, object]:
 @pytest.mark.timeout(240)
 def test_serve_runs_jobs_on_two_workers_at_once(tmp_path: Path) -> None:
     held = tmp_path / "held"
-    with serve(tmp_path, GPUS="2") as host, ThreadPoolExecutor(2) as pool:
+    lines = tmp_path / "pyworker.log"
+    given = {"GPUS": "2", "PYWORKER_LOG": str(lines)}
+    with serve(tmp_path, **given) as host, ThreadPoolExecutor(2) as pool:
         assert wait_until(lambda: host.log.count("host: gpu") >= 2, 120), host.log
         waits = [event(workflows.one("TestWait", file=str(held), number=n)) for n in range(2)]
         answers = [pool.submit(host.invoke, request) for request in waits]
@@ -250,6 +252,7 @@ def test_serve_runs_jobs_on_two_workers_at_once(tmp_path: Path) -> None:
     workers = report["workers"]
     assert isinstance(workers, list)
     assert [worker["jobs"] for worker in workers] == [1, 1]
+    assert lines.read_text().split() == ["BACKENDS_READY"] * 2
 
 
 @pytest.mark.slow
