@@ -89,7 +89,7 @@ class Service:
         workers: Sequence[PooledWorker],
         listeners: Listeners,
     ) -> None:
-        self._rules, self._listeners = rules, listeners
+        self._rules, self._listeners, self._say = rules, listeners, listeners.state
         self._event_store, self._workers = sources.events, workers
         live = LiveEvents()
 
@@ -169,19 +169,15 @@ class Service:
         if self._poller:
             self._poller.stop()
         if not self._host.drain(grace_s - min(_SHUTDOWN_S, grace_s / 2)):
-            self._listeners.state("jobs did not end within the grace and are killed")
+            self._say("jobs did not end within the grace and are killed")
         self._host.close(max(until - time.monotonic() - _ANSWERS_S, 0))
         # All invocations have ended; their callers get the results now.
         if not self._events.close(max(until - time.monotonic(), _ANSWERS_S)):
-            self._listeners.state(
-                "the on-failure destination takes too long; its event is sent again"
-            )
+            self._say("the on-failure destination takes too long; its event is sent again")
         self._api.wait_until_answered(_ANSWERS_S)
         if self._front:
             self._front.stop()
         self._event_store.close()
         if self._poller and not self._poller.join(max(until - time.monotonic(), _ANSWERS_S)):
-            self._listeners.state(
-                "queue: a poll is still open; its messages are visible in a minute"
-            )
+            self._say("queue: a poll is still open; its messages are visible in a minute")
         self._api.__exit__(None, None, None)
