@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-METADATA = {"lambda_comfyui": "stand-in weights, random numbers, not a model"}
+METADATA = {"lambda_comfyui": "stand-in weights, random numbers or zeros, not a model"}
 TEXT_WIDTH = 4096
 FEED_FORWARD_WIDTH = 10240
 TEXT_BLOCKS = 24

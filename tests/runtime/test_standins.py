@@ -16,6 +16,7 @@ from runtime.commands.standins import add_arguments, generate, run
 pytestmark = pytest.mark.slow
 
 NAMES = {
+    "checkpoints/v1-5-pruned-emaonly-fp16.safetensors",
     "diffusion_models/wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors",
     "diffusion_models/wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors",
     "loras/wan2.2_t2v_lightx2v_4steps_lora_v1.1_high_noise.safetensors",
@@ -59,7 +60,7 @@ def test_every_file_has_its_real_name_and_says_that_it_is_none(generated: Path) 
     assert set(files) == NAMES
     for path in files.values():
         metadata = header(path)["__metadata__"]
-        assert metadata == {"lambda_comfyui": "stand-in weights, random numbers, not a model"}
+        assert metadata == {"lambda_comfyui": "stand-in weights, random numbers or zeros, not a model"}
         assert stat.S_IMODE(path.stat().st_mode) == readable
     assert "random numbers, not models" in (generated / "README.txt").read_text()
 
