@@ -7,8 +7,13 @@ PY := $(VENV)/bin/python
 EVENT ?=
 # What `make test` and `make fast` run, as pytest takes it: TESTS="tests/events -k sqs".
 TESTS ?=
+# `make lock UPGRADE=1` takes the newest versions that pyproject.toml allows.
+UPGRADE ?=
+# One version for all versions of Python, with the hashes of all its files.
+LOCK := $(VENV)/bin/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes \
+	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 
-.PHONY: run test fast lint format sam-validate api-function image image-test clean
+.PHONY: run test fast lint format lock sam-validate api-function image image-test clean
 
 # Silent: what `make run` writes to stdout are the paths of the files, and nothing else.
 run: $(VENV)/.installed
@@ -31,6 +36,13 @@ lint: $(VENV)/.installed-tests
 format: $(VENV)/.installed-tests
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+# The pinned packages of each environment: what pyproject.toml names, and what that requires.
+lock: $(VENV)/.installed-tests
+	$(LOCK) --group comfyui --output-file infra/locks/comfyui.txt
+	$(LOCK) pyproject.toml --extra image --output-file infra/locks/handler.txt
+	$(LOCK) pyproject.toml --extra local --constraint infra/locks/handler.txt \
+		--output-file infra/locks/local.txt
 
 # Needs no account: the credentials are there because SAM CLI wants some before it looks at a file.
 sam-validate: export SAM_CLI_TELEMETRY := 0
@@ -63,12 +75,13 @@ image-test: $(VENV)/.installed-tests $(SAM_VENV)/.installed image
 clean:
 	rm -rf $(VENV) $(SAM_VENV) .comfyui out build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml infra/locks/local.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "setting up $(VENV)" >&2
 	@$(PYTHON) -m venv $(VENV)
-	@$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[local]' >&2
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r infra/locks/local.txt >&2
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable . >&2
 	@touch $@
 
 # What `make run` does not need.

@@ -19,7 +19,7 @@ handler/settings.py.
     ├── ExtensionsApiError         commands/extension.py
     ├── HostBusyError              lambda_host/host.py            answered with HTTP 429
     ├── IllegalMove                worker/states.py       a defect of the worker
-    ├── InstallError               install_steps.py
+    ├── InstallError               installation/command.py
     ├── InvokeRefusedError         lambda_host/invoke_api.py      answered with HTTP 4xx or 503
     ├── LocalS3Error               local_s3.py
     ├── QueueError                 lambda_host/sqs_queue.py

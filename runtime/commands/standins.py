@@ -15,7 +15,7 @@ from pathlib import Path
 
 from handler.model_folders import MODEL_PATHS_FILE
 from handler.settings import PROJECT, Settings
-from runtime.install_steps import DISK_HINT, InstallError, run_command
+from runtime.installation.command import DISK_HINT, InstallError, run_command
 from runtime.log import log
 from runtime.process.file_lock import hold_file_lock
 

