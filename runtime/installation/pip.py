@@ -30,8 +30,7 @@ def install_from_index(python: Path, pytorch: PyTorch, pins: Sequence[Pin]) -> N
         pytorch.from_index,
         [str(pin) for pin in pins],
         ["--extra-index-url", pytorch.index],
-        f"check that {pytorch.index} can be reached, or install the build of PyPI: --torch cu130;"
-        f" {NETWORK_HINT}",
+        f"check that {pytorch.index} can be reached; {NETWORK_HINT}",
     )
 
 
