@@ -16,7 +16,7 @@ INDEX = "https://download.pytorch.org/whl/"
 # PyTorch on PyPI is built with CUDA 13.0.
 OF_PYPI = "cu130"
 BUILDS = ("cu126", "cu128", OF_PYPI, "cpu")
-# PyTorch has had no build with CUDA 12.8 since 2.12: https://github.com/pytorch/pytorch/issues/178665.
+# PyTorch has had no build with CUDA 12.8 since 2.12: https://github.com/pytorch/pytorch/pull/194367.
 # These are the last that have one, and fit each other.
 VERSIONS_OF_BUILD = {"cu128": {"torch": "2.11.0", "torchvision": "0.26.0", "torchaudio": "2.11.0"}}
 

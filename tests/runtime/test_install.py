@@ -33,7 +33,8 @@ from runtime.installation.source import Source, Wheel, get_comfyui, source_of, v
 from runtime.process.file_lock import hold_file_lock
 from tests.processes import free_ports
 
-pytestmark = pytest.mark.slow
+# Each pip and each new environment takes many seconds on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 6
 TORCH = """\
