@@ -19,7 +19,7 @@ OF_EDITOR = frozenset({"comfyui-workflow-templates", "comfyui-embedded-docs"})
 # spandrel, PyOpenGL), which does not start without torchaudio. What is missing then:
 OPTIONAL = {
     "torchaudio": "the audio nodes",
-    "kornia": "Canny and the morphology nodes, newer versions also latent and post-processing nodes",
+    "kornia": "Canny and morphology nodes, in newer versions also latent and post-processing nodes",
     "kornia-rs": "what needs kornia",
     "spandrel": "the nodes for upscale models",
     "pyopengl": "the nodes for GLSL shaders",

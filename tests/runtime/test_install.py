@@ -435,7 +435,7 @@ def test_missing_optional_package_is_named_and_the_installation_goes_on(
     install(home, source, "cu130", lock)
 
     errors = capsys.readouterr().err
-    assert "optional package kornia is not installed. ComfyUI does without Canny" in errors
+    assert "optional package kornia is not installed. ComfyUI does without Canny and" in errors
     assert "No matching distribution found for kornia==9.0" in errors
     assert steps_done(errors) == [4, STEPS]
 
