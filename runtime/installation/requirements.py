@@ -16,13 +16,14 @@ from runtime.installation.pytorch import PACKAGES, is_of_pytorch
 # Only the editor in a browser uses them.
 OF_EDITOR = frozenset({"comfyui-workflow-templates", "comfyui-embedded-docs"})
 # ComfyUI starts without them: tried on 0.3.75 (torchaudio, kornia, spandrel) and on 0.33.0 (kornia,
-# spandrel, PyOpenGL), which does not start without torchaudio. What is missing then:
+# spandrel, PyOpenGL, comfy-angle), which needs torchaudio. What is missing then:
 OPTIONAL = {
     "torchaudio": "the audio nodes",
     "kornia": "Canny and morphology nodes, in newer versions also latent and post-processing nodes",
     "kornia-rs": "what needs kornia",
     "spandrel": "the nodes for upscale models",
     "pyopengl": "the nodes for GLSL shaders",
+    "comfy-angle": "the nodes for GLSL shaders",
 }
 
 
