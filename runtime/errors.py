@@ -22,6 +22,7 @@ handler/settings.py.
     ├── InstallError               installation/command.py
     ├── InvokeRefusedError         lambda_host/invoke_api.py      answered with HTTP 4xx or 503
     ├── LocalS3Error               local_s3.py
+    ├── OwnRunError            worker/own_run.py      a benchmark or a warm-up
     ├── QueueError                 lambda_host/sqs_queue.py
     ├── StartError                 commands/serve.py
     ├── UnreadableWorkerError      commands/clean.py
