@@ -21,6 +21,7 @@ SCRIPT = "lambda-comfyui"
 MODULE = "python -m runtime"
 COMMANDS = {
     "install": "install ComfyUI and its own virtual environment",
+    "nodes": "lock the custom nodes of a ComfyUI, or install those of a lock file",
     "standins": "generate stand-in weights for the Wan 2.2 profile (random numbers, no model)",
     "extension": "own ComfyUI as a Lambda extension, for as long as the environment lives",
     "worker": "own ComfyUI: start, watch and stop it, and answer handlers on a socket",

@@ -8,12 +8,14 @@ handler/settings.py.
     ├── UsageError                 exit status 2: an argument, a variable or a file is wrong
     │   ├── EnvVarsError           sam/env_vars_file.py   the file of --env-vars
     │   ├── HookError              hooks.py               WORKER_HOOKS
+    │   ├── LockFileError          custom_nodes/lock_file.py
     │   ├── MissingExtraError      extras.py              an extra of the package is not installed
     │   ├── OutFolderError         commands/example.py    the folder of --out
     │   ├── OwnershipError         worker/ownership.py    a folder of the worker cannot be used
     │   ├── PoolError              lambda_host/pool.py    the host's workers, one for each GPU
     │   └── TemplateError          sam/template.py        the file of --template
     ├── ComfyUIStartError          worker/comfyui_process.py
+    ├── CustomNodeError            custom_nodes/install.py
     ├── EventFileError             commands/invoke.py     the file of --event
     ├── ExtensionRefusedError      lambda_host/extensions.py      answered with HTTP 403
     ├── ExtensionsApiError         commands/extension.py
@@ -23,7 +25,10 @@ handler/settings.py.
     ├── InvokeRefusedError         lambda_host/invoke_api.py      answered with HTTP 4xx or 503
     ├── LocalS3Error               local_s3.py
     ├── OwnRunError            worker/own_run.py      a benchmark or a warm-up
+    ├── PackageError               custom_nodes/packages.py
+    │   └── PipError
     ├── QueueError                 lambda_host/sqs_queue.py
+    ├── RepositoryError            custom_nodes/repository.py
     ├── StartError                 commands/serve.py
     ├── UnreadableWorkerError      commands/clean.py
     └── UnresolvableError          sam/intrinsics.py      the template's variable is omitted
