@@ -96,6 +96,7 @@ class Settings:
     )
     comfyui_port: int | None = _var("COMFYUI_PORT", _port, None)
     comfyui_data_dir: Path | None = _var("COMFYUI_DATA_DIR", _path, None)
+    custom_nodes_required: tuple[str, ...] = _var("CUSTOM_NODES_REQUIRED", _names, ())
     comfyui_start_timeout_s: float = _var("COMFYUI_START_TIMEOUT", _seconds, 300.0)
     models_dir: Path | None = _var("MODELS_DIR", _path, None)
     standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)

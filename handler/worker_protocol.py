@@ -16,6 +16,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, ClassVar, get_args
 
+from handler.start_report import Device, FailedNode
+
 SOCKET_NAME = "worker.sock"
 # What the worker has logged since it started; a handler quotes it when the worker has ended.
 LOG_NAME = "worker.log"
@@ -108,6 +110,9 @@ class WorkerStatus:
     running_since: float | None
     # Of the last benchmark; None before the first one.
     score: float | None
+    # Of the last start of ComfyUI; None before it was seen.
+    device: Device | None
+    failed_nodes: tuple[FailedNode, ...]
     # By ComfyUI's output types: output, input, temp.
     folders: dict[str, Path]
 
@@ -256,7 +261,11 @@ _REQUESTS: dict[str, type[Any]] = {kind.NAME: kind for kind in get_args(Request)
 _ANSWERS: dict[str, type[Any]] = {kind.NAME: kind for kind in get_args(Answer)}
 _FIELDS = {
     kind: [(field.name, field.type) for field in fields(kind)]
-    for kind in (*_REQUESTS.values(), *_ANSWERS.values(), WorkerStatus, BenchmarkResult)
+    for kind in (
+        *_REQUESTS.values(),
+        *_ANSWERS.values(),
+        *(WorkerStatus, BenchmarkResult, Device, FailedNode),
+    )
 }
 _NAME_KEY = "type"
 
@@ -334,6 +343,12 @@ _PLAIN: dict[Any, tuple[type[Any], ...]] = {
     float: (float, int),
     int | None: (int, NoneType),
     float | None: (float, int, NoneType),
+    Device | None: (NoneType,),
+}
+_OBJECTS: dict[Any, type[Any]] = {
+    WorkerStatus: WorkerStatus,
+    BenchmarkResult: BenchmarkResult,
+    Device | None: Device,
 }
 _WORDS: dict[Any, Mapping[str, Any]] = {
     State: {state.value: state for state in State},
@@ -351,8 +366,10 @@ def _read(kind: Any, given: Any, name: str) -> Any:
         return tuple(given)
     if kind == dict[str, Path] and isinstance(given, dict) and _are_strings(given.values()):
         return {key: Path(path) for key, path in given.items()}
-    if kind in (WorkerStatus, BenchmarkResult):
-        return _read_fields(kind, given)
+    if kind in _OBJECTS:
+        return _read_fields(_OBJECTS[kind], given)
+    if kind == tuple[FailedNode, ...] and isinstance(given, list):
+        return tuple(_read_fields(FailedNode, each) for each in given)
     expected = " | ".join(_WORDS[kind]) if kind in _WORDS else getattr(kind, "__name__", kind)
     raise ProtocolError(f'"{name}" is {given!r}, expected {expected}')
 

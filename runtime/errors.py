@@ -15,6 +15,7 @@ handler/settings.py.
     │   ├── PoolError              lambda_host/pool.py    the host's workers, one for each GPU
     │   └── TemplateError          sam/template.py        the file of --template
     ├── ComfyUIStartError          worker/comfyui_process.py
+    │   └── UnfitDeviceError
     ├── CustomNodeError            custom_nodes/install.py
     ├── EventFileError             commands/invoke.py     the file of --event
     ├── ExtensionRefusedError      lambda_host/extensions.py      answered with HTTP 403

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from events.event_context import Response
 from events.job import Job
+from handler.start_report import Device, FailedNode
 from handler.worker_protocol import State
 
 MIN_RETRY_AFTER_S = 1
@@ -40,11 +41,15 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether jobs are worked on, and whether a new one would be; `reason` says why not."""
+    """Whether jobs are worked on, and whether a new one would be; `reason` says why not.
+
+    `failed_nodes` are the names of the custom nodes that ComfyUI could not import.
+    """
 
     is_healthy: bool
     is_ready: bool
     reason: str = ""
+    failed_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +66,8 @@ class WorkerReport:
     failure: str = ""
     running_since: float | None = None
     score: float | None = None
+    device: Device | None = None
+    failed_nodes: tuple[FailedNode, ...] = ()
     workers: "tuple[WorkerReport, ...]" = ()
 
 
@@ -91,6 +98,8 @@ def pool_report(reports: Sequence[WorkerReport]) -> WorkerReport:
         running_since=min(since, default=None),
         # Work that is spread over all of them is done that fast.
         score=round(sum(scores), 4) if scores else None,
+        # All of them import the same nodes; each has a device of its own.
+        failed_nodes=tuple(dict.fromkeys(node for each in reports for node in each.failed_nodes)),
         workers=tuple(reports),
     )
 

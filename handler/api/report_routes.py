@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from handler.api import metrics
-from handler.api.dispatcher import NotOffered
+from handler.api.dispatcher import Health, NotOffered
 from handler.api.json_answer import JsonAnswer
 from handler.jobs.record import Status
 
@@ -41,13 +41,13 @@ async def queue_info(request: Request) -> Response:
 async def health(request: Request) -> Response:
     """200 while jobs are worked on."""
     report = await request.app.state.context.dispatcher.health()
-    return _report(report.is_healthy, report.reason)
+    return _report(report.is_healthy, report)
 
 
 async def ready(request: Request) -> Response:
     """200 while a new job would be taken."""
     report = await request.app.state.context.dispatcher.health()
-    return _report(report.is_ready, report.reason)
+    return _report(report.is_ready, report)
 
 
 async def worker(request: Request) -> Response:
@@ -69,7 +69,9 @@ async def prometheus(request: Request) -> Response:
     return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
 
 
-def _report(is_well: bool, reason: str) -> Response:
+def _report(is_well: bool, health: Health) -> Response:
+    # Their names alone: anybody may ask this, and GET /worker has the reasons.
+    failed = {"failed_nodes": health.failed_nodes} if health.failed_nodes else {}
     if is_well:
-        return JsonAnswer({"status": "ok"})
-    return JsonAnswer({"status": "unavailable", "message": reason}, 503)
+        return JsonAnswer({"status": "ok", **failed})
+    return JsonAnswer({"status": "unavailable", "message": health.reason, **failed}, 503)

@@ -130,12 +130,14 @@ class HostDispatcher:
         if self._host.is_closed:
             return Health(is_healthy=True, is_ready=False, reason="the host is stopping")
         report = pool_report([_report(status) for status in await self._worker_statuses()])
+        failed_nodes = tuple(node.name for node in report.failed_nodes)
         if report.state is State.FAILED:
-            return Health(False, False, f"the worker has failed: {report.failure}")
+            return Health(False, False, f"the worker has failed: {report.failure}", failed_nodes)
         silent_s = time.monotonic() - self._live.happened_at
         if report.jobs and silent_s > _STUCK_AFTER_S:
-            return Health(False, False, f"a job runs, and nothing happened for {silent_s:.0f} s")
-        return Health(is_healthy=True, is_ready=True)
+            reason = f"a job runs, and nothing happened for {silent_s:.0f} s"
+            return Health(False, False, reason, failed_nodes)
+        return Health(is_healthy=True, is_ready=True, failed_nodes=failed_nodes)
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -189,4 +191,6 @@ def _report(status: WorkerStatus | None) -> WorkerReport:
         failure=status.failure,
         running_since=status.running_since,
         score=status.score,
+        device=status.device,
+        failed_nodes=status.failed_nodes,
     )

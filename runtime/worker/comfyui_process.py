@@ -20,6 +20,8 @@ from handler.settings import Settings
 from runtime.errors import LambdaComfyUIError
 from runtime.process.child import Child, describe_exit
 from runtime.worker.comfyui_arguments import HOST, arguments, child_environment
+from runtime.worker.device_fault import device_fault
+from runtime.worker.start_reports import StartReports
 
 if TYPE_CHECKING:
     from handler.comfyui_api import ComfyUIApi
@@ -45,6 +47,10 @@ class ComfyUIStartError(LambdaComfyUIError):
     """ComfyUI did not become ready; the message ends with its last log lines."""
 
 
+class UnfitDeviceError(ComfyUIStartError):
+    """The device can run no job, and another start finds the same one."""
+
+
 class ComfyUIProcess:
     """A ComfyUI, started at once; or a prewarmed Python that becomes ComfyUI with `begin`.
 
@@ -67,6 +73,7 @@ class ComfyUIProcess:
         self.port = 0
         # The prompt that began last, '' for none.
         self.last_prompt = ""
+        self.reports = StartReports()
         self._settings = settings
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._on_line = on_line
@@ -106,7 +113,8 @@ class ComfyUIProcess:
     def wait_until_ready(self, timeout_s: float, is_cancelled: Callable[[], bool]) -> bool:
         """True once `/system_stats` and the WebSocket both answer; False when cancelled.
 
-        Raises ComfyUIStartError the moment the process ends, or after `timeout_s` seconds.
+        Raises ComfyUIStartError the moment the process ends, after `timeout_s` seconds, or when the
+        device or a required custom node is missing.
         """
         with contextlib.closing(self.api()) as api:
             give_up = time.monotonic() + timeout_s
@@ -114,11 +122,15 @@ class ComfyUIProcess:
                 if is_cancelled():
                     return False
                 if (status := self._child.wait(_PROBE_EVERY_S)) is not None:
-                    reason = f"ComfyUI ended with {describe_exit(status)}"
+                    self._check_device()
+                    reason = f"ComfyUI ended with {describe_exit(status)}{self.reports.during}"
                     raise ComfyUIStartError(self.explain(reason))
                 if self._listens() and api.is_ready(_PROBE_TIMEOUT_S):
+                    self._check_device()
+                    self._check_custom_nodes()
                     return True
-        raise ComfyUIStartError(self.explain(f"ComfyUI was not ready within {timeout_s:g} s"))
+        reason = f"ComfyUI was not ready within {timeout_s:g} s{self.reports.during}"
+        raise ComfyUIStartError(self.explain(reason))
 
     def wait(self, timeout_s: float) -> int | None:
         """The exit status (negative: the signal), or None if it still runs after `timeout_s`."""
@@ -160,9 +172,21 @@ class ComfyUIProcess:
         self.port = preferred or _free_port(DEFAULT_PORT if preferred is None else 0)
         return ["main.py", *arguments(self._settings, self.port)]
 
+    def _check_device(self) -> None:
+        self._child.catch_up()
+        self.reports.complete()
+        if self.reports.device and (fault := device_fault(self.reports.device)):
+            raise UnfitDeviceError(self.explain(fault))
+
+    def _check_custom_nodes(self) -> None:
+        if missing := self.reports.missing_nodes(self._settings.custom_nodes_required):
+            raise ComfyUIStartError(self.explain(f"CUSTOM_NODES_REQUIRED: {missing}"))
+
     def _take(self, line: str) -> None:
         if begins := _PROMPT_BEGINS.search(line):
             self.last_prompt = begins[1]
+            return
+        if self.reports.take(line):
             return
         # A progress bar rewrites its line for every step; the handler reports the steps.
         if not _PROGRESS_BAR.match(line):

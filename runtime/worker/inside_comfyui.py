@@ -86,16 +86,22 @@ def main() -> None:
         command = command[1:]
 
     def start(thread: threading.Thread) -> None:
-        frozen_start(thread, has_self_test=has_self_test)
+        frozen_start(thread, command, has_self_test=has_self_test)
 
     threading.Thread.start = start  # type: ignore[method-assign,assignment]
     threading.excepthook = end_with_the_executor
     threading.Thread(target=collect_when_serving, args=(command,), daemon=True).start()
+    load("inside_custom_nodes").watch()
     sys.argv = command
-    runpy.run_path(command[0], run_name="__main__")
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except Exception:
+        # The device may be why.
+        load("gpu_check").report(command)
+        raise
 
 
-def frozen_start(thread: threading.Thread, *, has_self_test: bool) -> None:
+def frozen_start(thread: threading.Thread, command: list[str], *, has_self_test: bool) -> None:
     """Start a thread; when it is the executor's, extend the executor first.
 
     The objects of the boot are hidden from the garbage collector then.
@@ -105,6 +111,7 @@ def frozen_start(thread: threading.Thread, *, has_self_test: bool) -> None:
     caches that it discards to free memory, and hidden caches would keep their models for ever.
     """
     if EXECUTOR in thread.name:
+        load("gpu_check").report(command)
         extend_the_executor(has_self_test=has_self_test)
         gc.freeze()
     plain_start(thread)

@@ -20,12 +20,13 @@ from runtime.log import log
 from runtime.models.prefetch import Prefetcher
 from runtime.process.child import describe_exit
 from runtime.worker.benchmark import Benchmark
-from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError
+from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError, UnfitDeviceError
 from runtime.worker.housekeeper import Housekeeper
 from runtime.worker.idle import Idle
 from runtime.worker.prewarmed_process import Prewarmed
 from runtime.worker.soundness import Soundness
 from runtime.worker.start_failures import StartFailures
+from runtime.worker.start_reports import StartReports
 from runtime.worker.states import check_move
 from runtime.worker.warm_up import warm_up
 
@@ -50,6 +51,8 @@ class Worker:
         self._since = time.monotonic()
         self._cold_start_ms = 0.0
         self._process: ComfyUIProcess | None = None
+        # Of the last start, also when its process is gone.
+        self._reports = StartReports()
         self._hung_process: ComfyUIProcess | None = None
         self._killed_by = ""
         self._prewarmed = Prewarmed(settings, _log_comfyui, self._notify)
@@ -121,7 +124,9 @@ class Worker:
             if self.state is State.READY and self.starts == starts:
                 self._failures.last_reason, self._killed_by = reason, ""
                 self._soundness.note_fault(job, reason)
-                self._move_to_recovery(reason)
+                unfit_reason = self._soundness.unfit_reason
+                state = State.FAILED if unfit_reason else State.STARTING
+                self._move(state, unfit_reason or reason)
 
     def drop(self, prompt_id: str) -> None:
         """Remove a prompt from ComfyUI whose handler is gone; call it before `end_job`.
@@ -223,6 +228,8 @@ class Worker:
                 prewarmed_pid=self._prewarmed.pid,
                 prefetched_bytes=self._prefetcher.read_bytes,
                 running_since=self.housekeeper.running_since(),
+                device=self._reports.device,
+                failed_nodes=self._reports.failed_nodes,
                 score=self._benchmark.last.score if self._benchmark.last else None,
                 folders=self._folders(),
             )
@@ -268,7 +275,7 @@ class Worker:
                 has_self_test=self._soundness.is_recovering,
             )
             with self._changed:
-                self._process = process
+                self._process, self._reports = process, process.reports
             process.begin()
             timeout_s = self.settings.comfyui_start_timeout_s
             if not process.wait_until_ready(timeout_s, lambda: self.state in _ENDING):
@@ -282,7 +289,7 @@ class Worker:
             if has_ended:
                 log(f"the prewarmed process did not become ComfyUI: starting another. {error}")
                 return self._start()
-            self._note_failed_start(str(error))
+            self._note_failed_start(str(error), is_unfit=isinstance(error, UnfitDeviceError))
             return None
         with self._changed:
             if self.state in _ENDING:
@@ -368,8 +375,10 @@ class Worker:
                 is_stopped = self._process is None
                 return is_stopped and (depth < Depth.EXIT or not self._prewarmed.exists)
 
-    def _note_failed_start(self, reason: str) -> None:
+    def _note_failed_start(self, reason: str, *, is_unfit: bool) -> None:
         with self._changed:
+            if is_unfit:
+                self._soundness.note_unfit_device(reason)
             if self._soundness.is_recovering and self.state is State.STARTING:
                 self._failures.last_reason = reason
                 self._soundness.note_failed_start(reason)
@@ -379,7 +388,7 @@ class Worker:
             self._failures.note_failed_start(reason)
             if self.state not in _ENDING:
                 # `inactive`: only the next event begins another start.
-                is_hopeless = self._failures.has_failed_too_often()
+                is_hopeless = is_unfit or self._failures.has_failed_too_often()
                 self._move(State.FAILED if is_hopeless else State.INACTIVE, reason)
             self._changed.notify_all()
 
@@ -396,10 +405,6 @@ class Worker:
             # With a job the death may be of its making: where jobs end, deaths are forgotten.
             is_hopeless = self._failures.has_died_too_often() and not self._idle.jobs
             self._move(State.FAILED if is_hopeless else State.STARTING, reason)
-
-    def _move_to_recovery(self, reason: str) -> None:
-        unfit_reason = self._soundness.unfit_reason
-        self._move(State.FAILED if unfit_reason else State.STARTING, unfit_reason or reason)
 
     def _end_processes(self) -> None:
         self._stop_process()

@@ -59,6 +59,10 @@ class Soundness:
             last_line = reason.splitlines()[-1]
             self.unfit_reason = f"{_first_line(self._reason)}. After a restart: {last_line}"
 
+    def note_unfit_device(self, reason: str) -> None:
+        """The device can run no job, and the next start would find the same one."""
+        self.unfit_reason = reason
+
     def note_start(self) -> None:
         """ComfyUI has started, and passed the self-test if the worker was recovering."""
         self._is_recovering, self._failed_starts = False, 0

@@ -11,6 +11,7 @@ import pytest
 
 from handler import worker_protocol
 from handler.settings import PROJECT
+from handler.start_report import Device, FailedNode
 from handler.worker_protocol import (
     DEPTHS,
     LOG_NAME,
@@ -55,6 +56,20 @@ READY = WorkerStatus(
     prefetched_bytes=10**12,
     running_since=1.7e9,
     score=1.25,
+    device=Device(
+        kind="cuda",
+        name="NVIDIA L4",
+        torch="2.14.1+cu130",
+        cuda="13.0",
+        rocm="",
+        driver="580.65.06",
+        capability="8.9",
+        kernels=("sm_86", "sm_90"),
+        free_bytes=10**10,
+        total_bytes=None,
+        problem="",
+    ),
+    failed_nodes=(FailedNode("broken", "SyntaxError: invalid syntax"),),
     folders={"output": Path("/data/output"), "temp": Path("/data/temp")},
 )
 RESULT = BenchmarkResult(

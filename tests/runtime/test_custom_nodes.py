@@ -55,7 +55,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment_with_pinned(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Path:
     folder = tmp_path_factory.mktemp("environment") / "venv"
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    options = ["--quiet", "--no-index", "--find-links", wheels, "pinned==1.0"]
+    options = ["--quiet", "--no-index", "--find-links", str(wheels), "pinned==1.0"]
     subprocess.run([folder / "bin" / "python", "-m", "pip", "install", *options], check=True)
     return folder
 
