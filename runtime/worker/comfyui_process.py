@@ -180,7 +180,7 @@ class ComfyUIProcess:
 
     def _check_custom_nodes(self) -> None:
         if missing := self.reports.missing_nodes(self._settings.custom_nodes_required):
-            raise ComfyUIStartError(self.explain(f"CUSTOM_NODES_REQUIRED: {missing}"))
+            raise ComfyUIStartError(f"required custom nodes are missing: {missing}")
 
     def _take(self, line: str) -> None:
         if begins := _PROMPT_BEGINS.search(line):

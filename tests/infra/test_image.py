@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import packaging
@@ -84,6 +85,44 @@ def test_installer_runs_with_the_files_of_its_stage(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     pins = read_pins(PROJECT / "infra" / "locks" / "comfyui.txt")
     assert done.stdout.strip() == f"{len(pins)} ('no-pin>=1',)"
+
+
+def test_custom_nodes_are_installed_with_the_files_of_their_stage(tmp_path: Path) -> None:
+    """The lock file of the image names none, so nothing is fetched."""
+    stages = DOCKERFILE.partition("AS comfyui")[2].partition("AS emulator")[0]
+    for sources, target in re.findall(r"^COPY (?!--from)(.*) (\S+)$", stages, re.MULTILINE):
+        for source in sources.split():
+            if (PROJECT / source).is_dir():
+                shutil.copytree(PROJECT / source, tmp_path / target)
+            else:
+                (tmp_path / target).mkdir(parents=True, exist_ok=True)
+                shutil.copy(PROJECT / source, tmp_path / target)
+    (program,) = re.findall(r'python -c "(.*runtime\.custom_nodes.*)" /opt/comfyui', stages)
+    (tmp_path / "home" / "ComfyUI").mkdir(parents=True)
+
+    # -S: the editable installation of this project must not fill the gaps.
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", program, tmp_path / "home"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": sysconfig.get_path("purelib")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "0 of the lock file" in done.stderr
+
+
+def test_environment_of_comfyui_keeps_pip_until_the_custom_nodes_are_there() -> None:
+    uses = [
+        line
+        for line in DOCKERFILE.splitlines()
+        if "/opt/comfyui/venv/bin/python -m pip" in line or "runtime.custom_nodes" in line
+    ]
+
+    assert ["uninstall" in line for line in uses] == [False, True]
+    assert "COPY --from=custom_nodes /opt/comfyui /opt/comfyui\n" in DOCKERFILE
 
 
 def test_handler_environment_has_what_serve_needs() -> None:

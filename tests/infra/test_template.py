@@ -59,7 +59,14 @@ NOT_IN_TEMPLATE = {
     # Lambda takes the whole instance down.
     *("IDLE_FREE_AFTER", "IDLE_STOP_AFTER", "IDLE_EXIT_AFTER"),
     # The default is right.
-    *("S3_URL_EXPIRES", "WEBHOOK_TIMEOUT", "COMFYUI_PORT", "WORKER_HOOKS", "DEADLINE_MARGIN"),
+    *(
+        "CUSTOM_NODES_REQUIRED",
+        "S3_URL_EXPIRES",
+        "WEBHOOK_TIMEOUT",
+        "COMFYUI_PORT",
+        "WORKER_HOOKS",
+        "DEADLINE_MARGIN",
+    ),
     *("API_ADDRESS", "API_PORT", "API_MAX_BODY", "API_TOKEN"),
     # The function URL of the GPU function asks for AWS credentials.
     *("INPUT_MAX_MB", "INPUT_TIMEOUT", "INPUT_BUCKETS"),

@@ -20,8 +20,10 @@ from runtime.installation import driver
 from runtime.worker import comfyui_arguments
 from runtime.worker.lifecycle import Worker
 from runtime.worker.start_reports import StartReports
+from tests.processes import wait_until
 from tests.runtime.custom_node_repositories import WORKING_NODE
 from tests.runtime.test_worker import RunningWorker
+from tests.test_http_api import serve
 
 BROKEN_NODES = {
     "lacks_a_package": "import no_such_package",
@@ -81,8 +83,9 @@ def test_required_node_that_cannot_be_imported_fails_the_start(tmp_path: Path) -
     nodes = {"lacks_a_package": "import no_such_package"}
     with worker_with(tmp_path, nodes, CUSTOM_NODES_REQUIRED="all") as (status, _):
         assert status.state is State.INACTIVE
-        assert status.failure.startswith(
-            "CUSTOM_NODES_REQUIRED: lacks_a_package failed to import: ModuleNotFoundError"
+        assert status.failure == (
+            "required custom nodes are missing: lacks_a_package failed to import:"
+            " ModuleNotFoundError: No module named 'no_such_package'"
         )
 
 
@@ -94,6 +97,25 @@ def test_node_that_ends_comfyui_is_named(tmp_path: Path) -> None:
         assert status.failure.startswith(
             "ComfyUI ended with exit status 7, while it imported the custom node ends."
         )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("comfyui")
+def test_http_api_tells_the_reason_to_those_with_the_token_and_the_name_to_all(
+    tmp_path: Path,
+) -> None:
+    arguments = write_nodes(tmp_path, {"lacks_a_package": "import no_such_package"})
+    with serve(tmp_path, COMFYUI_ARGS=arguments, API_TOKEN="secret") as api:
+        token = {"headers": {"Authorization": "Bearer secret"}}
+        assert wait_until(lambda: api.get("/worker", **token).json()["state"] == "ready")
+
+        report = api.get("/worker", **token).json()
+        health = api.get("/health").json()
+
+    reason = "ModuleNotFoundError: No module named 'no_such_package'"
+    assert report["failed_nodes"] == [{"name": "lacks_a_package", "reason": reason}]
+    assert (report["device"]["kind"], report["device"]["problem"]) == ("cpu", "")
+    assert health == {"status": "ok", "failed_nodes": ["lacks_a_package"]}
 
 
 def test_required_nodes_are_those_that_have_loaded() -> None:
