@@ -12,7 +12,6 @@ from pathlib import Path
 from handler.settings import Settings
 from runtime.custom_nodes import install
 from runtime.custom_nodes.lock_file import DEFAULT_PATH, read_lock, write_lock
-from runtime.log import log
 from runtime.worker.comfyui_process import ComfyUIProcess
 from runtime.worker.start_reports import ALL
 
@@ -63,7 +62,7 @@ def _check(settings: Settings) -> None:
             comfyui_port=0,
             custom_nodes_required=(*settings.custom_nodes_required, ALL),
         )
-        process = ComfyUIProcess(own, lambda line: log(f"comfyui: {line}"), lambda: None)
+        process = ComfyUIProcess(own, on_end=lambda: None)
         try:
             process.wait_until_ready(settings.comfyui_start_timeout_s, lambda: False)
         finally:

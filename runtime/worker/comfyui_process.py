@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from handler.settings import Settings
 from runtime.errors import LambdaComfyUIError
+from runtime.log import log
 from runtime.process.child import Child, describe_exit
 from runtime.worker.comfyui_arguments import HOST, arguments, child_environment
 from runtime.worker.device_fault import device_fault
@@ -54,6 +55,7 @@ class UnfitDeviceError(ComfyUIStartError):
 class ComfyUIProcess:
     """A ComfyUI, started at once; or a prewarmed Python that becomes ComfyUI with `begin`.
 
+    Its lines are logged.
     `on_end` is called when it has ended by itself or was stopped. Make it in a thread that lives
     as long as it may: see Child. With `has_self_test`, it becomes ready only if it passes the
     self-test of runtime/worker/inside_executor.py. Raises ComfyUIStartError if no ComfyUI is
@@ -63,7 +65,6 @@ class ComfyUIProcess:
     def __init__(
         self,
         settings: Settings,
-        on_line: Callable[[str], None],
         on_end: Callable[[], None],
         *,
         is_prewarmed: bool = False,
@@ -76,7 +77,6 @@ class ComfyUIProcess:
         self.reports = StartReports()
         self._settings = settings
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._on_line = on_line
         self._waits_for_begin = is_prewarmed
         program = ["--prewarm"] if is_prewarmed else self._command()
         if has_self_test:
@@ -191,7 +191,7 @@ class ComfyUIProcess:
         # A progress bar rewrites its line for every step; the handler reports the steps.
         if not _PROGRESS_BAR.match(line):
             self._tail.append(line)
-            self._on_line(line)
+            log(f"comfyui: {line}")
 
     def _listens(self) -> bool:
         # The first check is much cheaper. The second excludes another process that took the port.

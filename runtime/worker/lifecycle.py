@@ -55,7 +55,7 @@ class Worker:
         self._reports = StartReports()
         self._hung_process: ComfyUIProcess | None = None
         self._killed_by = ""
-        self._prewarmed = Prewarmed(settings, _log_comfyui, self._notify)
+        self._prewarmed = Prewarmed(settings, self._notify)
         self._prefetcher = Prefetcher(settings)
         self._idle = Idle(settings)
         self._failures = StartFailures()
@@ -269,10 +269,7 @@ class Worker:
         prewarmed = self._prewarmed.take()
         try:
             process = prewarmed or ComfyUIProcess(
-                self.settings,
-                _log_comfyui,
-                self._notify,
-                has_self_test=self._soundness.is_recovering,
+                self.settings, self._notify, has_self_test=self._soundness.is_recovering
             )
             with self._changed:
                 self._process, self._reports = process, process.reports
@@ -440,7 +437,3 @@ class Worker:
     def _wait(self, timeout_s: float) -> None:
         """Wait for the next change, `timeout_s` seconds at most (which may be infinite)."""
         self._changed.wait(min(timeout_s, threading.TIMEOUT_MAX))
-
-
-def _log_comfyui(line: str) -> None:
-    log(f"comfyui: {line}")

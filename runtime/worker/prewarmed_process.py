@@ -15,13 +15,8 @@ from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError
 class Prewarmed:
     """One process at most. All of it but `pid` is used by the thread that supervises ComfyUI."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        on_line: Callable[[str], None],
-        on_end: Callable[[], None],
-    ) -> None:
-        self._settings, self._on_line, self._on_end = settings, on_line, on_end
+    def __init__(self, settings: Settings, on_end: Callable[[], None]) -> None:
+        self._settings, self._on_end = settings, on_end
         self._process: ComfyUIProcess | None = None
 
     @property
@@ -38,9 +33,7 @@ class Prewarmed:
     def start(self) -> None:
         """Start one. If that fails, the next start of ComfyUI only takes longer."""
         with contextlib.suppress(ComfyUIStartError, OSError):
-            self._process = ComfyUIProcess(
-                self._settings, self._on_line, self._on_end, is_prewarmed=True
-            )
+            self._process = ComfyUIProcess(self._settings, self._on_end, is_prewarmed=True)
 
     def take(self) -> ComfyUIProcess | None:
         """Hand the process over if it lives; `ComfyUIProcess.begin` makes it ComfyUI."""
