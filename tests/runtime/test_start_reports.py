@@ -101,13 +101,14 @@ def test_node_that_ends_comfyui_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("comfyui")
+@pytest.mark.timeout(240)
 def test_http_api_tells_the_reason_to_those_with_the_token_and_the_name_to_all(
     tmp_path: Path,
 ) -> None:
     arguments = write_nodes(tmp_path, {"lacks_a_package": "import no_such_package"})
     with serve(tmp_path, COMFYUI_ARGS=arguments, API_TOKEN="secret") as api:
         token = {"headers": {"Authorization": "Bearer secret"}}
-        assert wait_until(lambda: api.get("/worker", **token).json()["state"] == "ready")
+        assert wait_until(lambda: api.get("/worker", **token).json()["state"] == "ready", 120)
 
         report = api.get("/worker", **token).json()
         health = api.get("/health").json()
