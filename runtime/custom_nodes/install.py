@@ -5,6 +5,7 @@ installation is continued by the next one.
 """
 
 import shutil
+import tempfile
 import tomllib
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -60,6 +61,10 @@ def install(nodes: Sequence[LockedNode], comfyui: Path, python: Path) -> None:
 
     Other nodes stay as they are. Raises CustomNodeError, PackageError and RepositoryError.
     """
+    if not comfyui.is_dir():
+        raise CustomNodeError(
+            f"there is no folder {comfyui}; run `lambda-comfyui install`, or set COMFYUI_DIR"
+        )
     folder = comfyui / FOLDER
     try:
         folder.mkdir(exist_ok=True)
@@ -149,9 +154,8 @@ def _lock_one(folder: Path) -> LockedNode:
     if changed := repository.changed_files(folder):
         raise RepositoryError(f"these files are in no commit: {', '.join(changed[:5])}")
     log(f"custom node {folder.name}, commit {source.commit[:10]} …")
-    fetched = folder.with_name(f"{folder.name}{_FETCHED}")
-    shutil.rmtree(fetched, ignore_errors=True)
-    try:
+    with tempfile.TemporaryDirectory() as temporary:
+        fetched = Path(temporary, folder.name)
         repository.fetch(source, fetched)
         return LockedNode(
             name=folder.name,
@@ -160,8 +164,6 @@ def _lock_one(folder: Path) -> LockedNode:
             sha256=repository.tree_sha256(fetched),
             registry_id=_registry_id(fetched),
         )
-    finally:
-        shutil.rmtree(fetched, ignore_errors=True)
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -268,6 +268,13 @@ def test_nodes_that_no_repository_holds_are_all_named(comfyui: Path, repository:
     assert lock(comfyui, ["by_hand", "single.py", "changed", "unpushed"]) == ()
 
 
+def test_comfyui_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CustomNodeError, match=r"there is no folder .*; set COMFYUI_DIR"):
+        lock(tmp_path / "nowhere", ())
+    with pytest.raises(CustomNodeError, match=r"there is no folder .* or set COMFYUI_DIR"):
+        install([], tmp_path / "nowhere", tmp_path / "python")
+
+
 def test_name_to_leave_out_that_does_not_exist_is_refused(comfyui: Path) -> None:
     with pytest.raises(CustomNodeError, match="there is no typo in"):
         lock(comfyui, ["typo"])

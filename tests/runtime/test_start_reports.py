@@ -135,6 +135,17 @@ def test_required_nodes_are_those_that_have_loaded() -> None:
     )
 
 
+def test_node_that_is_being_imported_is_named_until_it_has_loaded() -> None:
+    reports = StartReports()
+    told = []
+    for state in ("begins", "loaded"):
+        content = {"name": "slow", "state": state, "reason": ""}
+        reports.take(f"[custom node] {json.dumps(content)}")
+        told.append(reports.during)
+
+    assert told == [", while it imported the custom node slow", ""]
+
+
 @pytest.mark.parametrize(
     "line",
     [
