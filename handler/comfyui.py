@@ -28,6 +28,7 @@ from handler.comfyui_api import (
     HistoryEntry,
     parse,
 )
+from handler.comfyui_version import ComfyUIVersion
 from handler.daemon_future import in_background
 from handler.rejection import explain_rejection
 
@@ -61,17 +62,17 @@ class Place(Enum):
 
 
 class ComfyUI:
-    """One HTTP connection and one WebSocket to `base_url`, both kept between jobs.
+    """One HTTP connection and one WebSocket to a ComfyUI of this version, kept between jobs.
 
     One thread calls its methods. A second thread, the timer below, closes the WebSocket of a client
     that has had no job for LISTEN_IDLE_S. It touches the socket only between `end_job` and the next
     `submit`, and only under `_idle_lock`.
     """
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, version: ComfyUIVersion) -> None:
         self.base_url = base_url
         self.client_id = uuid.uuid4().hex
-        self._api = ComfyUIApi(base_url)
+        self._api = ComfyUIApi(base_url, version)
         self._are_outputs: dict[str, bool] = {}
         self._stalled_since: float | None = None
         self._socket: websocket.WebSocket | None = None

@@ -6,11 +6,13 @@ The routes are in ComfyUI's server.py: https://docs.comfy.org/development/comfyu
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
 import urllib3
+
+from handler.comfyui_version import ComfyUIVersion
 
 # The most that a call may take that ComfyUI answers without running anything.
 QUESTION_TIMEOUT_S = 2.0
@@ -40,27 +42,29 @@ class ComfyUITimeout(ConnectionError):
 class ComfyUIApi:
     """One kept connection to `base_url`. A call may be made from any thread.
 
-    Every call raises ComfyUIGone and ComfyUITimeout where its docstring does not say otherwise.
+    `version` is that of the ComfyUI there: which routes it has. Every call raises ComfyUIGone and
+    ComfyUITimeout where its docstring does not say otherwise.
     """
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, version: ComfyUIVersion) -> None:
+        self._version = version
         # Not requests: it costs half a millisecond a call, and would use a proxy.
         self._http = urllib3.connection_from_url(base_url, retries=False)
 
-    def is_ready(self, timeout_s: float) -> bool:
-        """Whether `/system_stats` and the WebSocket both answer. Raises nothing."""
+    def ready_version(self, timeout_s: float) -> ComfyUIVersion | None:
+        """The version, once `/system_stats` and the WebSocket both answer. Raises nothing."""
         try:
             stats = self._request("GET", "/system_stats", timeout_s)
             if stats.status != 200:
-                return False
+                return None
             upgrade = self._request(
                 "GET", "/ws", timeout_s, headers=_UPGRADE_HEADERS, preload_content=False
             )
         except (ComfyUIGone, ComfyUITimeout):
-            return False
+            return None
         # The WebSocket that the answer opens is of no use here.
         upgrade.close()
-        return upgrade.status == 101
+        return _version_in(stats.data) if upgrade.status == 101 else None
 
     def system_stats(self, timeout_s: float) -> dict[str, Any]:
         """`system` and `devices`: versions and names, as ComfyUI's server.py gives them."""
@@ -93,11 +97,19 @@ class ComfyUIApi:
     def node_info(self, class_type: str, timeout_s: float = QUESTION_TIMEOUT_S) -> dict[str, Any]:
         """The declaration of a node class: `input`, `output_node` and others; {} if unknown.
 
+        For a class that ComfyUI replaces, it is that of the new class, under the old input names.
         Raises ValueError, too: for an error page, where a node pack's declaration raises.
         """
-        info = self._get(f"/object_info/{quote(class_type, safe='')}", timeout_s)
-        entry: dict[str, Any] = info.get(class_type, {})
-        return entry
+        info = self._declaration_of(class_type, timeout_s)
+        if info or not self._version.replaces_nodes:
+            return info
+        replacements = self._get("/node_replacements", timeout_s).get(class_type)
+        if not replacements:
+            return info
+        # ComfyUI takes the first one.
+        replacement = replacements[0]
+        new = self._declaration_of(replacement["new_node_id"], timeout_s)
+        return under_old_names(new, replacement.get("input_mapping") or ())
 
     def inputs_of(self, class_type: str, timeout_s: float = QUESTION_TIMEOUT_S) -> dict[str, Any]:
         """The declarations of a node class's inputs, by name: `[type, options?]` each."""
@@ -111,12 +123,17 @@ class ComfyUIApi:
         Raises ComfyUIGone.
         """
         has_answered = True
-        for path, body in (
-            ("/queue", {"delete": [prompt_id]}),
-            ("/interrupt", {"prompt_id": prompt_id}),
-        ):
+        calls: list[tuple[str, dict[str, Any]]]
+        if self._version.has_cancel_route:
+            calls = [(f"/api/jobs/{prompt_id}/cancel", {})]
+        else:
+            calls = [
+                ("/queue", {"delete": [prompt_id]}),
+                ("/interrupt", {"prompt_id": prompt_id}),
+            ]
+        for path, body in calls:
             try:
-                self._post(path, body, timeout_s / 2)
+                self._post(path, body, timeout_s / len(calls))
             except ComfyUITimeout:
                 has_answered = False
         return has_answered
@@ -131,6 +148,11 @@ class ComfyUIApi:
 
     def close(self) -> None:
         self._http.close()
+
+    def _declaration_of(self, class_type: str, timeout_s: float) -> dict[str, Any]:
+        info = self._get(f"/object_info/{quote(class_type, safe='')}", timeout_s)
+        entry: dict[str, Any] = info.get(class_type, {})
+        return entry
 
     def _get(self, path: str, timeout_s: float) -> Any:
         return parse(self._request("GET", path, min(timeout_s, QUESTION_TIMEOUT_S)).data)
@@ -154,6 +176,33 @@ class ComfyUIApi:
             if any(isinstance(cause, TimeoutError) for cause in error.args):
                 raise ComfyUITimeout(f"ComfyUI does not read {path} in time") from error
             raise ComfyUIGone(f"ComfyUI does not answer {path}") from error
+
+
+def under_old_names(new: dict[str, Any], mapping: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The declaration `new` of a node class, for a node that still has the inputs of an old class.
+
+    `mapping` says which input of the new class gets the value of which old one: ComfyUI's
+    app/node_replace_manager.py. All count as required.
+    """
+    inputs = {
+        **new.get("input", {}).get("required", {}),
+        **new.get("input", {}).get("optional", {}),
+    }
+    # "images.image0" is a part of the input "images".
+    old = {
+        each["old_id"]: inputs.get(each["new_id"]) or inputs.get(each["new_id"].split(".")[0])
+        for each in mapping
+        if "old_id" in each
+    }
+    return {**new, "input": {"required": old}}
+
+
+def _version_in(stats: bytes) -> ComfyUIVersion:
+    """That in an answer of `/system_stats`."""
+    try:
+        return ComfyUIVersion(str(parse(stats)["system"]["comfyui_version"]))
+    except (ValueError, TypeError, KeyError):
+        return ComfyUIVersion()
 
 
 def _empty_parts(entry: HistoryEntry) -> HistoryEntry:

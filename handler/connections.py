@@ -30,7 +30,8 @@ class Connections:
         if self.comfyui is None or self._comfyui_owner != worker:
             if self.comfyui:
                 self.comfyui.close()
-            self.comfyui, self._comfyui_owner = ComfyUI(worker.base_url), worker
+            self.comfyui = ComfyUI(worker.base_url, worker.comfyui_version)
+            self._comfyui_owner = worker
         return self.comfyui
 
     def end_job(self, *, has_completed: bool = False) -> None:

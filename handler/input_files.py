@@ -125,8 +125,12 @@ def _is_path(text: str, class_type: str, input_name: str, node_info: NodeInfo) -
     except ValueError:
         # The declaration of the class cannot be read.
         return True
-    inputs = info.get("input", {})
-    match inputs.get("required", {}).get(input_name) or inputs.get("optional", {}).get(input_name):
+    inputs = {
+        **info.get("input", {}).get("required", {}),
+        **info.get("input", {}).get("optional", {}),
+    }
+    # Newer versions also pass "images.image0", a part of the input "images".
+    match inputs.get(input_name) or inputs.get(input_name.split(".", 1)[0]):
         case None:
             # ComfyUI does not pass it to the node.
             return False

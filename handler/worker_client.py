@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from events.errors import WorkerUnavailable
 from handler.cancellation import CHECK_EVERY_S
+from handler.comfyui_version import ComfyUIVersion
 from handler.settings import Settings
 from handler.worker_connection import WorkerConnection
 from handler.worker_protocol import (
@@ -60,6 +61,7 @@ class ReadyWorker:
     """A ComfyUI that serves: where it listens, and the folders of its files by output type."""
 
     base_url: str
+    comfyui_version: ComfyUIVersion
     folders: dict[str, Path]
     starts: int
 
@@ -128,7 +130,8 @@ class WorkerClient:
         worker = self._wake.worker
         match worker.state:
             case State.READY:
-                return ReadyWorker(worker.base_url, worker.folders, worker.starts)
+                version = ComfyUIVersion(worker.comfyui_version)
+                return ReadyWorker(worker.base_url, version, worker.folders, worker.starts)
             case State.STARTING | State.BENCHMARKING | State.INACTIVE | State.FAILED:
                 # One that is starting has failed just now, and begun again for another handler.
                 reason = worker.failure or f"the worker is {worker.state}"

@@ -103,6 +103,8 @@ class WorkerStatus:
     killed_by: str
     # '' and None where no process runs.
     base_url: str
+    # As ComfyUI gives it, once it is ready; '' before, and where none runs.
+    comfyui_version: str
     comfyui_pid: int | None
     prewarmed_pid: int | None
     prefetched_bytes: int

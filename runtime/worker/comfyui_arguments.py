@@ -6,14 +6,19 @@ searches for models, in handler/model_folders.py.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from handler.model_folders import MODEL_PATHS_FILE, MODEL_PATHS_FLAG, kinds_in
 from handler.settings import PROJECT, Settings
+from runtime.log import log
+from runtime.worker.comfyui_features import ComfyUIFeatures
 
 HOST = "127.0.0.1"
+NO_ASSETS = "--disable-assets"
+# Options that newer versions of ComfyUI do not have any more, and what they have instead.
+_GONE = {"--normalvram": None, "--disable-api-nodes": "--offline"}
 # Custom nodes are other people's code: they get none of the handler's credentials.
 _WITHHELD_PREFIXES = ("S3_", "WEBHOOK_", "AWS_")
 _WITHHELD = {item.metadata["env"] for item in fields(Settings) if item.metadata["secret"]}
@@ -33,14 +38,33 @@ def arguments(settings: Settings, port: int) -> list[str]:
             (data / folder).mkdir(parents=True, exist_ok=True)
             line += [f"--{folder}-directory", str(data / folder)]
         line += ["--temp-directory", str(data)]
-        line += ["--database-url", f"sqlite:///{data / 'user' / 'comfyui.db'}"]
+    # No job needs the database, and in memory each process has its own: newer versions lock the
+    # file, take a second to make it, and some do not start where they cannot write it.
+    line += ["--database-url", "sqlite:///:memory:"]
+    features = ComfyUIFeatures.of(settings.comfyui_code)
+    given = _as_this_version_has_them(settings.comfyui_args, features)
+    if NO_ASSETS in features.options and "--enable-assets" not in given:
+        line.append(NO_ASSETS)
     if settings.models_dir:
         line += [MODEL_PATHS_FLAG, str(_write_model_paths(settings.models_dir, settings))]
-    line += settings.comfyui_args
+    line += given
     # After every other folder: a real file is preferred to a stand-in.
     if (config := settings.standins / MODEL_PATHS_FILE).is_file():
         line += [MODEL_PATHS_FLAG, str(config)]
     return line
+
+
+def _as_this_version_has_them(given: Sequence[str], features: ComfyUIFeatures) -> list[str]:
+    """The arguments of COMFYUI_ARGS, with what replaces those that this ComfyUI has no more."""
+    kept = []
+    for word in given:
+        if word not in _GONE or word in features.options or not features.options:
+            kept.append(word)
+        elif (instead := _GONE[word]) in features.options:
+            kept.append(instead)
+        else:
+            log(f"COMFYUI_ARGS: ComfyUI {features.version} has no {word} any more, left out")
+    return kept
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from handler.comfyui_version import ComfyUIVersion
 from handler.settings import Settings
 from runtime.errors import LambdaComfyUIError
 from runtime.log import log
@@ -72,13 +73,15 @@ class ComfyUIProcess:
     ) -> None:
         check_installed(settings)
         self.port = 0
+        # Unknown until it is ready.
+        self.version = ComfyUIVersion()
         # The prompt that began last, '' for none.
         self.last_prompt = ""
         self.reports = StartReports()
         self._settings = settings
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._waits_for_begin = is_prewarmed
-        program = ["--prewarm"] if is_prewarmed else self._command()
+        program = ["--prewarm", *self._command_for(0)] if is_prewarmed else self._command()
         if has_self_test:
             program.insert(0, "--self-test")
         self._child = Child(
@@ -125,9 +128,10 @@ class ComfyUIProcess:
                     self._check_device()
                     reason = f"ComfyUI ended with {describe_exit(status)}{self.reports.during}"
                     raise ComfyUIStartError(self.explain(reason))
-                if self._listens() and api.is_ready(_PROBE_TIMEOUT_S):
+                if self._listens() and (version := api.ready_version(_PROBE_TIMEOUT_S)):
                     self._check_device()
                     self._check_custom_nodes()
+                    self.version = version
                     return True
         reason = f"ComfyUI was not ready within {timeout_s:g} s{self.reports.during}"
         raise ComfyUIStartError(self.explain(reason))
@@ -170,7 +174,10 @@ class ComfyUIProcess:
     def _command(self) -> list[str]:
         preferred = self._settings.comfyui_port
         self.port = preferred or _free_port(DEFAULT_PORT if preferred is None else 0)
-        return ["main.py", *arguments(self._settings, self.port)]
+        return self._command_for(self.port)
+
+    def _command_for(self, port: int) -> list[str]:
+        return ["main.py", *arguments(self._settings, port)]
 
     def _check_device(self) -> None:
         self._child.catch_up()
@@ -202,7 +209,7 @@ class ComfyUIProcess:
         # A quarter of the worker's imports: nothing waits for it here, where ComfyUI boots or runs.
         from handler.comfyui_api import ComfyUIApi  # noqa: PLC0415
 
-        return ComfyUIApi(self.base_url)
+        return ComfyUIApi(self.base_url, self.version)
 
 
 def check_installed(settings: Settings) -> None:

@@ -7,10 +7,12 @@ this project:
 - `inside_comfyui.py main.py ARGUMENTS...` becomes ComfyUI at once.
 - `inside_comfyui.py --self-test main.py ARGUMENTS...` does the same, but ends before ComfyUI serves
   when the self-test of runtime/worker/inside_executor.py finds a problem.
-- `inside_comfyui.py --prewarm` imports the modules that take long, and waits for one line on stdin:
-  main.py and its arguments as a JSON list. Then it becomes ComfyUI. It imports nothing of ComfyUI
-  beforehand, so it does not depend on ComfyUI's version, and it never touches CUDA, so it holds no
-  memory of the GPU.
+- `inside_comfyui.py --prewarm main.py ARGUMENTS...` imports the modules that take long, and waits
+  for one line on stdin: main.py and its arguments as a JSON list, the same but for the port. Then
+  it becomes ComfyUI. It imports nothing of ComfyUI beforehand, so it does not depend on ComfyUI's
+  version, and it never touches CUDA, so it holds no memory of the GPU.
+
+Both ways have the same allocator of GPU memory: runtime/worker/inside_torch.py.
 
 What becomes ComfyUI boots without the garbage collector, and ends when its queue can run nothing
 any more: docs/decisions/0006-prewarmed-python.md and 0004-unresponsive-job.md say why.
@@ -21,6 +23,7 @@ import gc
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import runpy
 import socket
@@ -30,9 +33,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-# The third-party modules that ComfyUI's start spends its time in, the costliest first.
+# The third-party modules that ComfyUI's start spends its time in beside torch, the costliest first.
 HEAVY = (
-    "torch",
     "torch._dynamo",
     "torchvision",
     "torchaudio",
@@ -60,7 +62,10 @@ HEAVY = (
 
 # What `threading` calls the thread that runs the queue, after its function in ComfyUI's main.py.
 EXECUTOR = "(prompt_worker)"
+PREWARM = "--prewarm"
 SELF_TEST = "--self-test"
+# ComfyUI's warning about what `import_torch` has taken care of.
+TORCH_IS_LOADED = "Torch already imported"
 plain_start = threading.Thread.start
 
 
@@ -69,8 +74,11 @@ def main() -> None:
     gc.disable()
     # Not our own folder: what is imported here must be what ComfyUI would import.
     sys.path[0] = os.getcwd()
+    before_torch = load("inside_torch")
     command = sys.argv[1:]
-    if command == ["--prewarm"]:
+    if command[0] == PREWARM:
+        before_torch.import_torch(before_torch.with_allocator(command[1:]))
+        logging.root.addFilter(lambda record: TORCH_IS_LOADED not in str(record.msg))
         for name in HEAVY:
             # A module that is missing here is one that ComfyUI does not need, or it says so.
             with contextlib.suppress(Exception):
@@ -92,7 +100,7 @@ def main() -> None:
     threading.excepthook = end_with_the_executor
     threading.Thread(target=collect_when_serving, args=(command,), daemon=True).start()
     load("inside_custom_nodes").watch()
-    sys.argv = command
+    sys.argv = before_torch.with_allocator(command)
     try:
         runpy.run_path(command[0], run_name="__main__")
     except Exception:

@@ -224,6 +224,7 @@ class Worker:
                 failure=self._failures.last_reason,
                 killed_by=self._killed_by,
                 base_url=process.base_url if process else "",
+                comfyui_version=process.version.text if process else "",
                 comfyui_pid=process.pid if process else None,
                 prewarmed_pid=self._prewarmed.pid,
                 prefetched_bytes=self._prefetcher.read_bytes,

@@ -51,6 +51,7 @@ READY = WorkerStatus(
     failure="ComfyUI ended with signal SIGKILL.\nIts last log lines: …",
     killed_by="0b3b",
     base_url="http://127.0.0.1:18188",
+    comfyui_version="0.33.0",
     comfyui_pid=4711,
     prewarmed_pid=None,
     prefetched_bytes=10**12,

@@ -12,6 +12,7 @@ from typing import ClassVar
 import pytest
 
 from handler.comfyui import ComfyUI
+from handler.comfyui_version import ComfyUIVersion
 from handler.settings import PROJECT, Settings
 from handler.worker_protocol import Depth, Drain, EndJob, Refused, State, Wake
 from runtime.hooks import Change, HookError, Hooks, PyWorkerLines, call_hooks, load_hooks
@@ -117,7 +118,7 @@ def test_lightest_sleep_gives_the_memory_back(start_worker: StartWorker) -> None
     worker = start_worker()
     woken = worker.wake()
     pid = comfyui_pid(woken)
-    client = ComfyUI(woken.base_url)
+    client = ComfyUI(woken.base_url, ComfyUIVersion(woken.comfyui_version))
     # 600 MB in ComfyUI's cache of node outputs, where models are, too.
     image = node("EmptyImage", width=1024, height=1024, batch_size=50, color=7)
     client.submit({"1": image, "2": node("PreviewAny", source=["1", 0])}, "large")
