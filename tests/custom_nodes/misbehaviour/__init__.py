@@ -405,6 +405,37 @@ class TestLateFile(_Output):
         return {"ui": {"things": [{"filename": "late.bin"}]}}
 
 
+class TestTorch(_Output):
+    """How torch was imported: its allocator, what loaded before it, and ComfyUI's arguments."""
+
+    def run(self) -> dict[str, Any]:
+        facts = {
+            "backend": torch.cuda.get_allocator_backend() if torch.version.cuda else "",
+            "variable": os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+            "uses_cuda": torch.cuda.is_initialized(),
+            "modules": [name for name in sys.modules if name in ("comfy_aimdo.control", "torch")],
+            "arguments": sys.argv[1:],
+        }
+        return {"ui": {"text": [json.dumps(facts)]}}
+
+
+def replace_a_class() -> None:
+    """Newer versions of ComfyUI run a node of a class that is gone as one of another class."""
+    try:
+        from comfy_api.latest import io  # type: ignore[import-not-found]  # noqa: PLC0415
+        from server import PromptServer  # noqa: PLC0415
+
+        manager = PromptServer.instance.node_replace_manager
+    except (ImportError, AttributeError):
+        return
+    mapping = [{"new_id": "image", "old_id": "file"}]
+    manager.register(
+        io.NodeReplace(new_node_id="LoadImage", old_node_id="TestOldLoader", input_mapping=mapping)
+    )
+
+
+replace_a_class()
+
 NODE_CLASS_MAPPINGS = {
     cls.__name__: cls
     for cls in (
@@ -435,5 +466,6 @@ NODE_CLASS_MAPPINGS = {
         TestFirst,
         TestLate,
         TestLateFile,
+        TestTorch,
     )
 }
