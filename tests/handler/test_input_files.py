@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from events.errors import WorkflowRejected
+from handler.comfyui_version import ComfyUIVersion
 from handler.input_files import LoadableFiles, check_files, mark_as_used
 from tests.conftest import run, worker_status
 from tests.processes import wait_until
@@ -194,6 +195,37 @@ def declare(declared: Any, *, is_output: bool = False) -> dict[str, Any]:
     """What GET /object_info says of a class with this input `name`."""
     inputs = {"required": {"name": declared} if declared else {}}
     return {"input": inputs, "output_node": is_output}
+
+
+def test_part_of_an_input_is_checked_as_the_input(others_file: str) -> None:
+    with pytest.raises(WorkflowRejected, match=r"'name\.file0'"):
+        check_files(
+            {"7": node("Loader", **{"name.file0": f"../output/{others_file}"})},
+            LOADABLE,
+            lambda _: declare(["COMFY_AUTOGROW_V3", {"template": {}}]),
+        )
+
+
+def test_node_of_a_class_that_comfyui_replaces_is_checked_as_its_new_class(
+    others_file: str,
+) -> None:
+    # ComfyUI copies the title of a node that it replaces.
+    def old_loader(name: str) -> Workflow:
+        return {
+            "1": {**node("TestOldLoader", file=name), "_meta": {"title": "old"}},
+            "2": node("SaveImage", images=["1", 0], filename_prefix="replaced"),
+        }
+
+    picture = Path(run(image())["output"][0]["local_path"])
+    given = worker_status().folders["input"] / "replaced.png"
+    given.write_bytes(picture.read_bytes())
+
+    if not ComfyUIVersion(worker_status().comfyui_version).replaces_nodes:
+        message = run(old_loader(given.name))["message"]
+        assert "'TestOldLoader' is not installed" in message
+        return
+    assert run(old_loader(given.name))["status"] == "completed"
+    assert "LOAD_ANY_FILE=1" in refusal(old_loader(f"../output/{others_file}"))
 
 
 def test_text_of_an_output_node_names_what_it_writes() -> None:
