@@ -14,6 +14,9 @@ from handler.workflow import explain_links
 
 MAX_PROBLEMS = 5
 
+# Newer versions of ComfyUI report a cycle once for each of its nodes, older ones as a crash.
+_ABOUT_THE_GRAPH = ("dependency_cycle", "exception_during_validation")
+
 # The declarations of a node class's inputs, by name; empty if ComfyUI does not answer.
 InputsOf = Callable[[str], dict[str, Any]]
 
@@ -28,7 +31,7 @@ def explain_rejection(
         for node_id, node in node_errors.items()
         for problem in node.get("errors", [])
     ]
-    if _is_aborted(answer, problems, http_status):
+    if _is_about_the_graph(answer, problems, http_status):
         try:
             explain_links(workflow)
         except WorkflowRejected as rejection:
@@ -41,13 +44,13 @@ def explain_rejection(
     return _graph_problem(answer.get("error"), workflow, http_status)
 
 
-def _is_aborted(answer: dict[str, Any], problems: list[Any], http_status: int) -> bool:
-    """Whether validation itself failed, so that its answer does not name the reason."""
+def _is_about_the_graph(answer: dict[str, Any], problems: list[Any], http_status: int) -> bool:
+    """Whether the answer may be about the links between nodes: an older one does not say so."""
     kind = (answer.get("error") or {}).get("type")
     errors = [e for node in (answer.get("node_errors") or {}).values() for e in node["errors"]]
     return (
         http_status >= 500
-        or any(error.get("type") == "exception_during_validation" for error in errors)
+        or any(error.get("type") in _ABOUT_THE_GRAPH for error in errors)
         or (kind == "prompt_outputs_failed_validation" and not problems)
     )
 
