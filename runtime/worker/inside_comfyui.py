@@ -64,6 +64,8 @@ HEAVY = (
 EXECUTOR = "(prompt_worker)"
 PREWARM = "--prewarm"
 SELF_TEST = "--self-test"
+# main.py sets them, but a prewarmed process imports huggingface_hub, which reads them, before that.
+NO_TELEMETRY = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 # ComfyUI's warning about what `import_torch` has taken care of.
 TORCH_IS_LOADED = "Torch already imported"
 plain_start = threading.Thread.start
@@ -77,6 +79,7 @@ def main() -> None:
     before_torch = load("inside_torch")
     command = sys.argv[1:]
     if command[0] == PREWARM:
+        os.environ |= NO_TELEMETRY
         before_torch.import_torch(before_torch.with_allocator(command[1:]))
         logging.root.addFilter(lambda record: TORCH_IS_LOADED not in str(record.msg))
         for name in HEAVY:

@@ -42,6 +42,7 @@ def line_for(folder: Path, given: str) -> list[str]:
     return arguments(Settings.from_env({**places, "COMFYUI_ARGS": given}), 18188)
 
 
+@pytest.mark.slow
 def test_options_are_those_that_comfyui_names() -> None:
     settings = Settings.from_env(os.environ)
     line = [str(settings.comfyui_interpreter), "-B", "main.py", "--help"]

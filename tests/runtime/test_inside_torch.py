@@ -23,6 +23,9 @@ from runtime.worker.inside_torch import ASYNC, NATIVE, with_allocator
 from tests.runtime.test_worker import StartWorker, start_worker
 from tests.workflows import one
 
+# They need ComfyUI and its Python.
+pytestmark = pytest.mark.slow
+
 __all__ = ["start_worker"]
 
 PROMPT_ID = "00000000-0000-4000-8000-00000000000{}"
@@ -195,7 +198,6 @@ def test_torch_is_imported_after_aimdo_with_the_allocator_in_its_environment(
     assert done.stderr == ""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "backend"), [("", "cudaMallocAsync"), (f" {NATIVE}", "native")]
 )
@@ -211,6 +213,7 @@ def test_woken_comfyui_has_the_allocator_of_a_started_one(
 
     assert without_port(woken) == without_port(started)
     assert not woken["uses_cuda"]
+    assert not woken["sends_telemetry"]
     # '' where torch was built for another kind of device.
     assert woken["backend"] in (backend, "")
     assert "already imported" not in "\n".join(worker_log(worker.folder))

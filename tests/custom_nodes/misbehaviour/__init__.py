@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import comfy.model_management
 import comfy.utils
 import torch
+from huggingface_hub import constants  # type: ignore[import-not-found]
 
 
 class _Output:
@@ -406,12 +407,13 @@ class TestLateFile(_Output):
 
 
 class TestTorch(_Output):
-    """How torch was imported: its allocator, what loaded before it, and ComfyUI's arguments."""
+    """How packages were imported: torch's allocator, what loaded before it; and the arguments."""
 
     def run(self) -> dict[str, Any]:
         facts = {
             "backend": torch.cuda.get_allocator_backend() if torch.version.cuda else "",
             "variable": os.environ.get("PYTORCH_CUDA_ALLOC_CONF"),
+            "sends_telemetry": not constants.HF_HUB_DISABLE_TELEMETRY,
             "uses_cuda": torch.cuda.is_initialized(),
             "modules": [name for name in sys.modules if name in ("comfy_aimdo.control", "torch")],
             "arguments": sys.argv[1:],
