@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -28,7 +29,6 @@ pytestmark = pytest.mark.slow
 
 __all__ = ["start_worker"]
 
-PROMPT_ID = "00000000-0000-4000-8000-00000000000{}"
 COMMAND = ["main.py", "--port", "1"]
 NAMES = ["NVIDIA L40S", "NVIDIA GeForce GTX 1650", "Tesla M60", "NVIDIA Tesla M60"]
 AskComfyUI = Callable[..., str]
@@ -206,10 +206,10 @@ def test_woken_comfyui_has_the_allocator_of_a_started_one(
 ) -> None:
     worker = start_worker(COMFYUI_ARGS=os.environ["COMFYUI_ARGS"] + arguments)
 
-    started = facts_of(worker.wake(), 1)
+    started = facts_of(worker.wake())
     worker.sleep(Depth.STOP)
     worker.prewarmed_pid()
-    woken = facts_of(worker.wake(), 2)
+    woken = facts_of(worker.wake())
 
     assert without_port(woken) == without_port(started)
     assert not woken["uses_cuda"]
@@ -219,9 +219,9 @@ def test_woken_comfyui_has_the_allocator_of_a_started_one(
     assert "already imported" not in "\n".join(worker_log(worker.folder))
 
 
-def facts_of(worker: WorkerStatus, number: int) -> dict[str, Any]:
+def facts_of(worker: WorkerStatus) -> dict[str, Any]:
     with closing(ComfyUI(worker.base_url, ComfyUIVersion(worker.comfyui_version))) as client:
-        prompt_id = PROMPT_ID.format(number)
+        prompt_id = str(uuid.uuid4())
         client.submit(one("TestTorch"), prompt_id)
         entry = client.follow(prompt_id, lambda _: None, deadline=time.monotonic() + 60)
     facts: dict[str, Any] = json.loads(entry["outputs"]["7"]["text"][0])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from contextlib import closing
 from pathlib import Path
 from typing import ClassVar
@@ -119,10 +120,11 @@ def test_lightest_sleep_gives_the_memory_back(start_worker: StartWorker) -> None
     woken = worker.wake()
     pid = comfyui_pid(woken)
     client = ComfyUI(woken.base_url, ComfyUIVersion(woken.comfyui_version))
+    prompt_id = str(uuid.uuid4())
     # 600 MB in ComfyUI's cache of node outputs, where models are, too.
     image = node("EmptyImage", width=1024, height=1024, batch_size=50, color=7)
-    client.submit({"1": image, "2": node("PreviewAny", source=["1", 0])}, "large")
-    client.follow("large", lambda _: None, deadline=time.monotonic() + 60)
+    client.submit({"1": image, "2": node("PreviewAny", source=["1", 0])}, prompt_id)
+    client.follow(prompt_id, lambda _: None, deadline=time.monotonic() + 60)
     client.close()
     loaded = resident_mb(pid)
 
