@@ -1,7 +1,7 @@
-"""What the ComfyUI in a folder can do, found before it is started: its version and its options.
+"""What the ComfyUI in a folder can do, found before it is started: version, options, node cache.
 
-What depends on it is decided in runtime/worker/comfyui_arguments.py. What the version of a running
-ComfyUI means to its clients is in handler/comfyui_version.py.
+What depends on them is decided in comfyui_arguments.py and housekeeping.py beside this file. What
+the version of a running ComfyUI means to its clients is in handler/comfyui_version.py.
 
 The source is read, not run: `main.py --help` names the same options, but takes a process and 0.1 s
 at each start. A folder may be updated while the worker runs, so nothing is kept.
@@ -14,14 +14,22 @@ from pathlib import Path
 _VERSION = re.compile(r"""__version__\s*=\s*["']([^"']+)""")
 _ADDED = re.compile(r"""\.add_argument\(\s*((?:["']--[\w-]+["']\s*,\s*)+)""")
 _OPTION = re.compile(r"--[\w-]+")
+# The first one in the function `prompt_worker` is the cache that an option must replace.
+_CACHE = re.compile(r"cache_type\s*=\s*execution\.CacheType\.(\w+)")
+_CACHES_ONE_PROMPT = frozenset({"CLASSIC", "NONE"})
 
 
 @dataclass(frozen=True, slots=True)
 class ComfyUIFeatures:
-    """`version` as in "0.33.0", and the `options` of main.py; '' and empty if not known."""
+    """`version` as in "0.33.0", and the `options` of main.py; '' and empty if not known.
+
+    `caches_many_prompts`: unless an option says otherwise, its node cache keeps the results of
+    other prompts than the last one.
+    """
 
     version: str
     options: frozenset[str]
+    caches_many_prompts: bool
 
     @classmethod
     def of(cls, folder: Path) -> "ComfyUIFeatures":
@@ -29,7 +37,10 @@ class ComfyUIFeatures:
         version = _VERSION.search(_text(folder / "comfyui_version.py"))
         added = _ADDED.findall(_text(folder / "comfy" / "cli_args.py"))
         names = frozenset(name for names in added for name in _OPTION.findall(names))
-        return cls(version[1] if version else "", names)
+        main = _text(folder / "main.py")
+        cache = _CACHE.search(main)
+        is_classic = cache is not None and cache[1] in _CACHES_ONE_PROMPT
+        return cls(version[1] if version else "", names, bool(main) and not is_classic)
 
 
 def _text(file: Path) -> str:

@@ -87,7 +87,7 @@ def test_disk_that_stays_nearly_full_is_logged_once(
     assert capsys.readouterr().err.count("is free, and no more files may be removed") == 1
 
 
-@pytest.mark.parametrize(("arguments", "dropped"), [("--cache-lru 100", 1), ("--cpu", 0)])
+@pytest.mark.parametrize(("arguments", "dropped"), [("--cache-lru 100", 1), ("--cache-classic", 0)])
 def test_cache_of_many_prompts_is_emptied_when_files_went(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, arguments: str, dropped: int
 ) -> None:

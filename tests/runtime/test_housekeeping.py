@@ -27,7 +27,13 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def make_settings(folder: Path, **variables: object) -> Settings:
-    environ = {"COMFYUI_DATA_DIR": folder / "data", "WORKER_DIR": folder / "worker"} | variables
+    environ = {
+        "COMFYUI_DATA_DIR": folder / "data",
+        "WORKER_DIR": folder / "worker",
+        # What the installed version does without it is another test's subject.
+        "COMFYUI_ARGS": "--cache-classic",
+        **variables,
+    }
     return Settings.from_env({name: str(value) for name, value in environ.items()})
 
 
@@ -209,6 +215,27 @@ def test_cache_of_many_prompts_keeps_the_files_of_comfyui(settings: Settings) ->
 
     assert paths(removed) == [job]
     assert image.exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "is_kept"),
+    [
+        ("cache_type = execution.CacheType.CLASSIC", "", False),
+        ("cache_type = execution.CacheType.RAM_PRESSURE", "", True),
+        ("cache_type = execution.CacheType.RAM_PRESSURE", "--cache-none", False),
+        ("cache_type = execution.CacheType.CLASSIC", "--cache-ram", True),
+        ("from another.place import start", "", True),
+        ("", "", False),
+    ],
+)
+def test_version_of_comfyui_decides_whether_its_cache_has_many_prompts(
+    main: str, arguments: str, *, is_kept: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "main.py").write_text(f"def prompt_worker():\n    {main}\n" if main else "")
+
+    settings = make_settings(tmp_path, COMFYUI_DIR=tmp_path, COMFYUI_ARGS=f"--cpu {arguments}")
+
+    assert housekeeping.caches_many_prompts(settings) is is_kept
 
 
 def test_newest_delivered_job_stays_with_what_the_cache_names(settings: Settings) -> None:
