@@ -79,8 +79,10 @@ def main() -> None:
     before_torch = load("inside_torch")
     command = sys.argv[1:]
     if command[0] == PREWARM:
+        command = command[1:]
+        allocator = before_torch.allocator_for(command)
         os.environ |= NO_TELEMETRY
-        before_torch.import_torch(before_torch.with_allocator(command[1:]))
+        before_torch.import_torch([*command, *allocator])
         logging.root.addFilter(lambda record: TORCH_IS_LOADED not in str(record.msg))
         for name in HEAVY:
             # A module that is missing here is one that ComfyUI does not need, or it says so.
@@ -92,6 +94,8 @@ def main() -> None:
             return
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         command = json.loads(line)
+    else:
+        allocator = before_torch.allocator_for(command)
     has_self_test = command[0] == SELF_TEST
     if has_self_test:
         command = command[1:]
@@ -103,7 +107,7 @@ def main() -> None:
     threading.excepthook = end_with_the_executor
     threading.Thread(target=collect_when_serving, args=(command,), daemon=True).start()
     load("inside_custom_nodes").watch()
-    sys.argv = before_torch.with_allocator(command)
+    sys.argv = [command[0], *allocator, *command[1:]]
     try:
         runpy.run_path(command[0], run_name="__main__")
     except Exception:

@@ -39,28 +39,26 @@ class _Rule:
     asks_for_cuda_version: bool
 
 
-def with_allocator(command: Sequence[str], driver_files: Path = DRIVER_FILES) -> list[str]:
-    """The command of main.py with the allocator that ComfyUI in the current folder would choose.
+def allocator_for(command: Sequence[str], driver_files: Path = DRIVER_FILES) -> list[str]:
+    """The argument for the allocator that ComfyUI in the current folder would choose.
 
-    That is `--cuda-malloc` or `--disable-cuda-malloc`. A command that has one of them is returned
-    as it is, and so is each one if the rule of that ComfyUI cannot be read.
+    `--cuda-malloc` or `--disable-cuda-malloc`. None if the command has one of them, or the rule of
+    that ComfyUI cannot be read: then ComfyUI chooses.
     """
     rule = _rule_in(Path("cuda_malloc.py"))
     if rule is None or ASYNC in command or NATIVE in command:
-        return list(command)
+        return []
     cuda = _cuda_version()
     if cuda is None or _tunes_by_itself(command):
-        choice = NATIVE
-    elif rule.asks_for_cuda_version and cuda >= 130:
-        choice = ASYNC
-    else:
-        is_excluded = any(
-            "NVIDIA" in name and part in name
-            for name in _gpu_names(driver_files)
-            for part in rule.excluded
-        )
-        choice = NATIVE if is_excluded else ASYNC
-    return [command[0], choice, *command[1:]]
+        return [NATIVE]
+    if rule.asks_for_cuda_version and cuda >= 130:
+        return [ASYNC]
+    is_excluded = any(
+        "NVIDIA" in name and part in name
+        for name in _gpu_names(driver_files)
+        for part in rule.excluded
+    )
+    return [NATIVE if is_excluded else ASYNC]
 
 
 def import_torch(command: Sequence[str]) -> None:

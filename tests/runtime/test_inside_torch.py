@@ -20,7 +20,7 @@ from handler.comfyui_version import ComfyUIVersion
 from handler.settings import Settings
 from handler.worker_protocol import Depth, WorkerStatus
 from runtime.worker import inside_torch
-from runtime.worker.inside_torch import ASYNC, NATIVE, with_allocator
+from runtime.worker.inside_torch import ASYNC, NATIVE, allocator_for
 from tests.runtime.test_worker import StartWorker, start_worker
 from tests.workflows import one
 
@@ -106,10 +106,10 @@ def test_choice_is_that_of_comfyui_for_every_gpu(
     install_torch(version)
     nvidia_smi(names)
 
-    by_driver = with_allocator(COMMAND, driver_files(tmp_path, names))
-    by_program = with_allocator(COMMAND, Path("/nowhere"))
+    by_driver = allocator_for(COMMAND, driver_files(tmp_path, names))
+    by_program = allocator_for(COMMAND, Path("/nowhere"))
 
-    assert by_driver == by_program == ["main.py", choice_of_comfyui(), *COMMAND[1:]]
+    assert by_driver == by_program == [choice_of_comfyui()]
 
 
 @pytest.mark.parametrize(
@@ -122,15 +122,15 @@ def test_choice_is_that_of_comfyui_with_its_optimisations(
     install_torch("2.14.1+cu130")
     known = [] if fast == ["--fast-disk"] else fast
 
-    chosen = with_allocator([*COMMAND, *fast, "--cpu"], Path("/nowhere"))
+    chosen = allocator_for([*COMMAND, *fast, "--cpu"], Path("/nowhere"))
 
-    assert chosen[1] == choice_of_comfyui(*known, "--cpu")
+    assert chosen == [choice_of_comfyui(*known, "--cpu")]
 
 
 @pytest.mark.parametrize("given", [ASYNC, NATIVE])
 @pytest.mark.usefixtures("code")
 def test_choice_of_the_user_is_kept(given: str) -> None:
-    assert with_allocator([*COMMAND, given]) == [*COMMAND, given]
+    assert allocator_for([*COMMAND, given]) == []
 
 
 @pytest.mark.usefixtures("code")
@@ -142,10 +142,10 @@ def test_nobody_asks_nvidia_smi_where_the_driver_has_files(
     install_torch("2.9.1+cu128")
     calls = nvidia_smi(["NVIDIA L40S"])
 
-    chosen = with_allocator(COMMAND, driver_files(tmp_path, ["NVIDIA L40S"]))
-    choice_of_comfyui(*chosen[1:])
+    chosen = allocator_for(COMMAND, driver_files(tmp_path, ["NVIDIA L40S"]))
+    choice_of_comfyui(*chosen)
 
-    assert chosen[1] == ASYNC
+    assert chosen == [ASYNC]
     assert not calls.exists()
     choice_of_comfyui()
     assert calls.exists()
@@ -159,7 +159,7 @@ def test_comfyui_with_another_rule_chooses_by_itself(
         (tmp_path / "cuda_malloc.py").write_text(source)
     monkeypatch.chdir(tmp_path)
 
-    assert with_allocator(COMMAND) == COMMAND
+    assert allocator_for(COMMAND) == []
 
 
 @pytest.mark.parametrize("given", [None, "max_split_size_mb:512"])
