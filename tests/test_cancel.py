@@ -305,8 +305,9 @@ def test_job_that_is_cancelled_while_its_machine_ends_does_not_run_on_the_next_o
     tmp_path: Path, is_killed: bool
 ) -> None:
     with serve(tmp_path) as api:
-        target = accept(api, one("TestSleep", seconds=60.0, deaf=True))
-        assert wait_until(lambda: has_event(api, target, "node.started"))
+        target = accept(api, one("TestSleep", seconds=100.0, deaf=True))
+        # ComfyUI starts first.
+        assert wait_until(lambda: has_event(api, target, "node.started"), 90)
         # The answer would come when the job has ended.
         with pytest.raises(requests.Timeout):
             requests.post(f"{api.url}/cancel/{target}", timeout=0.5)
