@@ -1,9 +1,10 @@
 """Where model files lie: the folders that ComfyUI searches for each kind of model, in its order.
 
-ComfyUI's own `models` folder comes first, then its `extra_model_paths.yaml`, MODELS_DIR, and the
-files of `--extra-model-paths-config` in COMFYUI_ARGS. The stand-in weights come last, so that a
-real file of the same name is always preferred. runtime/worker/comfyui_arguments.py passes the
-folders to ComfyUI in this order; runtime/models/prefetch.py reads from them ahead of ComfyUI.
+ComfyUI's own `models` folder comes first, then its `extra_model_paths.yaml`, the folders of
+MODELS_DIR, and the files of `--extra-model-paths-config` in COMFYUI_ARGS. The stand-in weights come
+last, so that a real file of the same name is always preferred.
+runtime/worker/comfyui_arguments.py passes the folders to ComfyUI in this order;
+runtime/models/prefetch.py reads from them ahead of ComfyUI, runtime/models/download.py writes.
 
 How ComfyUI searches: its folder_paths.py and utils/extra_config.py.
 """
@@ -43,6 +44,22 @@ def find_models(names: Iterable[str], folders: Sequence[ModelFolder]) -> list[Pa
     return [path for path in paths if path is not None]
 
 
+def model_path(kind: str, name: str, settings: Settings) -> Path:
+    """Where the model of this kind and name is, or where a download has to put it.
+
+    That is the first folder of MODELS_DIR that can be written, else ComfyUI's own `models`.
+    """
+    folders = [folder for folder in _real_folders(settings) if folder.kind == kind]
+    found = find_models([name], folders)
+    return found[0] if found else download_root(settings) / kind / name
+
+
+def download_root(settings: Settings) -> Path:
+    """The folder, laid out like ComfyUI's `models`, into which models are downloaded."""
+    own = settings.comfyui_code / "models"
+    return next((root for root in settings.models_dirs if _is_writable(root)), own)
+
+
 def standins_used(names: Iterable[str], settings: Settings) -> list[str]:
     """Those of the model files that ComfyUI takes from the stand-ins: there is no real one."""
     standins = _standin_folders(settings)
@@ -73,8 +90,8 @@ def kinds_in(folder: Path) -> list[ModelFolder]:
 def _real_folders(settings: Settings) -> list[ModelFolder]:
     folders = kinds_in(settings.comfyui_code / "models")
     folders = _with_config(folders, settings.comfyui_code / MODEL_PATHS_FILE)
-    if settings.models_dir:
-        folders += kinds_in(settings.models_dir)
+    for root in settings.models_dirs:
+        folders += kinds_in(root)
     for path in _config_arguments(settings.comfyui_args):
         folders = _with_config(folders, settings.comfyui_code / path)
     return folders
@@ -83,6 +100,12 @@ def _real_folders(settings: Settings) -> list[ModelFolder]:
 def _standin_folders(settings: Settings) -> list[ModelFolder]:
     folder = settings.standins
     return kinds_in(folder) if (folder / MODEL_PATHS_FILE).is_file() else []
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in it; a folder that is missing can be made in its parents."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    return os.access(existing, os.W_OK)
 
 
 def _config_arguments(arguments: Sequence[str]) -> list[str]:

@@ -65,6 +65,10 @@ def _path(raw: str) -> Path:
     return Path(raw).expanduser().absolute()
 
 
+def _paths(raw: str) -> tuple[Path, ...]:
+    return tuple(_path(part) for part in raw.split(os.pathsep) if part.strip())
+
+
 def _var(name: str, parse: Any = str, default: Any = "", *, secret: bool = False) -> Any:
     metadata = {"env": name, "parse": parse, "secret": secret}
     return field(default=default, repr=not secret, metadata=metadata)
@@ -98,7 +102,9 @@ class Settings:
     comfyui_data_dir: Path | None = _var("COMFYUI_DATA_DIR", _path, None)
     custom_nodes_required: tuple[str, ...] = _var("CUSTOM_NODES_REQUIRED", _names, ())
     comfyui_start_timeout_s: float = _var("COMFYUI_START_TIMEOUT", _seconds, 300.0)
-    models_dir: Path | None = _var("MODELS_DIR", _path, None)
+    models_dirs: tuple[Path, ...] = _var("MODELS_DIR", _paths, ())
+    model_manifests: tuple[str, ...] = _var("MODEL_MANIFESTS", _names, ())
+    model_url_hosts: tuple[str, ...] = _var("MODEL_URLS", _names, ())
     standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)
 
     load_any_file: bool = _var("LOAD_ANY_FILE", _switch, default=False)

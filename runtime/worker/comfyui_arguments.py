@@ -45,8 +45,8 @@ def arguments(settings: Settings, port: int) -> list[str]:
     given = _as_this_version_has_them(settings.comfyui_args, features)
     if NO_ASSETS in features.options and "--enable-assets" not in given:
         line.append(NO_ASSETS)
-    if settings.models_dir:
-        line += [MODEL_PATHS_FLAG, str(_write_model_paths(settings.models_dir, settings))]
+    if settings.models_dirs:
+        line += [MODEL_PATHS_FLAG, str(_write_model_paths(settings))]
     line += given
     # After every other folder: a real file is preferred to a stand-in.
     if (config := settings.standins / MODEL_PATHS_FILE).is_file():
@@ -88,11 +88,18 @@ def has_gpu() -> bool:
     )
 
 
-def _write_model_paths(models_dir: Path, settings: Settings) -> Path:
-    """An extra_model_paths.yaml for MODELS_DIR: each of its folders is a kind of model."""
-    kinds = {folder.path.name: folder.path.name for folder in kinds_in(models_dir)}
+def _write_model_paths(settings: Settings) -> Path:
+    """An extra_model_paths.yaml for MODELS_DIR: each of its folders is a kind of model.
+
+    So is each folder of ComfyUI's own `models`: it can be made later, by a download.
+    """
+    own = kinds_in(settings.comfyui_code / "models")
+    sections = {}
+    for number, root in enumerate(settings.models_dirs, 1):
+        kinds = {folder.path.name: folder.path.name for folder in [*kinds_in(root), *own]}
+        sections[f"models_dir_{number}"] = {"base_path": str(root), **kinds}
     settings.worker_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     config = settings.worker_dir / MODEL_PATHS_FILE
     # JSON is YAML: https://yaml.org/spec/1.2.2/, section 1.3.
-    config.write_text(json.dumps({"models_dir": {"base_path": str(models_dir), **kinds}}))
+    config.write_text(json.dumps(sections))
     return config

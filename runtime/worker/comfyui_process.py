@@ -220,8 +220,9 @@ def check_installed(settings: Settings) -> None:
             f"there is no ComfyUI at {main}: run `lambda-comfyui install`, or set COMFYUI_DIR"
             " to the folder that holds its main.py"
         )
-    if settings.models_dir and not settings.models_dir.is_dir():
-        raise ComfyUIStartError(f"MODELS_DIR: there is no folder {settings.models_dir}")
+    for root in settings.models_dirs:
+        if not root.is_dir():
+            raise ComfyUIStartError(f"MODELS_DIR: there is no folder {root}")
     if not settings.comfyui_interpreter.exists():
         raise ComfyUIStartError(
             f"there is no Python for ComfyUI at {settings.comfyui_interpreter}:"

@@ -33,7 +33,7 @@ def settings(tmp_path: Path) -> Settings:
     (tmp_path / "mount").mkdir()
     return Settings(
         comfyui_dir=tmp_path / "comfyui",
-        models_dir=tmp_path / "mount",
+        models_dirs=(tmp_path / "mount",),
         standin_models_dir=standins,
         comfyui_args=("--extra-model-paths-config", str(tmp_path / "more.yaml"), "--cpu"),
     )

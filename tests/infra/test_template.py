@@ -56,6 +56,8 @@ NOT_IN_TEMPLATE = {
     *("BENCHMARK", "BENCHMARK_JSON_PATH", "BENCHMARK_TEST_WIDTH", "BENCHMARK_TEST_HEIGHT"),
     "BENCHMARK_TEST_STEPS",
     *("SERVE_GRACE", "JOBS_DB", "PYWORKER_LOG", "SHUTDOWN_GRACE"),
+    # ModelStorage copies the weights of a prefix.
+    *("MODEL_MANIFESTS", "MODEL_URLS"),
     # Lambda takes the whole instance down.
     *("IDLE_FREE_AFTER", "IDLE_STOP_AFTER", "IDLE_EXIT_AFTER"),
     # The default is right.

@@ -263,7 +263,7 @@ def test_named_model_files_are_read_from_the_first_folder_that_has_them(tmp_path
     names = ["sub/a.safetensors", "../x", "/etc/passwd", "none.pt", "x" * 300 + ".pt", "a\0.pt"]
 
     reading = prefetch.Prefetch(
-        names, Settings(comfyui_dir=tmp_path / "one", models_dir=tmp_path / "two")
+        names, Settings(comfyui_dir=tmp_path / "one", models_dirs=(tmp_path / "two",))
     )
 
     assert reading.join(30)
@@ -274,7 +274,7 @@ def test_each_file_is_read_once_in_the_life_of_a_comfyui(tmp_path: Path) -> None
     for name, size in (("a.pt", 1000), ("b.pt", 10)):
         (tmp_path / "vae").mkdir(exist_ok=True)
         (tmp_path / "vae" / name).write_bytes(b"x" * size)
-    prefetcher = prefetch.Prefetcher(Settings(models_dir=tmp_path, comfyui_dir=tmp_path / "no"))
+    prefetcher = prefetch.Prefetcher(Settings(models_dirs=(tmp_path,), comfyui_dir=tmp_path / "no"))
 
     prefetcher.begin(["a.pt"])
     assert bytes_of_the_reading(prefetcher) == 1000
