@@ -9,6 +9,7 @@ handler/settings.py.
     │   ├── EnvVarsError           sam/env_vars_file.py   the file of --env-vars
     │   ├── HookError              hooks.py               WORKER_HOOKS
     │   ├── LockFileError          custom_nodes/lock_file.py
+    │   ├── ManifestError          models/errors.py       a manifest of models
     │   ├── MissingExtraError      extras.py              an extra of the package is not installed
     │   ├── OutFolderError         commands/example.py    the folder of --out
     │   ├── OwnershipError         worker/ownership.py    a folder of the worker cannot be used
@@ -17,6 +18,17 @@ handler/settings.py.
     ├── ComfyUIStartError          worker/comfyui_process.py
     │   └── UnfitDeviceError
     ├── CustomNodeError            custom_nodes/install.py
+    ├── DownloadError              models/errors.py       a model file, each with a status of its own
+    │   ├── AccessDeniedError
+    │   ├── ConnectionLostError
+    │   ├── DiskFullError
+    │   ├── ServerFailedError
+    │   ├── SourceChangedError
+    │   ├── SourceMissingError
+    │   ├── TargetError
+    │   ├── TooSlowError
+    │   ├── WrongHashError
+    │   └── WrongSizeError
     ├── EventFileError             commands/invoke.py     the file of --event
     ├── ExtensionRefusedError      lambda_host/extensions.py      answered with HTTP 403
     ├── ExtensionsApiError         commands/extension.py

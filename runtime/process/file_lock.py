@@ -1,4 +1,4 @@
-"""A lock between processes, for commands that write to the same folder."""
+"""Locks between processes that write to the same folder. They end with the process."""
 
 import fcntl
 import os
@@ -24,3 +24,34 @@ def hold_file_lock(path: Path) -> Iterator[None]:
             log(f"another run holds {path}: waiting for it to end")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def try_file_lock(path: Path) -> int | None:
+    """Take an exclusive lock: a file descriptor that holds it, None if another process has it.
+
+    `unlock_file` gives it back. Raises OSError when the file cannot be written.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        if _is_file_of(path, descriptor):
+            return descriptor
+        # The holder before has deleted this file, and somebody may hold a new one by now.
+        os.close(descriptor)
+
+
+def unlock_file(path: Path, descriptor: int) -> None:
+    """Give a lock of `try_file_lock` back, and delete its file."""
+    path.unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+def _is_file_of(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

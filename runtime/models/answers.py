@@ -1,0 +1,71 @@
+"""What the status of a source's answer means: the file, a refusal for good, or "later"."""
+
+import email.utils
+import http.client
+import re
+import time
+
+from runtime.models.errors import (
+    AccessDeniedError,
+    ServerFailedError,
+    SourceChangedError,
+    SourceMissingError,
+    WrongSizeError,
+)
+
+# https://www.rfc-editor.org/rfc/rfc9110#name-status-codes
+_LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
+_MAX_RETRY_AFTER_S = 120.0
+_MAX_ERROR_BYTES = 4096
+
+
+def check_status(answer: http.client.HTTPResponse, shown_source: str) -> None:
+    """Nothing for the file or a range of it. Raises DownloadError for all else."""
+    status = answer.status
+    if status in (200, 206):
+        return
+    said = f"{shown_source}: HTTP {status} {_code_of_s3(answer) or answer.reason}".rstrip()
+    if status in _LATER or status >= 500:
+        raise ServerFailedError(said, retry_after_s=_retry_after(answer))
+    match status:
+        case 404 | 410:
+            raise SourceMissingError(f"{said}; correct the source in the manifest")
+        case 412:
+            raise SourceChangedError(f"{said}; the file was replaced during the download")
+        case 416:
+            raise WrongSizeError(f"{said}; the file is shorter than expected")
+        case _:
+            raise AccessDeniedError(f"{said}; {_access_hint(shown_source)}")
+
+
+def _code_of_s3(answer: http.client.HTTPResponse) -> str:
+    """https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html"""
+    if "xml" not in answer.headers.get("Content-Type", ""):
+        return ""
+    code = re.search(rb"<Code>(\w+)</Code>", answer.read(_MAX_ERROR_BYTES))
+    return code[1].decode() if code else ""
+
+
+def _access_hint(source: str) -> str:
+    if source.startswith("s3://"):
+        return (
+            "the keys of S3_* or of the AWS credential chain may not read it, or there is no such"
+            " object and they may not list the bucket"
+        )
+    if source.startswith("hf://") or "huggingface.co/" in source:
+        return "set HF_TOKEN to a token with access, and accept the model's terms on its page"
+    if "civitai.com/" in source:
+        return "set CIVITAI_TOKEN"
+    return "the server wants credentials that this worker does not have"
+
+
+def _retry_after(answer: http.client.HTTPResponse) -> float | None:
+    """Seconds, from a number or a date: https://www.rfc-editor.org/rfc/rfc9110#field.retry-after"""
+    raw = answer.headers.get("Retry-After", "").strip()
+    if raw.isdigit():
+        return min(float(raw), _MAX_RETRY_AFTER_S)
+    try:
+        at = email.utils.parsedate_to_datetime(raw).timestamp()
+    except ValueError:
+        return None
+    return min(max(at - time.time(), 0.0), _MAX_RETRY_AFTER_S)

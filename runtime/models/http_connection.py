@@ -1,0 +1,178 @@
+"""One HTTP connection at a time, kept open between requests to the same server.
+
+The bodies of answers go straight into the caller's buffer, which costs less CPU time per gigabyte
+than any client library that was measured (benchmarks/weights_download.py).
+"""
+
+import contextlib
+import http.client
+import socket
+import ssl
+import threading
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import certifi
+
+from handler.outbound import Allowed, addresses_of
+
+# The longest time without one byte of an answer.
+READ_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 10.0
+# Simple servers let five connections wait to be accepted (request_queue_size of socketserver). A
+# kernel drops the others, whose next attempt takes a second.
+_NEW_AT_ONCE = 4
+
+
+def connection_gate() -> threading.Semaphore:
+    """Lets a few threads connect to a server at the same time."""
+    return threading.Semaphore(_NEW_AT_ONCE)
+
+
+class HttpConnection:
+    """The connection of one thread. Only `abort` may be called by another one."""
+
+    def __init__(self, gate: threading.Semaphore) -> None:
+        self._gate = gate
+        self._server: tuple[Any, ...] = ()
+        self._connection: http.client.HTTPConnection | None = None
+        self._response: http.client.HTTPResponse | None = None
+        self._aborted = False
+
+    def get(
+        self, url: str, headers: Mapping[str, str], allowed: Allowed | None = None
+    ) -> http.client.HTTPResponse:
+        """Ask for a URL, without following redirects.
+
+        `allowed` restricts the addresses of a caller's URL. Raises ForbiddenAddress, OSError or
+        http.client.HTTPException.
+        """
+        parts = urlsplit(url)
+        server = (parts.scheme, parts.netloc, allowed)
+        if self._aborted:
+            raise ConnectionAbortedError("the download was stopped")
+        is_reused = self._connection is not None and server == self._server and self._is_read()
+        if not is_reused:
+            return self._ask_anew(parts, server, headers)
+        try:
+            return self._ask(parts, headers)
+        except (ConnectionError, http.client.BadStatusLine):
+            if self._aborted:
+                raise
+            # The server has closed the connection since the last answer, which is its right.
+            return self._ask_anew(parts, server, headers)
+
+    def abort(self) -> None:
+        """End the request under way, and refuse others. Any thread may call it."""
+        self._aborted = True
+        self.interrupt()
+
+    def interrupt(self) -> None:
+        """End the request under way: its thread gets an OSError. Any thread may call it."""
+        connection = self._connection
+        if connection is not None and (sock := connection.sock) is not None:
+            try:
+                # Not SSLSocket's own, which takes the TLS state away from the thread that reads.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            except OSError:
+                return
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = self._response = None
+
+    def _is_read(self) -> bool:
+        return self._response is None or self._response.isclosed()
+
+    def _ask_anew(
+        self, parts: SplitResult, server: tuple[Any, ...], headers: Mapping[str, str]
+    ) -> http.client.HTTPResponse:
+        self.close()
+        with self._gate:
+            self._connection = _connection_to(parts, _proxy_of(parts), server[2])
+            self._server = server
+            self._connection.connect()
+            self._connection.sock.settimeout(READ_TIMEOUT_S)
+            return self._ask(parts, headers)
+
+    def _ask(self, parts: SplitResult, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        if self._connection is None or self._aborted:
+            raise ConnectionAbortedError("the download was stopped")
+        target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
+        if parts.scheme == "http" and _proxy_of(parts):
+            target = parts._replace(fragment="").geturl()
+        given = {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity", **headers}
+        self._connection.request("GET", target, headers=given)
+        self._response = self._connection.getresponse()
+        return self._response
+
+
+class _PinnedConnection(http.client.HTTPConnection):
+    """Connects to a checked address of its host: a second look-up could give another one."""
+
+    def __init__(
+        self, host: str, port: int, allowed: Allowed, context: ssl.SSLContext | None
+    ) -> None:
+        super().__init__(host, port, timeout=CONNECT_TIMEOUT_S)
+        self._allowed, self._context = allowed, context
+
+    def connect(self) -> None:
+        for address in addresses_of(self.host, self.port, self._allowed):
+            try:
+                sock = socket.create_connection((address, self.port), CONNECT_TIMEOUT_S)
+                break
+            except OSError as error:
+                reason = error
+        else:
+            raise reason
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        if self._context:
+            self.sock = self._context.wrap_socket(sock, server_hostname=self.host)
+
+
+def _connection_to(
+    parts: SplitResult, proxy: SplitResult | None, allowed: Allowed | None
+) -> http.client.HTTPConnection:
+    host, is_tls = parts.hostname or "", parts.scheme == "https"
+    port = parts.port or (443 if is_tls else 80)
+    if proxy:
+        if allowed is not None:
+            # A host without an address here may have one at the proxy.
+            with contextlib.suppress(OSError, UnicodeError):
+                addresses_of(host, port, allowed)
+        connection = _plain_connection(proxy.hostname or "", proxy.port or 80, is_tls=is_tls)
+        if is_tls:
+            connection.set_tunnel(host, port)
+        return connection
+    if allowed is not None:
+        return _PinnedConnection(host, port, allowed, _tls_context() if is_tls else None)
+    return _plain_connection(host, port, is_tls=is_tls)
+
+
+def _plain_connection(host: str, port: int, *, is_tls: bool) -> http.client.HTTPConnection:
+    if is_tls:
+        return http.client.HTTPSConnection(
+            host, port, timeout=CONNECT_TIMEOUT_S, context=_tls_context()
+        )
+    return http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
+
+
+def _proxy_of(parts: SplitResult) -> SplitResult | None:
+    """The proxy that the environment names for this URL: HTTPS_PROXY, NO_PROXY, …"""
+    proxy = getproxies().get(parts.scheme)
+    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    # Small images have no certificates of their own.
+    context.load_verify_locations(certifi.where())
+    return context

@@ -1,0 +1,73 @@
+"""One ranged read: asks for the bytes, checks that they are of the same file, writes them."""
+
+import http.client
+import re
+
+from runtime.models.answers import check_status
+from runtime.models.errors import SourceChangedError
+from runtime.models.foreign_errors import disk_errors, network_errors
+from runtime.models.part_file import BLOCK_BYTES, PartFile
+from runtime.models.ranges import RangeRun
+from runtime.models.sources import Remote, shown
+
+# Small enough that the rate of a slow connection is seen.
+_READ_BYTES = 64 * 1024
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+def receive_range(run: RangeRun, remote: Remote, part: PartFile) -> None:
+    """Read the range until its end, or until it must stop. `run.position` says how far it came.
+
+    Raises DownloadError.
+    """
+    headers = dict(remote.headers)
+    if remote.has_ranges:
+        headers["Range"] = f"bytes={run.position}-{run.end - 1}"
+        # A weak ETag never matches: https://www.rfc-editor.org/rfc/rfc9110#field.if-match
+        if remote.etag and not remote.etag.startswith("W/"):
+            headers["If-Match"] = remote.etag
+    buffer = memoryview(bytearray(BLOCK_BYTES))
+    with network_errors(shown(remote.source)):
+        answer = run.connection.get(remote.url, headers, remote.allowed)
+        check_status(answer, shown(remote.source))
+        _check_same_file(answer, run, remote)
+        while run.position < run.end and not run.must_stop:
+            _receive_block(answer, run, part, buffer)
+
+
+def _receive_block(
+    answer: http.client.HTTPResponse, run: RangeRun, part: PartFile, buffer: memoryview
+) -> None:
+    """Read to the end of a block or of the range, and write what came, also of a broken line."""
+    block_end = min(run.end, (run.position // BLOCK_BYTES + 1) * BLOCK_BYTES)
+    wanted, received = block_end - run.position, 0
+    try:
+        while received < wanted:
+            size = answer.readinto(buffer[received : min(received + _READ_BYTES, wanted)])
+            if not size:
+                raise ConnectionError(f"the line was cut after byte {run.position + received}")
+            received += size
+            run.received_bytes += size
+    finally:
+        with disk_errors(part.path):
+            part.write(buffer[:received], run.position)
+        run.position += received
+
+
+def _check_same_file(answer: http.client.HTTPResponse, run: RangeRun, remote: Remote) -> None:
+    source = shown(remote.source)
+    etag = answer.headers.get("ETag", "")[:200] or None
+    if etag != remote.etag:
+        raise SourceChangedError(
+            f"{source}: the file was replaced during the download (ETag {remote.etag}, now {etag})"
+        )
+    if not remote.has_ranges:
+        return
+    found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    if answer.status != 206 or not found or int(found[1]) != run.position:
+        raise ConnectionError(f"asked for bytes from {run.position} on, got others")
+    if found[3] not in ("*", str(remote.size_bytes)):
+        raise SourceChangedError(
+            f"{source}: the file was replaced during the download ({remote.size_bytes} bytes,"
+            f" now {found[3]})"
+        )
