@@ -19,6 +19,7 @@ handler/settings.py.
     │   └── UnfitDeviceError
     ├── CustomNodeError            custom_nodes/install.py
     ├── DownloadError              models/errors.py       a model file, each with a status of its own
+    ├── DownloadError              models/errors.py       a model file; a status for each reason
     │   ├── AccessDeniedError
     │   ├── ConnectionLostError
     │   ├── DiskFullError

@@ -83,6 +83,9 @@ class PartFile:
 
     def write(self, data: memoryview, position: int) -> None:
         """Write bytes, and mark the block that they complete: blocks are written front to back."""
+        if not data:
+            # A range that was cut before its first byte completes nothing.
+            return
         while data:
             written = os.pwrite(self._data, data, position)
             data, position = data[written:], position + written

@@ -359,6 +359,20 @@ def test_stop_keeps_what_came_and_the_next_run_goes_on(server: ModelServer, targ
     assert_is_there(target)
 
 
+def test_ranges_that_end_before_their_first_byte_complete_nothing(
+    server: ModelServer, target: Path
+) -> None:
+    file = model(server.add("a", CONTENT), sha256=None)
+    server.bytes_per_s = 10_000_000
+    for tenth in range(1, 10):
+        with Downloader(Settings()) as downloader:
+            downloader.add(file, target)
+            wait_until(lambda tenth=tenth: downloader.state(target).done_bytes >= SIZE * tenth / 10)  # type: ignore[misc]
+
+    assert download(file, target).error is None
+    assert_is_there(target)
+
+
 def test_what_an_earlier_run_left_wrong_is_downloaded_again(
     server: ModelServer, target: Path
 ) -> None:
