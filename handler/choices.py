@@ -49,10 +49,23 @@ def explain_unavailable(value: Any, class_type: str, input_name: str, declaratio
     parts = [f"{shown(value)} is not available"]
     if similar := _similar(value, choices or []):
         parts.append(f"similar: {', '.join(similar)}")
-    if folder := _folder(class_type, input_name, declaration):
-        parts.append(f"put the file into {folder}")
+    if any(_options(declaration).get(flag) for flag in _UPLOADS):
+        parts.append("put the file into ComfyUI's input folder")
+    elif folder := model_folder(class_type, input_name):
+        parts.append(
+            f"put the file into models/{folder} of ComfyUI, or {folder} of MODELS_DIR, under this"
+            " name, or list it in a manifest of MODEL_MANIFESTS"
+        )
     parts.append(_available(choices, class_type))
     return "; ".join(parts)
+
+
+def model_folder(class_type: str, input_name: str) -> str | None:
+    """The folder below `models` from which a node of this class loads what this input names.
+
+    None where that is not known.
+    """
+    return _FOLDERS_BY_CLASS.get(class_type) or _FOLDERS_BY_INPUT.get(input_name)
 
 
 def _choices(declaration: Any) -> list[str] | None:
@@ -84,13 +97,6 @@ def _similar(value: Any, choices: list[str]) -> list[str]:
 
 def _name(path: str) -> str:
     return path.replace("\\", "/").rpartition("/")[2].lower()
-
-
-def _folder(class_type: str, input_name: str, declaration: Any) -> str:
-    if any(_options(declaration).get(flag) for flag in _UPLOADS):
-        return "ComfyUI's input folder"
-    folder = _FOLDERS_BY_CLASS.get(class_type) or _FOLDERS_BY_INPUT.get(input_name)
-    return f"models/{folder} of ComfyUI, or {folder} of MODELS_DIR" if folder else ""
 
 
 def _available(choices: list[str] | None, class_type: str) -> str:

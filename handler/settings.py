@@ -105,6 +105,9 @@ class Settings:
     models_dirs: tuple[Path, ...] = _var("MODELS_DIR", _paths, ())
     model_manifests: tuple[str, ...] = _var("MODEL_MANIFESTS", _names, ())
     model_url_hosts: tuple[str, ...] = _var("MODEL_URLS", _names, ())
+    models_s3_uri: str = _var("MODELS_S3_URI")
+    provisioning_script: str = _var("PROVISIONING_SCRIPT", secret=True)
+    benchmark_json_url: str = _var("BENCHMARK_JSON_URL", secret=True)
     standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)
 
     load_any_file: bool = _var("LOAD_ANY_FILE", _switch, default=False)
@@ -195,6 +198,11 @@ class Settings:
             return self.worker_dir_given
         digest = hashlib.sha256(str(self.comfyui_code).encode()).hexdigest()[:8]
         return Path(tempfile.gettempdir()) / f"lambda-comfyui-{os.getuid()}-{digest}"
+
+    @property
+    def provisioned_benchmark(self) -> Path:
+        """Where `provision` puts the workflow of BENCHMARK_JSON_URL."""
+        return self.worker_dir / "provisioned_benchmark.json"
 
     @property
     def comfyui_data(self) -> Path:

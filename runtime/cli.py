@@ -23,6 +23,8 @@ COMMANDS = {
     "install": "install ComfyUI and its own virtual environment",
     "nodes": "lock the custom nodes of a ComfyUI, or install those of a lock file",
     "standins": "generate stand-in weights for the Wan 2.2 profile (random numbers, no model)",
+    "provision": "download the models of manifests, and run PROVISIONING_SCRIPT",
+    "manifest": "write a manifest of the models that a workflow names",
     "extension": "own ComfyUI as a Lambda extension, for as long as the environment lives",
     "worker": "own ComfyUI: start, watch and stop it, and answer handlers on a socket",
     "ask": "ask the worker for its state or ComfyUI's log, or have it wake, sleep, drain, restart",

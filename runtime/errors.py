@@ -13,6 +13,7 @@ handler/settings.py.
     │   ├── MissingExtraError      extras.py              an extra of the package is not installed
     │   ├── OutFolderError         commands/example.py    the folder of --out
     │   ├── OwnershipError         worker/ownership.py    a folder of the worker cannot be used
+    │   ├── PinError               provisioning.py        PROVISIONING_SCRIPT
     │   ├── PoolError              lambda_host/pool.py    the host's workers, one for each GPU
     │   └── TemplateError          sam/template.py        the file of --template
     ├── ComfyUIStartError          worker/comfyui_process.py
@@ -41,6 +42,7 @@ handler/settings.py.
     ├── OwnRunError            worker/own_run.py      a benchmark or a warm-up
     ├── PackageError               custom_nodes/packages.py
     │   └── PipError
+    ├── ProvisioningError          provisioning.py
     ├── QueueError                 lambda_host/sqs_queue.py
     ├── RepositoryError            custom_nodes/repository.py
     ├── StartError                 commands/serve.py

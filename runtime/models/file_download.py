@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from handler.outbound import Allowed
+from runtime.log import log
 from runtime.models.errors import (
     AccessDeniedError,
     ConnectionLostError,
@@ -158,7 +159,10 @@ class FileDownload:
             except (DiskFullError, TargetError):
                 raise
             except DownloadError as error:
+                self._check_stopped()
                 errors.append(error)
+                if source != self.file.sources[-1]:
+                    log(f"models: {error}; going on with the next source")
         if not errors:
             raise SourceMissingError("the manifest names no source for it")
         raise type(errors[-1])("; then ".join(str(error) for error in errors))
@@ -253,7 +257,11 @@ class FileDownload:
 
     def _pause(self, seconds: float) -> None:
         """Raises ConnectionLostError when the Downloader was stopped."""
-        if self._common.stopped.wait(seconds):
+        self._common.stopped.wait(seconds)
+        self._check_stopped()
+
+    def _check_stopped(self) -> None:
+        if self._common.stopped.is_set():
             raise ConnectionLostError("the download was stopped")
 
     def _enter(self, phase: Phase, error: DownloadError | None = None) -> None:

@@ -4,9 +4,18 @@ The fields are explained in docs/models.md; infra/models/manifest.schema.json is
 a file belongs on this machine is decided in handler/model_folders.py.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from handler.settings import PROJECT, Settings
+from runtime.models.errors import ManifestError
+
+SHIPPED = PROJECT / "infra" / "models"
+_SCHEMA = SHIPPED / "manifest.schema.json"
+_MAX_PROBLEMS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +36,7 @@ class ModelFile:
     sha256: str | None = None
     expected_bytes: int | None = None
     licence: str = ""
-    needed_by: tuple[str, ...] = ()
+    needed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +47,78 @@ class Manifest:
     files: tuple[ModelFile, ...]
 
 
-def read_manifest(path: Path) -> Manifest:
-    """Read and check one manifest. Raises ManifestError, which names the file and the field."""
-    raise NotImplementedError(path)
+def configured_manifests(settings: Settings) -> list[Manifest]:
+    """The manifests of MODEL_MANIFESTS. Raises ManifestError."""
+    return [read_manifest(find_manifest(name), settings) for name in settings.model_manifests]
+
+
+def find_manifest(name: str) -> Path:
+    """The file of a manifest that is shipped, `sd15`, or of a path. Raises ManifestError."""
+    shipped = SHIPPED / f"{name}.yaml"
+    path = shipped if shipped.is_file() else Path(name).expanduser()
+    if not path.is_file():
+        names = ", ".join(sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+        raise ManifestError(f"there is no manifest {name}: give {names}, or the path of a file")
+    return path
+
+
+def read_manifest(path: Path, settings: Settings) -> Manifest:
+    """Read and check one manifest. Raises ManifestError, which names the file and the field.
+
+    With MODELS_S3_URI, the copy of each file below that prefix is its first source.
+    """
+    # Not at the top: the worker imports this module, and most have no manifest.
+    import yaml  # noqa: PLC0415
+
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ManifestError(f"{path} cannot be read as a manifest: {error}") from error
+    problems = list(_problems(content))
+    if problems:
+        raise ManifestError(f"{path}: {'; '.join(problems[:_MAX_PROBLEMS])}")
+    files = [_file(given) for given in content["files"]]
+    if settings.models_s3_uri:
+        files = [_with_copy(file, settings.models_s3_uri) for file in files]
+    return Manifest(name=content["name"], files=tuple(files))
 
 
 def find_file(manifests: Iterable[Manifest], folder: str | None, name: str) -> ModelFile | None:
     """The file that a workflow names, or None. `folder` None: in any folder."""
     files = (file for manifest in manifests for file in manifest.files if file.name == name)
     return next((file for file in files if folder in (None, file.folder)), None)
+
+
+def _problems(content: Any) -> Iterator[str]:
+    from jsonschema import Draft202012Validator  # noqa: PLC0415
+
+    validator = Draft202012Validator(json.loads(_SCHEMA.read_text("utf-8")))
+    for error in validator.iter_errors(content):
+        where = ".".join(str(part) for part in error.absolute_path) or "the manifest"
+        match error.validator:
+            case "required" | "additionalProperties":
+                yield f"{where}: {error.message}"
+            case _:
+                # Never the value: a URL may contain a password.
+                expected = error.schema.get("description", f"a valid {error.validator}")
+                yield f"{where}: expected {expected}"
+
+
+def _file(given: dict[str, Any]) -> ModelFile:
+    unverified = given.get("unverified", ())
+    size = given.get("size")
+    return ModelFile(
+        name=given["file"],
+        folder=given["folder"],
+        sources=tuple(given["sources"]),
+        size_bytes=None if "size" in unverified else size,
+        sha256=None if "sha256" in unverified else given.get("sha256"),
+        expected_bytes=size,
+        licence=given.get("licence", ""),
+        needed_by=given.get("needed_by", ""),
+    )
+
+
+def _with_copy(file: ModelFile, prefix: str) -> ModelFile:
+    copy = f"{prefix.rstrip('/')}/{file.folder}/{file.name}"
+    return replace(file, sources=(copy, *file.sources))

@@ -14,15 +14,15 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from handler.outbound import Allowed
 from handler.settings import Settings
 from runtime.models.answers import check_status
-from runtime.models.errors import ServerFailedError, SourceMissingError
+from runtime.models.errors import AccessDeniedError, ServerFailedError, SourceMissingError
 from runtime.models.foreign_errors import network_errors
 from runtime.models.http_connection import HttpConnection
+from runtime.models.s3 import s3_client
 
 SCHEMES = ("s3", "hf", "https", "http")
 _HUB = "https://huggingface.co"
@@ -128,29 +128,15 @@ class Sources:
         return _remote(source, url, {}, answer, None, None)
 
     def _presign(self, source: str, region: str | None) -> str:
-        # boto3 takes a quarter of a second to import, and only this kind of source needs it.
-        import boto3  # noqa: PLC0415
-        from botocore import UNSIGNED  # noqa: PLC0415
-        from botocore.config import Config  # noqa: PLC0415
         from botocore.exceptions import BotoCoreError  # noqa: PLC0415
 
-        settings = self._settings
         bucket, _, key = source.removeprefix("s3://").partition("/")
-        session = boto3.session.Session(
-            aws_access_key_id=settings.s3_access_key_id or None,
-            aws_secret_access_key=settings.s3_secret_access_key or None,
-            region_name=region or settings.s3_region or None,
-        )
         try:
-            config = Config(signature_version="s3v4" if session.get_credentials() else UNSIGNED)
-            s3: Any = session.client(
-                "s3", config=config, endpoint_url=settings.s3_endpoint_url or None
-            )
-            url: str = s3.generate_presigned_url(
+            url: str = s3_client(self._settings, region).generate_presigned_url(
                 "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=_SIGNED_FOR_S
             )
         except (BotoCoreError, ValueError) as error:
-            raise SourceMissingError(
+            raise AccessDeniedError(
                 f"{source}: {error}; check S3_ENDPOINT_URL, S3_REGION"
             ) from None
         return url

@@ -40,8 +40,6 @@ NOT_SETTINGS = {
     "TORCH_HOME",
     "TRITON_CACHE_DIR",
     "XDG_CACHE_HOME",
-    # Read by infra/fetch_models.py before anything of the handler starts.
-    "MODELS_S3_URI",
 }
 # Settings that a function on AWS needs not: a new one belongs here or into the template.
 NOT_IN_TEMPLATE = {
@@ -57,7 +55,7 @@ NOT_IN_TEMPLATE = {
     "BENCHMARK_TEST_STEPS",
     *("SERVE_GRACE", "JOBS_DB", "PYWORKER_LOG", "SHUTDOWN_GRACE"),
     # ModelStorage copies the weights of a prefix.
-    *("MODEL_MANIFESTS", "MODEL_URLS"),
+    *("MODEL_MANIFESTS", "MODEL_URLS", "PROVISIONING_SCRIPT", "BENCHMARK_JSON_URL"),
     # Lambda takes the whole instance down.
     *("IDLE_FREE_AFTER", "IDLE_STOP_AFTER", "IDLE_EXIT_AFTER"),
     # The default is right.
