@@ -33,7 +33,7 @@ from runtime.models.parts import Parts, is_complete
 from runtime.models.patience import Patience, Retries
 from runtime.models.sources import Remote, Sources, shown
 from runtime.models.transfer import Transfer
-from runtime.models.verification import hash_arriving
+from runtime.models.verification import digest_of_arriving
 from runtime.process.file_lock import try_file_lock, unlock_file
 
 _ELSEWHERE_POLL_S = 0.5
@@ -222,7 +222,7 @@ class FileDownload:
         self._was_resumed = part.is_resumed
         try:
             digest = self._receive(part, remote)
-            if digest and origin.sha256 not in (None, digest):
+            if digest != (origin.sha256 or ""):
                 raise WrongHashError(
                     f"{shown(remote.source)}: the SHA-256 of what came is {digest},"
                     f" expected {origin.sha256}"
@@ -236,7 +236,7 @@ class FileDownload:
             part.close()
 
     def _receive(self, part: PartFile, remote: Remote) -> str:
-        """Offer the missing bytes to the connections until all are there; their SHA-256."""
+        """Offer the missing bytes to the connections until all are there; see verification.py."""
         changed, digest = self._common.changed, None
         transfer = Transfer(remote, part, self._common.patience, changed)
         with changed:
@@ -244,7 +244,7 @@ class FileDownload:
             self._enter(Phase.DOWNLOADING)
         try:
             with disk_errors(self.target):
-                digest = hash_arriving(part)
+                digest = digest_of_arriving(part)
         finally:
             with changed:
                 if digest is None:

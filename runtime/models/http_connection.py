@@ -25,6 +25,7 @@ CONNECT_TIMEOUT_S = 10.0
 # Simple servers let five connections wait to be accepted (request_queue_size of socketserver). A
 # kernel drops the others, whose next attempt takes a second.
 _NEW_AT_ONCE = 4
+_BUFFER_BYTES = 512 * 1024
 
 
 def connection_gate() -> threading.Semaphore:
@@ -41,6 +42,7 @@ class HttpConnection:
         self._connection: http.client.HTTPConnection | None = None
         self._response: http.client.HTTPResponse | None = None
         self._aborted = False
+        self.buffer = memoryview(bytearray(_BUFFER_BYTES))
 
     def get(
         self, url: str, headers: Mapping[str, str], allowed: Allowed | None = None
@@ -64,6 +66,11 @@ class HttpConnection:
                 raise
             # The server has closed the connection since the last answer, which is its right.
             return self._ask_anew(parts, server, headers)
+
+    def keep(self) -> None:
+        """The body was read from `fp` to its last byte: the next request may follow."""
+        if self._response is not None and not self._response.chunked:
+            self._response.close()
 
     def abort(self) -> None:
         """End the request under way, and refuse others. Any thread may call it."""

@@ -17,6 +17,7 @@ from runtime.models.parts import Parts
 
 BLOCK_BYTES = 64 * 1024
 _HEADER_BYTES = 4096
+_READ_AHEAD_BLOCKS = 64
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -54,6 +55,7 @@ class PartFile:
         self._parts = parts
         self._marked = threading.Condition()
         self._ended = False
+        self._awaited = 0
         blocks = -(-origin.size_bytes // BLOCK_BYTES)
         self._blocks = bytearray(blocks)
         marks = _read_marks(parts, origin)
@@ -82,28 +84,32 @@ class PartFile:
         return ranges
 
     def write(self, data: memoryview, position: int) -> None:
-        """Write bytes, and mark the block that they complete: blocks are written front to back."""
-        if not data:
-            # A range that was cut before its first byte completes nothing.
-            return
+        """Write bytes, and mark the blocks that they complete: blocks are written front to back."""
+        start, size = position, self.origin.size_bytes
         while data:
             written = os.pwrite(self._data, data, position)
             data, position = data[written:], position + written
-        if position % BLOCK_BYTES == 0 or position == self.origin.size_bytes:
-            self._mark((position - 1) // BLOCK_BYTES)
+        first = start // BLOCK_BYTES
+        end = len(self._blocks) if position == size else position // BLOCK_BYTES
+        # A range that was cut before its first byte completes nothing.
+        if position > start and end > first:
+            self._mark(first, end)
 
     def wait_for(self, position: int) -> int:
         """Wait until the bytes from `position` on are there; the end of what follows without a gap.
 
-        0 when the download has ended before.
+        That are some megabytes, where more are missing. 0 when the download has ended before.
         """
+        number = position // BLOCK_BYTES
+        last = min(number + _READ_AHEAD_BLOCKS, len(self._blocks) - 1)
         with self._marked:
-            number = position // BLOCK_BYTES
-            self._marked.wait_for(lambda: self._ended or self._blocks[number])
-            if not self._blocks[number]:
-                return 0
+            # The last one first: else each block would wake this thread.
+            for self._awaited in (last, *range(number, last)):
+                self._marked.wait_for(lambda: self._ended or self._blocks[self._awaited])
             gap = self._blocks.find(0, number)
-        return self.origin.size_bytes if gap < 0 else gap * BLOCK_BYTES
+        if gap < 0:
+            return self.origin.size_bytes
+        return gap * BLOCK_BYTES if gap > number else 0
 
     def read_into(self, buffer: memoryview, position: int) -> int:
         """Read bytes that are there; the number of them."""
@@ -135,13 +141,16 @@ class PartFile:
             os.close(descriptor)
         self._descriptors = ()
 
-    def _mark(self, number: int) -> None:
-        os.pwrite(self._state, b"\1", _HEADER_BYTES + number)
+    def _mark(self, first: int, end: int) -> None:
+        os.pwrite(self._state, b"\1" * (end - first), _HEADER_BYTES + first)
         with self._marked:
-            if not self._blocks[number]:
-                self._blocks[number] = 1
-                self.done_bytes += _bytes_of(number, self.origin.size_bytes)
-            self._marked.notify_all()
+            before = self._blocks[first:end]
+            self._blocks[first:end] = b"\1" * (end - first)
+            for number, was_done in enumerate(before, first):
+                if not was_done:
+                    self.done_bytes += _bytes_of(number, self.origin.size_bytes)
+            if first <= self._awaited < end:
+                self._marked.notify_all()
 
 
 def done_bytes_on_disk(parts: Parts) -> int:

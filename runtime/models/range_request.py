@@ -10,8 +10,6 @@ from runtime.models.part_file import BLOCK_BYTES, PartFile
 from runtime.models.ranges import RangeRun
 from runtime.models.sources import Remote, shown
 
-# Small enough that the rate of a slow connection is seen.
-_READ_BYTES = 64 * 1024
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -26,24 +24,25 @@ def receive_range(run: RangeRun, remote: Remote, part: PartFile) -> None:
         # A weak ETag never matches: https://www.rfc-editor.org/rfc/rfc9110#field.if-match
         if remote.etag and not remote.etag.startswith("W/"):
             headers["If-Match"] = remote.etag
-    buffer = memoryview(bytearray(BLOCK_BYTES))
     with network_errors(shown(remote.source)):
         answer = run.connection.get(remote.url, headers, remote.allowed)
         check_status(answer, shown(remote.source))
         _check_same_file(answer, run, remote)
         while run.position < run.end and not run.must_stop:
-            _receive_block(answer, run, part, buffer)
+            _receive(answer, run, part)
+        if run.position == run.end:
+            run.connection.keep()
 
 
-def _receive_block(
-    answer: http.client.HTTPResponse, run: RangeRun, part: PartFile, buffer: memoryview
-) -> None:
-    """Read to the end of a block or of the range, and write what came, also of a broken line."""
-    block_end = min(run.end, (run.position // BLOCK_BYTES + 1) * BLOCK_BYTES)
-    wanted, received = block_end - run.position, 0
+def _receive(answer: http.client.HTTPResponse, run: RangeRun, part: PartFile) -> None:
+    """Read about a block, and write what came, also of a line that breaks then."""
+    # Straight from the socket into the buffer, for which HTTPResponse itself has no method.
+    read = answer.readinto if answer.chunked else answer.fp.readinto1
+    buffer, received = run.connection.buffer, 0
+    wanted = min(run.end - run.position, len(buffer))
     try:
-        while received < wanted:
-            size = answer.readinto(buffer[received : min(received + _READ_BYTES, wanted)])
+        while received < min(BLOCK_BYTES, wanted):
+            size = read(buffer[received:wanted])
             if not size:
                 raise ConnectionError(f"the line was cut after byte {run.position + received}")
             received += size

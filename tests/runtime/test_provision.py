@@ -431,7 +431,8 @@ def test_benchmark_workflow_is_put_in_place_and_replaced(
 ) -> None:
     monkeypatch.setenv("BENCHMARK_JSON_URL", f"{server.url}/workflow.json")
     place = Settings.from_env(os.environ).provisioned_benchmark
-    for workflow in ({"1": {}}, {"2": {}}):
+    workflows: list[dict[str, Any]] = [{"1": {}}, {"2": {}}]
+    for workflow in workflows:
         server.add("workflow.json", json.dumps(workflow).encode())
         assert cli.main(["provision"]) == 0
         assert json.loads(place.read_text()) == workflow
