@@ -25,7 +25,13 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-SIDES = ("boto3", "boto3, 32 threads, 16 MB", "ours", "ours, with SHA-256")
+SIDES = (
+    "boto3",
+    "boto3, 32 threads, 16 MB",
+    "boto3, then SHA-256",
+    "ours",
+    "ours, with SHA-256",
+)
 _RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 
@@ -92,7 +98,14 @@ def _boto3(side: str, url: str, target: Path) -> Callable[[], None]:
     transfer = TransferConfig()
     if "32" in side:
         transfer = TransferConfig(max_concurrency=32, multipart_chunksize=16 * 1024**2)
-    return lambda: s3.download_file("weights", "model.safetensors", str(target), Config=transfer)
+
+    def download() -> None:
+        s3.download_file("weights", "model.safetensors", str(target), Config=transfer)
+        if "SHA" in side:
+            with target.open("rb") as file:
+                hashlib.file_digest(file, "sha256")
+
+    return download
 
 
 def _ours(side: str, url: str, target: Path) -> Callable[[], None]:

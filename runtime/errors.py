@@ -19,7 +19,6 @@ handler/settings.py.
     ├── ComfyUIStartError          worker/comfyui_process.py
     │   └── UnfitDeviceError
     ├── CustomNodeError            custom_nodes/install.py
-    ├── DownloadError              models/errors.py       a model file, each with a status of its own
     ├── DownloadError              models/errors.py       a model file; a status for each reason
     │   ├── AccessDeniedError
     │   ├── ConnectionLostError

@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -100,7 +100,9 @@ class HttpConnection:
     ) -> http.client.HTTPResponse:
         self.close()
         with self._gate:
-            self._connection = _connection_to(parts, _proxy_of(parts), server[2])
+            self._connection = _connection_to(
+                parts, _proxy_of(parts.scheme, parts.netloc), server[2]
+            )
             self._server = server
             self._connection.connect()
             self._connection.sock.settimeout(READ_TIMEOUT_S)
@@ -110,7 +112,7 @@ class HttpConnection:
         if self._connection is None or self._aborted:
             raise ConnectionAbortedError("the download was stopped")
         target = parts._replace(scheme="", netloc="", fragment="").geturl() or "/"
-        if parts.scheme == "http" and _proxy_of(parts):
+        if parts.scheme == "http" and _proxy_of(parts.scheme, parts.netloc):
             target = parts._replace(fragment="").geturl()
         given = {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity", **headers}
         self._connection.request("GET", target, headers=given)
@@ -169,10 +171,11 @@ def _plain_connection(host: str, port: int, *, is_tls: bool) -> http.client.HTTP
     return http.client.HTTPConnection(host, port, timeout=CONNECT_TIMEOUT_S)
 
 
-def _proxy_of(parts: SplitResult) -> SplitResult | None:
-    """The proxy that the environment names for this URL: HTTPS_PROXY, NO_PROXY, …"""
-    proxy = getproxies().get(parts.scheme)
-    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
+@lru_cache(maxsize=100)
+def _proxy_of(scheme: str, netloc: str) -> SplitResult | None:
+    """The proxy that the environment names for this server: HTTPS_PROXY, NO_PROXY, …"""
+    proxy = getproxies().get(scheme)
+    if not proxy or proxy_bypass(netloc.rpartition("@")[2]):
         return None
     return urlsplit(proxy if "://" in proxy else f"http://{proxy}")
 

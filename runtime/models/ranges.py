@@ -52,7 +52,7 @@ class FreeRanges:
         with the next file. A range ends where a block ends, or the file.
         """
         left = sum(end - start for start, end in self._ranges)
-        size = max(LEAST_BYTES, min(MOST_BYTES, left // (2 * connections)))
+        size = max(LEAST_BYTES, min(MOST_BYTES, left // connections))
         start, end = self._ranges.pop(0)
         cut = (start + size) // BLOCK_BYTES * BLOCK_BYTES
         if cut >= end:
