@@ -243,6 +243,8 @@ class FileDownload:
             self._part, self.transfer = part, transfer
             self._enter(Phase.DOWNLOADING)
         try:
+            # A `stop` before this moment has found no transfer to end.
+            self._check_stopped()
             with disk_errors(self.target):
                 digest = digest_of_arriving(part)
         finally:
