@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import ssl
 import threading
 import time
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 _PIECE_BYTES = 64 * 1024
@@ -45,7 +47,7 @@ class Faults:
 class ModelServer:
     """Files in memory. Everything may be changed while it runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.files: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}
         self.faults: dict[str, Faults] = {}
@@ -57,6 +59,9 @@ class ModelServer:
         self._free_at = time.monotonic()
         self._server = _HttpServer(self)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+            self.url = f"https://localhost:{self._server.server_port}"
 
     def add(self, name: str, content: bytes, faults: Faults | None = None) -> str:
         """The URL of a file."""
@@ -83,8 +88,8 @@ class ModelServer:
 
 
 @contextmanager
-def model_server() -> Iterator[ModelServer]:
-    server = ModelServer()
+def model_server(tls: ssl.SSLContext | None = None) -> Iterator[ModelServer]:
+    server = ModelServer(tls)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
@@ -96,6 +101,9 @@ def model_server() -> Iterator[ModelServer]:
 
 class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        """A client that has gone, or trusts nobody, is no error."""
 
     def __init__(self, owner: ModelServer) -> None:
         self.owner = owner
@@ -111,7 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.owner
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        # A proxy gets a whole URL.
+        path = urlsplit(self.path).path
         with self.owner.lock:
             self.owner.requests.append((path, dict(self.headers)))
             faults = self.owner.faults.get(path, Faults())

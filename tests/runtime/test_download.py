@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 
 from handler.outbound import Allowed
 from handler.settings import PROJECT, Settings
+from runtime.models import file_download, http_connection
 from runtime.models.download import Downloader, FileState, Phase
 from runtime.models.errors import (
     AccessDeniedError,
@@ -276,6 +278,69 @@ def test_caller_s_url_gets_no_token_and_no_private_address(
 
     assert download(file, target, allowed=Allowed.parse("127.0.0.1")).error is None
     assert all("Authorization" not in headers for _, headers in server.requests)
+
+
+def test_url_that_expires_during_the_download_is_asked_for_again(
+    server: ModelServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_download, "_FRESH_S", 0.0)
+    server.bytes_per_s = 5_000_000
+    with Downloader(Settings(), connections=2) as downloader:
+        downloader.add(model(server.add("a", CONTENT)), target)
+        wait_until(lambda: server.sent_bytes["/a"] > SIZE / 4)
+        server.faults["/a"].statuses.append(403)
+        assert downloader.wait([target], 60)
+        assert downloader.state(target).error is None
+
+    assert_is_there(target)
+    assert server.faults["/a"].statuses == []
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> ssl.SSLContext:
+    """That of a server `localhost`; its certificate is certificate.pem."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    line = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"]
+    line += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    line += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(line, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context
+
+
+@pytest.mark.parametrize("allowed", [None, Allowed.parse("127.0.0.0/8, ::1")])
+def test_file_comes_over_tls(
+    allowed: Allowed | None,
+    tls: ssl.SSLContext,
+    target: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with model_server(tls) as server:
+        server.bytes_per_s = 20_000_000
+        file = model(server.add("a", CONTENT, Faults(cuts=3, cut_after=100_000)))
+        http_connection._tls_context.cache_clear()
+        message = error_of(download(file, target, allowed=allowed), AccessDeniedError)
+        assert "self-signed certificate" in message or "self signed certificate" in message
+
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+        http_connection._tls_context.cache_clear()
+        assert download(file, target, allowed=allowed).error is None
+        http_connection._tls_context.cache_clear()
+    assert_is_there(target)
+
+
+def test_proxy_of_the_environment_is_used(
+    server: ModelServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add("a", CONTENT)
+    monkeypatch.setenv("http_proxy", server.url)
+
+    assert download(model("http://nowhere.invalid/a"), target).error is None
+
+    assert_is_there(target)
+    assert {headers["Host"] for _, headers in server.requests} == {"nowhere.invalid"}
 
 
 def test_full_disk_is_an_error_and_what_came_is_kept(
