@@ -58,9 +58,9 @@ class Sources:
         self._hub = environ.get("HF_ENDPOINT", "").rstrip("/") or _HUB
         hf_token = environ.get("HF_TOKEN", "").strip()
         self._tokens = {
-            urlsplit(self._hub).netloc: hf_token,
-            "huggingface.co": hf_token,
-            "civitai.com": environ.get("CIVITAI_TOKEN", "").strip(),
+            "{0.scheme}://{0.netloc}".format(urlsplit(self._hub)): hf_token,
+            _HUB: hf_token,
+            "https://civitai.com": environ.get("CIVITAI_TOKEN", "").strip(),
         }
         self._regions: dict[str, str] = {}
 
@@ -112,7 +112,7 @@ class Sources:
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
-        token = self._tokens.get(parts.netloc)
+        token = self._tokens.get(f"{parts.scheme}://{parts.netloc}")
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def _open_s3(self, source: str, connection: HttpConnection) -> Remote:
