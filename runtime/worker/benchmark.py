@@ -189,12 +189,15 @@ def deviation(score: float, others: Sequence[float]) -> str:
 
 
 def benchmark_workflow(settings: Settings) -> tuple[str, dict[str, Any]]:
-    """The name and the workflow: BENCHMARK_JSON_PATH, else Stable Diffusion 1.5 if it is there.
+    """The name and the workflow: BENCHMARK_JSON_PATH, else the one that `provision` has fetched.
 
-    Without its weights, a workflow that needs no model. Raises OwnRunError.
+    Without both, Stable Diffusion 1.5 if its weights are there, else a workflow that needs no
+    model. Raises OwnRunError.
     """
     if path := settings.benchmark_json_path:
         return path.name, read_workflow(path)
+    if settings.provisioned_benchmark.is_file():
+        return "BENCHMARK_JSON_URL", read_workflow(settings.provisioned_benchmark)
     sd15 = read_workflow(_WORKFLOWS / "sd15.json")
     if find_models(model_names(sd15), model_folders(settings)):
         sd15["4"]["inputs"] |= {

@@ -19,9 +19,11 @@ from runtime import cli
 from runtime.models import download, space
 from runtime.models.errors import DownloadError
 from runtime.models.patience import Patience
+from runtime.worker.benchmark import benchmark_workflow
 from tests.aws import moto_server
 from tests.model_server import Faults, ModelServer, model_server
 from tests.processes import wait_until
+from tests.workflows import image
 
 pytestmark = pytest.mark.slow
 
@@ -431,12 +433,14 @@ def test_benchmark_workflow_is_put_in_place_and_replaced(
 ) -> None:
     monkeypatch.setenv("BENCHMARK_JSON_URL", f"{server.url}/workflow.json")
     place = Settings.from_env(os.environ).provisioned_benchmark
-    workflows: list[dict[str, Any]] = [{"1": {}}, {"2": {}}]
+    workflows: list[dict[str, Any]] = [image(), image()]
     for workflow in workflows:
         server.add("workflow.json", json.dumps(workflow).encode())
         assert cli.main(["provision"]) == 0
         assert json.loads(place.read_text()) == workflow
+        settings = Settings.from_env(os.environ)
+        assert benchmark_workflow(settings) == ("BENCHMARK_JSON_URL", workflow)
 
     server.add("workflow.json", b"<html>")
     assert cli.main(["provision"]) == 20
-    assert json.loads(place.read_text()) == {"2": {}}
+    assert json.loads(place.read_text()) == workflows[-1]
