@@ -57,6 +57,18 @@ def _switch(raw: str) -> bool:
     return raw == "1"
 
 
+def _balance(raw: str) -> str:
+    if raw not in ("proportional", "fastest"):
+        raise ValueError("expected proportional or fastest")
+    return raw
+
+
+def _url(raw: str) -> str:
+    if not raw.startswith(("http://", "https://")):
+        raise ValueError("expected an address that begins with http:// or https://")
+    return raw.rstrip("/")
+
+
 def _names(raw: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in raw.split(",") if name.strip())
 
@@ -138,6 +150,16 @@ class Settings:
     api_port: int = _var("API_PORT", _port, 18288)
     api_max_body_mb: int = _var("API_MAX_BODY", _positive, 64)
     jobs_queue_url: str = _var("JOBS_QUEUE_URL")
+
+    router_address: str = _var("ROUTER_ADDRESS", default="127.0.0.1")
+    router_port: int = _var("ROUTER_PORT", _port, 8080)
+    router_token: str = _var("ROUTER_TOKEN", secret=True)
+    router_worker_token: str = _var("ROUTER_WORKER_TOKEN", secret=True)
+    router_endpoints: tuple[str, ...] = _var("ROUTER_ENDPOINTS", _names, ("comfyui",))
+    router_balance: str = _var("ROUTER_BALANCE", _balance, "proportional")
+    router_max_queue_s: float = _var("ROUTER_MAX_QUEUE", _seconds, 30.0)
+    router_url: str = _var("ROUTER_URL", _url)
+    public_url: str = _var("PUBLIC_URL", _url)
 
     worker_dir_given: Path | None = _var("WORKER_DIR", _path, None)
     worker_hooks: tuple[str, ...] = _var("WORKER_HOOKS", _names, ())

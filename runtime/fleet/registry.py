@@ -1,0 +1,193 @@
+"""The workers of a fleet as the router knows them, and every change of one.
+
+The changes are pure functions from one worker to the next. `route` chooses among workers, the
+stores keep them. Work has the unit of a request's cost: the usual request costs 100, and a worker
+of score 1.0 does it in 100 seconds. Times are seconds of Unix time.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+# A worker reports every 10 seconds.
+SILENT_AFTER_S = 30.0
+# A worker that is silent for longer is forgotten, with what it has done.
+FORGOTTEN_AFTER_S = 3600.0
+# A client posts to a worker at once. A request that a worker has not mentioned in a report of this
+# much later never came, or has ended.
+UNCLAIMED_AFTER_S = 15.0
+# The cold start of a worker that has not measured one.
+USUAL_COLD_START_S = 60.0
+
+
+class Status(StrEnum):
+    """What the router may do with a worker."""
+
+    STARTING = "starting"
+    READY = "ready"
+    INACTIVE = "inactive"
+    DRAINING = "draining"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+# Those that can do a job now, or once they are awake.
+USABLE = frozenset({Status.READY, Status.INACTIVE})
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A request that a worker was given and has not finished."""
+
+    request_idx: int
+    cost: float
+    given_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What a worker says about itself. `working` are the requests that it has now.
+
+    `cold_start_s` is how long its last start took. `measured` goes to clients as it came.
+    """
+
+    id: int
+    url: str
+    status: Status
+    score: float
+    cold_start_s: float = 0.0
+    error: str = ""
+    working: frozenset[int] = frozenset()
+    measured: "Measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Figures of a report that clients ask for, and no decision needs. Disk in gigabytes."""
+
+    cur_load: float = 0.0
+    new_load: float = 0.0
+    cur_perf: float = 0.0
+    disk_usage: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """One worker.
+
+    `work` is the cost of all that it was given and has not failed. `virtual_s` is that work, each
+    request divided by the score of its time: the seconds that the worker was needed for. The worker
+    with the least of it is furthest behind its share. `given` counts what it was given. `free_at`
+    is when it should have finished what it holds. `loaded` names whose models it used last.
+    """
+
+    id: int
+    url: str
+    status: Status
+    score: float
+    joined_at: float
+    reported_at: float
+    cold_start_s: float = USUAL_COLD_START_S
+    error: str = ""
+    work: float = 0.0
+    virtual_s: float = 0.0
+    given: int = 0
+    held: tuple[Held, ...] = ()
+    free_at: float = 0.0
+    loaded: str = ""
+    measured: Measured = Measured()
+    version: int = 0
+
+    @property
+    def outstanding(self) -> float:
+        """The work of the requests that it holds."""
+        return sum(held.cost for held in self.held)
+
+    def is_silent(self, now: float) -> bool:
+        """Whether its reports have stopped."""
+        return self.reported_at < now - SILENT_AFTER_S
+
+    def can_work(self, now: float) -> bool:
+        """Whether it may be given a request: it is ready, sleeps, or starts for one already."""
+        is_woken = self.status is Status.STARTING and bool(self.held)
+        is_able = self.status in USABLE or is_woken
+        return is_able and self.score > 0 and not self.is_silent(now)
+
+    def expected_free_at(self, now: float) -> float:
+        """When it should have finished all that it holds.
+
+        A worker that takes longer than its score promises is expected to need as long again.
+        """
+        if not self.held:
+            return now + (self.cold_start_s if self.status is Status.INACTIVE else 0.0)
+        if self.free_at >= now:
+            return self.free_at
+        return now + self.held[0].cost / self.score
+
+
+def reported(worker: Worker | None, report: Report, now: float, average_s: float) -> Worker:
+    """The worker after a report. `average_s` is the fleet's `virtual_s`.
+
+    A worker that is new, or was away, begins with the average: it has not missed work, so it does
+    not make up for any.
+    """
+    known = worker or Worker(
+        id=report.id, url=report.url, status=Status.LOST, score=0.0, joined_at=now, reported_at=now
+    )
+    has_come_back = known.status not in USABLE and report.status in USABLE
+    after = replace(
+        known,
+        url=report.url,
+        status=report.status,
+        score=report.score,
+        reported_at=now,
+        cold_start_s=report.cold_start_s or known.cold_start_s,
+        error=report.error,
+        virtual_s=max(known.virtual_s, average_s) if has_come_back else known.virtual_s,
+        measured=report.measured,
+    )
+    unclaimed = [
+        held.request_idx
+        for held in after.held
+        if held.given_at < now - UNCLAIMED_AFTER_S and held.request_idx not in report.working
+    ]
+    return finished(after, unclaimed, now) if unclaimed else after
+
+
+def given(worker: Worker, request_idx: int, cost: float, loads: str, now: float) -> Worker:
+    """The worker with one more request, which uses the models of `loads`."""
+    seconds = cost / worker.score
+    return replace(
+        worker,
+        work=worker.work + cost,
+        virtual_s=worker.virtual_s + seconds,
+        given=worker.given + 1,
+        held=(*worker.held, Held(request_idx, cost, now)),
+        free_at=worker.expected_free_at(now) + seconds,
+        loaded=loads,
+    )
+
+
+def finished(worker: Worker, request_idxs: Collection[int], now: float) -> Worker:
+    """The worker without these requests, which it has worked on."""
+    held = tuple(held for held in worker.held if held.request_idx not in request_idxs)
+    if len(held) == len(worker.held):
+        return worker
+    left = sum(each.cost for each in held)
+    return replace(worker, held=held, free_at=now + left / worker.score if held else now)
+
+
+def taken_back(worker: Worker, request_idxs: Collection[int], now: float) -> Worker:
+    """The worker without these requests, which it has not done: they are not part of its work."""
+    lost = sum(held.cost for held in worker.held if held.request_idx in request_idxs)
+    after = finished(worker, request_idxs, now)
+    if after is worker:
+        return worker
+    seconds = lost / worker.score if worker.score else 0.0
+    return replace(after, work=after.work - lost, virtual_s=after.virtual_s - seconds)
+
+
+def lost(worker: Worker, now: float) -> Worker:
+    """The worker after its reports have stopped: its requests are routed again when clients ask."""
+    every = [held.request_idx for held in worker.held]
+    return replace(taken_back(worker, every, now), status=Status.LOST)
