@@ -130,6 +130,8 @@ def listen(address: str, port: int, arguments: str) -> socket.socket:
 def _api(settings: Settings, stack: contextlib.ExitStack) -> "ApiRules":
     """Raises StartError."""
     require("uvicorn")
+    if settings.router_url:
+        require("cryptography")
     from handler.api.authentication import read_token  # noqa: PLC0415 - starlette, for the API alone
     from runtime.lambda_host.api_front import ApiRules  # noqa: PLC0415 - uvicorn
 
@@ -138,11 +140,14 @@ def _api(settings: Settings, stack: contextlib.ExitStack) -> "ApiRules":
     except Exception as error:
         raise StartError(f"cannot read API_TOKEN: {aws.error_name(error)}") from error
     address = settings.api_address
-    if not token and not is_loopback(address):
+    if settings.router_url and not settings.public_url:
+        text = "ROUTER_URL needs PUBLIC_URL: the address at which clients reach this worker"
+        raise StartError(text)
+    if not token and not settings.router_url and not is_loopback(address):
         say(f"no API_TOKEN: the HTTP API listens on {LOOPBACK} instead of {address}")
         address = LOOPBACK
     listener = listen(address, settings.api_port, "--api-host, --api-port, --no-api")
-    return ApiRules(stack.enter_context(listener), settings, token)
+    return ApiRules(stack.enter_context(listener), settings, token, on_state=say)
 
 
 def _reason(error: OSError) -> str:

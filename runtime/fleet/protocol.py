@@ -76,7 +76,7 @@ def route_answer(request: Request, routed: Routed, signer: Signer, now: float) -
         cost=request.cost,
         reqnum=worker.given,
         request_idx=routed.request_idx,
-        expires=math.ceil(now + GRANT_S),
+        expires=float(math.ceil(now + GRANT_S)),
     )
     return {
         **common,

@@ -79,6 +79,7 @@ class Worker:
     request divided by the score of its time: the seconds that the worker was needed for. The worker
     with the least of it is furthest behind its share. `given` counts what it was given. `free_at`
     is when it should have finished what it holds. `loaded` names whose models it used last.
+    `is_doubted`: a client has failed to get its answer there, and no report has come since.
     """
 
     id: int
@@ -95,6 +96,7 @@ class Worker:
     held: tuple[Held, ...] = ()
     free_at: float = 0.0
     loaded: str = ""
+    is_doubted: bool = False
     measured: Measured = Measured()
     version: int = 0
 
@@ -111,7 +113,7 @@ class Worker:
         """Whether it may be given a request: it is ready, sleeps, or starts for one already."""
         is_woken = self.status is Status.STARTING and bool(self.held)
         is_able = self.status in USABLE or is_woken
-        return is_able and self.score > 0 and not self.is_silent(now)
+        return is_able and self.score > 0 and not (self.is_doubted or self.is_silent(now))
 
     def expected_free_at(self, now: float) -> float:
         """When it should have finished all that it holds.
@@ -144,6 +146,7 @@ def reported(worker: Worker | None, report: Report, now: float, average_s: float
         cold_start_s=report.cold_start_s or known.cold_start_s,
         error=report.error,
         virtual_s=max(known.virtual_s, average_s) if has_come_back else known.virtual_s,
+        is_doubted=False,
         measured=report.measured,
     )
     unclaimed = [
@@ -185,6 +188,12 @@ def taken_back(worker: Worker, request_idxs: Collection[int], now: float) -> Wor
         return worker
     seconds = lost / worker.score if worker.score else 0.0
     return replace(after, work=after.work - lost, virtual_s=after.virtual_s - seconds)
+
+
+def doubted(worker: Worker, request_idx: int, now: float) -> Worker:
+    """The worker after the client of this request has asked for another worker."""
+    after = taken_back(worker, frozenset({request_idx}), now)
+    return worker if after is worker else replace(after, is_doubted=True)
 
 
 def lost(worker: Worker, now: float) -> Worker:

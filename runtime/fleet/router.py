@@ -176,9 +176,7 @@ class Router:
         """Take the request from the worker that has failed it; return the worker."""
         worker_id = self._holders.get(request_idx)
         if worker_id is not None:
-            self._change(
-                worker_id, lambda w: w and registry.taken_back(w, frozenset({request_idx}), now)
-            )
+            self._change(worker_id, lambda w: w and registry.doubted(w, request_idx, now))
         return worker_id
 
     def _lose(self, worker: Worker, now: float) -> None:

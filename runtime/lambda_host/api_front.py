@@ -1,10 +1,13 @@
 """The HTTP API of a host: the application, its store of jobs, and its server."""
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from starlette.types import ASGIApp
 
 from events.repeating_timer import RepeatingTimer
 from handler.api.application import ApiContext, create_app
@@ -21,6 +24,9 @@ from runtime.lambda_host.host_dispatcher import HostDispatcher
 from runtime.lambda_host.http_front import HttpFront
 from runtime.lambda_host.live_events import LiveEvents
 
+if TYPE_CHECKING:
+    from runtime.fleet.member import Member
+
 
 @dataclass(frozen=True, slots=True)
 class ApiRules:
@@ -32,6 +38,7 @@ class ApiRules:
     listener: socket.socket
     settings: Settings
     token: str = field(default="", repr=False)
+    on_state: Callable[[str], object] = lambda _: None
 
 
 class ApiFront:
@@ -75,7 +82,11 @@ class ApiFront:
         )
         # The handler of a job may have been killed; its claim lapses soon.
         self._timer = RepeatingTimer(2 * LEASE_S, self._end_abandoned)
-        self._front = HttpFront(create_app(context, rules.token, is_local=True), rules.listener)
+        self._member: Member | None = None
+        app = create_app(context, rules.token, is_local=True)
+        if settings.router_url:
+            app = self._join_fleet(rules, context)
+        self._front = HttpFront(app, rules.listener)
 
     def start(self) -> None:
         if self._store.has_one_clock:
@@ -84,10 +95,29 @@ class ApiFront:
                 self._dispatcher.end_abandoned(Status.QUEUED)
             self._timer.start()
         self._front.start()
+        if self._member:
+            self._member.start()
+
+    def drain(self) -> None:
+        """The host takes nothing more: so says the worker of a fleet to its router."""
+        if self._member:
+            self._member.drain()
 
     def abandon(self, failed: FailedEvent) -> None:
         """End the job of an event that is not tried again."""
         self._board.abandon(failed.request_id, f"the job was given up: {failed.condition}")
+
+    def _join_fleet(self, rules: ApiRules, context: ApiContext) -> ASGIApp:
+        from runtime.fleet.member_front import join_fleet  # noqa: PLC0415 - cryptography
+
+        self._member, app = join_fleet(
+            context,
+            rules.settings,
+            rules.token,
+            worker_report=self._dispatcher.worker_report,
+            on_state=rules.on_state,
+        )
+        return app
 
     def _end_abandoned(self) -> bool:
         # If the store does not work now, the next time does it.
@@ -97,6 +127,8 @@ class ApiFront:
 
     def stop(self) -> None:
         self._timer.stop(wait_s=0)
+        if self._member:
+            self._member.stop()
         self._front.stop()
         self._dispatcher.close()
         self._store.close()

@@ -139,6 +139,10 @@ class HostDispatcher:
             return Health(False, False, reason, failed_nodes)
         return Health(is_healthy=True, is_ready=True, failed_nodes=failed_nodes)
 
+    def worker_report(self) -> WorkerReport:
+        """The same as `worker`, for a caller without an event loop."""
+        return pool_report([_report(_worker_status(socket)) for socket in self._worker_sockets])
+
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 

@@ -166,6 +166,8 @@ class Service:
         grace_s = self._rules.grace_s
         until = time.monotonic() + grace_s
         self._events.stop()
+        if self._front:
+            self._front.drain()
         if self._poller:
             self._poller.stop()
         if not self._host.drain(grace_s - min(_SHUTDOWN_S, grace_s / 2)):

@@ -1,0 +1,217 @@
+"""The front of a worker in a fleet: requests that its router has sent, and strangers.
+
+A request with a grant of the router runs. Everything else needs the token of the API, as always.
+"""
+
+import json
+import math
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from handler.api.application import ApiContext, create_app
+from handler.api.dispatcher import NotOffered, Unavailable, WorkerReport
+from handler.api.json_answer import message
+from handler.api.request_body import BodyTooLarge, limited
+from handler.settings import Settings
+from runtime.fleet.member import Member, RouterAddress
+from runtime.fleet.signature import Grant
+
+GRANTED_PATHS = frozenset({"/generate/sync", "/generate", "/generate/stream"})
+# A request that was refused for its load may be routed again; so may one whose worker has failed.
+_NOT_WORKED_OFF = frozenset({408, 429})
+_ACCEPTED = 202
+
+
+@dataclass(frozen=True, slots=True)
+class SignedGrant:
+    """A grant as a client has passed it on, with the router's signature."""
+
+    grant: Grant
+    signature: str
+
+
+class Refused(Exception):
+    """The request has no valid grant: the HTTP status, and why."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class MemberFront:
+    """Passes granted requests to `open_app`, and everything else to `guarded_app`."""
+
+    def __init__(
+        self, member: Member, open_app: ASGIApp, guarded_app: ASGIApp, *, max_body_bytes: int
+    ) -> None:
+        self._member, self._open_app, self._guarded_app = member, open_app, guarded_app
+        self._max_body_bytes = max_body_bytes
+        # The grants that were used, and when they expire.
+        self._used: dict[str, float] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_job = scope["type"] == "http" and scope["path"] in GRANTED_PATHS
+        if not is_job or scope["method"] != "POST":
+            await self._guarded_app(scope, receive, send)
+            return
+        try:
+            body = await limited(Request(scope, receive), self._max_body_bytes).body()
+        except BodyTooLarge as error:
+            await message(413, str(error), {"Connection": "close"})(scope, receive, send)
+            return
+        replayed = _replay(body, receive)
+        auth_data = _auth_data_of(body)
+        if not auth_data:
+            await self._guarded_app(scope, replayed, send)
+            return
+        try:
+            grant = await to_thread.run_sync(self._check, auth_data)
+        except Refused as error:
+            headers = {"Retry-After": "5"} if error.status == 503 else {}
+            await message(error.status, str(error), headers)(scope, receive, send)
+            return
+        await self._run(grant, scope, replayed, send)
+
+    def _check(self, auth_data: Mapping[str, Any]) -> Grant:
+        """Raises Refused."""
+        signed = _signed_grant(auth_data)
+        verifier = self._member.verifier()
+        if verifier is None:
+            raise Refused(503, "this worker has no key of its router yet")
+        if not verifier.is_signed(signed.grant, signed.signature):
+            verifier = self._member.verifier(is_renewed=True)
+        if verifier is None or not verifier.is_signed(signed.grant, signed.signature):
+            raise Refused(401, "auth_data: the router of this worker has not signed it")
+        now = time.time()
+        if signed.grant.url != self._member.public_url:
+            raise Refused(401, "auth_data.url: the router has sent this request to another worker")
+        if signed.grant.expires < now:
+            raise Refused(401, "auth_data.expires: it has passed; ask the router again")
+        self._used = {each: until for each, until in self._used.items() if until >= now}
+        if signed.signature in self._used:
+            raise Refused(401, "auth_data: it was used before; ask the router again")
+        self._used[signed.signature] = signed.grant.expires
+        return signed.grant
+
+    async def _run(self, grant: Grant, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = _Answer()
+
+        async def observe(sent: Message) -> None:
+            answer.note(sent)
+            await send(sent)
+
+        self._member.begin(grant.request_idx, grant.cost)
+        try:
+            await self._open_app(scope, receive, observe)
+        finally:
+            job_id = answer.accepted_job
+            if job_id:
+                self._member.accept(grant.request_idx, job_id)
+            else:
+                self._member.end(grant.request_idx, success=answer.is_worked_off)
+
+
+def join_fleet(
+    context: ApiContext,
+    settings: Settings,
+    token: str,
+    *,
+    worker_report: Callable[[], WorkerReport],
+    on_state: Callable[[str], object],
+) -> tuple[Member, ASGIApp]:
+    """The member that ROUTER_URL asks for, and the application in front of its API."""
+
+    def is_over(job_id: str) -> bool:
+        try:
+            record = context.board.get(job_id)
+        except (NotOffered, Unavailable):
+            return False
+        return record is None or record.status.is_final
+
+    member = Member(
+        RouterAddress(settings.router_url, settings.router_worker_token or settings.router_token),
+        settings.public_url,
+        worker_report=worker_report,
+        is_over=is_over,
+        on_state=on_state,
+    )
+    # Without a token of its own, the API is the router's alone.
+    guarded_app = create_app(context, token or secrets.token_urlsafe())
+    front = MemberFront(
+        member, create_app(context), guarded_app, max_body_bytes=context.max_body_bytes
+    )
+    return member, front
+
+
+class _Answer:
+    """What a request was answered."""
+
+    def __init__(self) -> None:
+        self._status = 0
+        self._body = b""
+
+    def note(self, sent: Message) -> None:
+        if sent["type"] == "http.response.start":
+            self._status = sent["status"]
+        elif self._status == _ACCEPTED:
+            self._body += sent.get("body", b"")
+
+    @property
+    def is_worked_off(self) -> bool:
+        return 0 < self._status < 500 and self._status not in _NOT_WORKED_OFF
+
+    @property
+    def accepted_job(self) -> str:
+        """The id of the job that goes on after the answer; "" if none does."""
+        return str(json.loads(self._body)["id"]) if self._status == _ACCEPTED else ""
+
+
+def _auth_data_of(body: bytes) -> Mapping[str, Any]:
+    try:
+        envelope = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    auth_data = envelope.get("auth_data") if isinstance(envelope, dict) else None
+    return auth_data if isinstance(auth_data, dict) else {}
+
+
+def _signed_grant(auth_data: Mapping[str, Any]) -> SignedGrant:
+    """Raises Refused, which names the field that is missing."""
+    try:
+        grant = Grant(
+            url=str(auth_data["url"]),
+            endpoint=str(auth_data["endpoint"]),
+            cost=float(auth_data["cost"]),
+            reqnum=int(auth_data["reqnum"]),
+            request_idx=int(auth_data["request_idx"]),
+            expires=float(auth_data["expires"]),
+        )
+        if not math.isfinite(grant.expires):
+            raise ValueError
+        return SignedGrant(grant, str(auth_data["grant"]))
+    except KeyError as error:
+        text = f"auth_data.{error.args[0]} is missing; send the router's answer whole"
+        raise Refused(401, text) from None
+    except (TypeError, ValueError, OverflowError):
+        raise Refused(401, "auth_data: a number is none; send the router's answer whole") from None
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """As `receive` was before the body was read."""
+    is_read = False
+
+    async def replayed() -> Message:
+        nonlocal is_read
+        if is_read:
+            return await receive()
+        is_read = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed

@@ -1,0 +1,81 @@
+"""A worker of a fleet that sleeps instead of running ComfyUI: 100 ÷ score seconds a request.
+
+What the router and clients meet is the real front and the real reports of `serve`.
+Run: python -m tests.runtime.fleet.slow_worker ROUTER_URL SCORE PORT
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from handler.worker_protocol import State, WorkerStatus
+from runtime.fleet import member as fleet_member
+from runtime.fleet.member import Member, RouterAddress
+from runtime.fleet.member_front import MemberFront
+from runtime.lambda_host.http_front import HttpFront
+
+TOKEN = "of-workers"
+
+
+def main(router_url: str, score: float, port: int) -> None:
+    fleet_member.score_of = lambda _: score
+    is_ours = asyncio.Lock()
+
+    async def generate(request: Request) -> Response:
+        job = json.loads(await request.body())["payload"]["input"]
+        async with is_ours:
+            await asyncio.sleep(100 / score)
+        return JSONResponse({"id": job["request_id"], "status": "completed", "worker": score})
+
+    app = Starlette(routes=[Route("/generate/sync", generate, methods=["POST"])])
+    listener = socket.create_server(("127.0.0.1", port))
+    member = Member(
+        RouterAddress(router_url, TOKEN),
+        f"http://127.0.0.1:{listener.getsockname()[1]}",
+        worker_status=lambda: STATUS,
+        is_over=lambda _: True,
+        on_state=lambda text: print(text, flush=True),
+    )
+    front = HttpFront(MemberFront(member, app, app, max_body_bytes=1024 * 1024), listener)
+    front.start()
+    member.start()
+    print("ready", flush=True)
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    while not stopped.wait(0.2):
+        pass
+    member.drain()
+    while member.is_busy:
+        stopped.clear()
+        stopped.wait(0.1)
+    member.stop()
+    front.stop()
+
+
+STATUS = WorkerStatus(
+    state=State.READY,
+    starts=1,
+    jobs=0,
+    cold_start_ms=0.0,
+    failure="",
+    killed_by="",
+    base_url="",
+    comfyui_pid=os.getpid(),
+    prewarmed_pid=None,
+    prefetched_bytes=0,
+    running_since=None,
+    folders={"output": Path("/")},
+)
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))
