@@ -36,6 +36,10 @@ class DynamoDBFleetStore:
         # The index has the attribute `worker`, and may be a moment behind the table.
         return [from_json(item["worker"]["S"]) for page in pages for item in page["Items"]]
 
+    def is_changed_elsewhere(self) -> bool:
+        # Only a look at all workers could tell.
+        return True
+
     def get(self, worker_id: int) -> Worker | None:
         answer = self._client.get_item(
             TableName=self._table, Key={"id": {"S": _key(worker_id)}}, ConsistentRead=True

@@ -1,7 +1,7 @@
 """A worker's side of the fleet: what `serve` tells the router, and what it knows of it.
 
-Reports are those of PyWorker (`vastai` 1.9.1): one second after a change, else every 10 seconds.
-Requests that have ended are reported every second until the router has taken them.
+Reports are those of PyWorker (`vastai` 1.9.1): within a second after a change, else every 10
+seconds. Requests that have ended are reported at once, and again until the router has taken them.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from typing import Any
 
 import requests
 
-from events.repeating_timer import RepeatingTimer
 from handler.api.dispatcher import WorkerReport
 from handler.worker_protocol import State
 from runtime.fleet.protocol import STOPPED
@@ -21,6 +20,8 @@ from runtime.fleet.score import score_of
 from runtime.fleet.signature import Verifier
 
 _TICK_S = 1.0
+# As often as that at most, however many requests end.
+_PAUSE_S = 0.1
 _REPORT_EVERY_S = 10.0
 _TIMEOUT_S = 5.0
 # For how long a router with a new key can be asked for it once only.
@@ -81,10 +82,11 @@ class Member:
         self._is_reachable = True
         self._verifier: Verifier | None = None
         self._key_at = 0.0
-        self._timer = RepeatingTimer(_TICK_S, self._tick, first_after_s=0)
+        self._has_news, self._has_left = threading.Event(), False
+        self._thread = threading.Thread(target=self._run, name="fleet-member", daemon=True)
 
     def start(self) -> None:
-        self._timer.start()
+        self._thread.start()
 
     def drain(self) -> None:
         """Have the router send nothing more, at once."""
@@ -93,7 +95,9 @@ class Member:
 
     def stop(self) -> None:
         """Leave the fleet."""
-        self._timer.stop(_TIMEOUT_S)
+        self._has_left = True
+        self._has_news.set()
+        self._thread.join(_TIMEOUT_S)
         self._tick()
         self._post("/worker_status/", {**self._status(), "state": STOPPED})
         self._session.close()
@@ -114,6 +118,7 @@ class Member:
             work = self._working.pop(request_idx)
             self._accepted.pop(request_idx, None)
             self._ended.append(Ended(request_idx, success, work.began, time.time()))
+        self._has_news.set()
 
     def accept(self, request_idx: int, job_id: str) -> None:
         """The client has its answer, and the request goes on as this job."""
@@ -130,16 +135,24 @@ class Member:
             self._fetch_key()
         return self._verifier
 
-    def _tick(self) -> bool:
+    def _run(self) -> None:
+        while not self._has_left:
+            self._tick()
+            self._has_news.wait(_TICK_S)
+            self._has_news.clear()
+            time.sleep(_PAUSE_S)
+
+    def _tick(self) -> None:
         with self._tick_lock:
             self._end_accepted()
             self.verifier()
             self._send_ended()
             status = self._status()
-            is_due = time.monotonic() - self._reported_at >= _REPORT_EVERY_S
-            if (is_due or status != self._reported) and self._post("/worker_status/", status):
+            silent_s = time.monotonic() - self._reported_at
+            is_due = silent_s >= _REPORT_EVERY_S or self._is_draining
+            is_news = status != self._reported and silent_s >= _TICK_S / 2
+            if (is_due or is_news) and self._post("/worker_status/", status):
                 self._reported, self._reported_at = status, time.monotonic()
-        return True
 
     def _end_accepted(self) -> None:
         with self._lock:

@@ -139,13 +139,15 @@ class Router:
 
     def refresh(self) -> None:
         """Read what other routers have changed."""
-        stored = {worker.id: worker for worker in self._store.workers()}
-        with self._lock:
-            for worker in self._index:
-                if worker.id not in stored:
-                    self._forget(worker.id)
-        for worker in stored.values():
+        if not self._store.is_changed_elsewhere():
+            return
+        known = {worker.id for worker in self.workers()}
+        stored = self._store.workers()
+        for worker in stored:
             self._set_if_newer(worker)
+        for worker_id in known - {worker.id for worker in stored}:
+            # It has left, or the list is not up to date.
+            self._reload(worker_id)
 
     def workers(self) -> Sequence[Worker]:
         """All workers, by their id."""

@@ -31,6 +31,7 @@ class SqliteFleetStore:
         if not path.exists():
             path.touch(mode=0o600)
         self._lock = threading.Lock()
+        self._data_version = 0
         self._db = sqlite3.connect(
             path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False
         )
@@ -46,6 +47,14 @@ class SqliteFleetStore:
         with self._lock:
             rows = self._db.execute("SELECT data FROM fleet_workers").fetchall()
         return [from_json(data) for (data,) in rows]
+
+    def is_changed_elsewhere(self) -> bool:
+        # Of this connection's own changes it takes no notice:
+        # https://sqlite.org/pragma.html#pragma_data_version
+        with self._lock:
+            (version,) = self._db.execute("PRAGMA data_version").fetchone()
+        is_changed, self._data_version = version != self._data_version, version
+        return is_changed
 
     def get(self, worker_id: int) -> Worker | None:
         with self._lock:

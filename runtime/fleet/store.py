@@ -24,6 +24,9 @@ class FleetStore(Protocol):
     def workers(self) -> Sequence[Worker]:
         """All workers."""
 
+    def is_changed_elsewhere(self) -> bool:
+        """Whether others may have changed something since the last call of this method."""
+
     def get(self, worker_id: int) -> Worker | None:
         """One worker."""
 

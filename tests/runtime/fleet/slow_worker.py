@@ -6,19 +6,18 @@ Run: python -m tests.runtime.fleet.slow_worker ROUTER_URL SCORE PORT
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import sys
 import threading
-from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from handler.worker_protocol import State, WorkerStatus
+from handler.api.dispatcher import WorkerReport
+from handler.worker_protocol import State
 from runtime.fleet import member as fleet_member
 from runtime.fleet.member import Member, RouterAddress
 from runtime.fleet.member_front import MemberFront
@@ -42,7 +41,7 @@ def main(router_url: str, score: float, port: int) -> None:
     member = Member(
         RouterAddress(router_url, TOKEN),
         f"http://127.0.0.1:{listener.getsockname()[1]}",
-        worker_status=lambda: STATUS,
+        worker_report=lambda: WorkerReport(state=State.READY),
         is_over=lambda _: True,
         on_state=lambda text: print(text, flush=True),
     )
@@ -61,21 +60,6 @@ def main(router_url: str, score: float, port: int) -> None:
     member.stop()
     front.stop()
 
-
-STATUS = WorkerStatus(
-    state=State.READY,
-    starts=1,
-    jobs=0,
-    cold_start_ms=0.0,
-    failure="",
-    killed_by="",
-    base_url="",
-    comfyui_pid=os.getpid(),
-    prewarmed_pid=None,
-    prefetched_bytes=0,
-    running_since=None,
-    folders={"output": Path("/")},
-)
 
 if __name__ == "__main__":
     main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]))

@@ -31,7 +31,9 @@ async def main(url: str, key: str, count: int) -> dict[str, Any]:
         answers = await asyncio.gather(*requests)
         workers = await client.get_endpoint_workers(endpoint)
     return {
-        "answers": [{name: each[name] for name in ("ok", "status", "response")} for each in answers],
+        "answers": [
+            {name: each[name] for name in ("ok", "status", "response")} for each in answers
+        ],
         "workers": [dataclasses.asdict(worker) for worker in workers],
     }
 
