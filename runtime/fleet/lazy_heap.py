@@ -46,6 +46,17 @@ class LazyHeap:
         heapq.heappush(self._entries, first)
         return second
 
+    def first_few(self, count: int, avoid: int | None = None) -> list[Entry]:
+        """The first entries that are up to date, `count` at most, as `first` has one."""
+        found: list[Entry] = []
+        avoided: list[Entry] = []
+        while len(found) < count and (entry := self._drop_stale()):
+            (avoided if entry.worker_id == avoid else found).append(entry)
+            heapq.heappop(self._entries)
+        for entry in (*found, *avoided):
+            heapq.heappush(self._entries, entry)
+        return found
+
     def _drop_stale(self) -> Entry | None:
         while self._entries and not self._is_current(self._entries[0]):
             heapq.heappop(self._entries)
