@@ -1,0 +1,175 @@
+"""A worker of a fleet: a real `serve` with the real ComfyUI, our router, the official client."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler.settings import PROJECT
+from tests import workflows
+from tests.processes import free_ports, wait_until
+from tests.runtime.fleet.fleet import (
+    CALLERS,
+    WORKERS,
+    RouterProcess,
+    router_process,
+    vastai_client,
+)
+from tests.test_http_api import Api, serve
+from tests.workflows import event
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A router and its only worker."""
+
+    router: RouterProcess
+    worker: Api
+
+    def grant(self) -> dict[str, Any]:
+        """What the router answers once the worker is ready."""
+        answers: list[dict[str, Any]] = []
+
+        def is_routed() -> bool:
+            answers.append(self.router.route())
+            return "url" in answers[-1]
+
+        assert wait_until(is_routed, 120), self.router.log
+        return answers[-1]
+
+    def generate(self, auth_data: dict[str, Any], path: str = "/generate/sync") -> Any:
+        payload = event(workflows.image())
+        return self.worker.post(path, {"auth_data": auth_data, "payload": payload})
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    folder = tmp_path_factory.mktemp("fleet")
+    with router_process(folder) as router:
+        with serve(folder, **member_of(router)) as worker:
+            assert wait_until(lambda: router.statuses() == ["ready"], 180), worker.log
+            yield Fleet(router, worker)
+        assert router.statuses() == []
+        events = [each["text"] for each in router.fleet()["events"]]
+        assert events[0].endswith("has left")
+        assert events[1].endswith("is draining")
+
+
+def member_of(router: RouterProcess) -> dict[str, str]:
+    (port,) = free_ports(1)
+    return {
+        "ROUTER_URL": router.url,
+        "ROUTER_WORKER_TOKEN": WORKERS,
+        "PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "API_PORT": str(port),
+    }
+
+
+def test_official_client_gets_completed_jobs(fleet: Fleet) -> None:
+    client = vastai_client(fleet.router.url, 3, json.dumps(workflows.image()))
+    output, _ = client.communicate(timeout=240)
+
+    answers = json.loads(output)["answers"]
+
+    assert [each["response"]["status"] for each in answers] == ["completed"] * 3
+    assert {each["response"]["id"] for each in answers} == {"job-0", "job-1", "job-2"}
+    assert wait_until(lambda: fleet.router.fleet()["workers"][0]["reqs_working"] == 0)
+
+
+def test_request_with_a_grant_runs_once(fleet: Fleet) -> None:
+    grant = fleet.grant()
+
+    first, second = fleet.generate(grant), fleet.generate(grant)
+
+    assert (first.status_code, first.json()["status"]) == (200, "completed")
+    assert second.status_code == 401
+    assert "was used before" in second.json()["message"]
+
+
+def test_accepted_job_counts_until_it_has_ended(fleet: Fleet) -> None:
+    grant = fleet.grant()
+
+    accepted = fleet.generate(grant, "/generate")
+
+    assert accepted.status_code == 202
+    assert wait_until(lambda: fleet.router.fleet()["workers"][0]["reqs_working"] == 0, 60)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"cost": 1}, "has not signed it"),
+        ({"reqnum": 99}, "has not signed it"),
+        ({"expires": 1e12}, "has not signed it"),
+        ({"grant": "bm8="}, "has not signed it"),
+        ({"grant": None}, "has not signed it"),
+        ({"cost": "much"}, "send the router's answer whole"),
+    ],
+)
+def test_grant_that_was_changed_is_refused(
+    fleet: Fleet, changes: dict[str, Any], named: str
+) -> None:
+    answer = fleet.generate(fleet.grant() | changes)
+
+    assert answer.status_code == 401
+    assert named in answer.json()["message"]
+
+
+def test_grant_without_a_field_is_refused(fleet: Fleet) -> None:
+    grant = fleet.grant()
+    del grant["expires"]
+
+    answer = fleet.generate(grant)
+
+    assert answer.status_code == 401
+    assert answer.json()["message"].startswith("auth_data.expires is missing")
+
+
+@pytest.mark.parametrize("path", ["/generate/sync", "/generate"])
+def test_stranger_is_refused(fleet: Fleet, path: str) -> None:
+    answer = fleet.worker.post(path, event(workflows.image()))
+
+    assert answer.status_code == 401
+    assert fleet.generate({}).status_code == 401
+    assert fleet.worker.get("/jobs").status_code == 401
+    assert fleet.worker.get("/health").status_code == 200
+
+
+def test_worker_of_a_router_needs_its_own_address() -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "runtime", "serve", "--port", "0"],
+        cwd=PROJECT,
+        env={**os.environ, "ROUTER_URL": "http://127.0.0.1:1", "ROUTER_TOKEN": CALLERS},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert process.returncode == 1
+    assert "ROUTER_URL needs PUBLIC_URL" in process.stderr
+
+
+def test_worker_without_its_router_goes_on(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    variables = {
+        "ROUTER_URL": f"http://127.0.0.1:{port}",
+        "PUBLIC_URL": "http://127.0.0.1:1",
+        "API_TOKEN": "of-the-api",
+    }
+    headers = {"Authorization": "Bearer of-the-api"}
+
+    with serve(tmp_path, **variables) as worker:
+        answer = worker.post("/generate/sync", event(workflows.image()), headers=headers)
+        granted = worker.post("/generate/sync", {"auth_data": {}, "payload": 1})
+
+        assert answer.json()["status"] == "completed"
+        assert granted.status_code == 401
+        assert worker.log.count("gives no key") == 1
