@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 SAM_VENV := .venv-sam
+VASTAI_VENV := .venv-vastai
 PY := $(VENV)/bin/python
 # The event that `make run` runs; without one it runs two samples.
 EVENT ?=
@@ -19,7 +20,7 @@ LOCK := $(VENV)/bin/uv pip compile --quiet --universal --fork-strategy fewest --
 run: $(VENV)/.installed
 	@$(PY) -m runtime example $(if $(EVENT),--event '$(EVENT)')
 
-test: $(VENV)/.installed-tests $(SAM_VENV)/.installed
+test: $(VENV)/.installed-tests $(SAM_VENV)/.installed $(VASTAI_VENV)/.installed
 	$(PY) -m runtime install
 	$(PY) -m runtime standins
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
@@ -73,7 +74,7 @@ image-test: $(VENV)/.installed-tests $(SAM_VENV)/.installed image
 	infra/image_test.sh
 
 clean:
-	rm -rf $(VENV) $(SAM_VENV) .comfyui out build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(SAM_VENV) $(VASTAI_VENV) .comfyui out build *.egg-info .mypy_cache .ruff_cache .pytest_cache
 
 $(VENV)/.installed: pyproject.toml infra/locks/local.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -95,4 +96,11 @@ $(SAM_VENV)/.installed: infra/sam-requirements.txt
 	@$(PYTHON) -m venv $(SAM_VENV)
 	@echo '*' > $(SAM_VENV)/.gitignore
 	@$(SAM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< >&2
+	@touch $@
+
+$(VASTAI_VENV)/.installed: infra/vastai-requirements.txt
+	@echo "setting up $(VASTAI_VENV)" >&2
+	@$(PYTHON) -m venv $(VASTAI_VENV)
+	@echo '*' > $(VASTAI_VENV)/.gitignore
+	@$(VASTAI_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $< >&2
 	@touch $@

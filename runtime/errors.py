@@ -16,6 +16,7 @@ handler/settings.py.
     │   ├── PinError               provisioning.py        PROVISIONING_SCRIPT
     │   ├── PoolError              lambda_host/pool.py    the host's workers, one for each GPU
     │   └── TemplateError          sam/template.py        the file of --template
+    ├── BadBodyError               fleet/protocol.py      answered with HTTP 400
     ├── ComfyUIStartError          worker/comfyui_process.py
     │   └── UnfitDeviceError
     ├── CustomNodeError            custom_nodes/install.py
@@ -33,11 +34,13 @@ handler/settings.py.
     ├── EventFileError             commands/invoke.py     the file of --event
     ├── ExtensionRefusedError      lambda_host/extensions.py      answered with HTTP 403
     ├── ExtensionsApiError         commands/extension.py
+    ├── FleetStoreError            fleet/store.py
     ├── HostBusyError              lambda_host/host.py            answered with HTTP 429
     ├── IllegalMove                worker/states.py       a defect of the worker
     ├── InstallError               installation/command.py
     ├── InvokeRefusedError         lambda_host/invoke_api.py      answered with HTTP 4xx or 503
     ├── LocalS3Error               local_s3.py
+    ├── NotGrantedError            fleet/member_front.py  answered with HTTP 401 or 503
     ├── OwnRunError            worker/own_run.py      a benchmark or a warm-up
     ├── PackageError               custom_nodes/packages.py
     │   └── PipError

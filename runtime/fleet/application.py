@@ -21,7 +21,7 @@ from handler.api.request_body import BodyTooLarge, limited
 from handler.log import logger
 from runtime.fleet import metrics, protocol
 from runtime.fleet.access import Tokens, given_token
-from runtime.fleet.protocol import BadBody
+from runtime.fleet.protocol import BadBodyError
 from runtime.fleet.router import Routed, Router
 from runtime.fleet.signature import Signer
 
@@ -60,7 +60,7 @@ def create_router_app(context: RouterContext) -> Starlette:
         ],
         exception_handlers={
             HTTPException: _http_error,
-            BadBody: _bad_body,
+            BadBodyError: _bad_body,
             BodyTooLarge: _body_too_large,
             Exception: _internal_error,
         },
@@ -198,16 +198,16 @@ def _endpoint(context: RouterContext, number: int) -> dict[str, Any]:
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """Raises BadBody, BodyTooLarge."""
+    """Raises BadBodyError, BodyTooLarge."""
     raw = await limited(request, _MAX_BODY_BYTES).body()
     body = json_or_text(raw.decode("utf-8", "replace"))
     if not isinstance(body, dict):
-        raise BadBody("the body is no JSON object")
+        raise BadBodyError("the body is no JSON object")
     return body
 
 
 async def _report_body(request: Request) -> dict[str, Any]:
-    """Raises HTTPException 401 for a forged report; BadBody, BodyTooLarge."""
+    """Raises HTTPException 401 for a forged report; BadBodyError, BodyTooLarge."""
     body = await _body(request)
     if not _context(request).tokens.is_worker(str(body.get("mtoken", ""))):
         raise HTTPException(401, "mtoken: a report needs the token of ROUTER_WORKER_TOKEN")

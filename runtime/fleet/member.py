@@ -67,10 +67,12 @@ class Member:
         worker_report: Callable[[], WorkerReport],
         is_over: Callable[[str], bool],
         on_state: Callable[[str], object],
+        score_of: Callable[[WorkerReport], float] = score_of,
     ) -> None:
         self.public_url = public_url
         self._router, self._id = router, worker_id_of(public_url)
         self._worker_report, self._is_over, self._on_state = worker_report, is_over, on_state
+        self._score_of = score_of
         self._session = requests.Session()
         self._lock, self._tick_lock = threading.Lock(), threading.Lock()
         self._working: dict[int, _Work] = {}
@@ -181,7 +183,7 @@ class Member:
             "id": self._id,
             "url": self.public_url,
             "state": State.DRAINING.value if self._is_draining else state.value,
-            "max_perf": score_of(worker),
+            "max_perf": self._score_of(worker),
             "cold_start_s": worker.cold_start_ms / 1000,
             "error_msg": worker.failure if state is State.FAILED else "",
             "cur_load": sum(work.cost for work in working.values()),

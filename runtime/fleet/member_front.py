@@ -20,6 +20,7 @@ from handler.api.dispatcher import NotOffered, Unavailable, WorkerReport
 from handler.api.json_answer import message
 from handler.api.request_body import BodyTooLarge, limited
 from handler.settings import Settings
+from runtime.errors import LambdaComfyUIError
 from runtime.fleet.member import Member, RouterAddress
 from runtime.fleet.signature import Grant
 
@@ -37,7 +38,7 @@ class SignedGrant:
     signature: str
 
 
-class Refused(Exception):
+class NotGrantedError(LambdaComfyUIError):
     """The request has no valid grant: the HTTP status, and why."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -73,30 +74,32 @@ class MemberFront:
             return
         try:
             grant = await to_thread.run_sync(self._check, auth_data)
-        except Refused as error:
+        except NotGrantedError as error:
             headers = {"Retry-After": "5"} if error.status == 503 else {}
             await message(error.status, str(error), headers)(scope, receive, send)
             return
         await self._run(grant, scope, replayed, send)
 
     def _check(self, auth_data: Mapping[str, Any]) -> Grant:
-        """Raises Refused."""
+        """Raises NotGrantedError."""
         signed = _signed_grant(auth_data)
         verifier = self._member.verifier()
         if verifier is None:
-            raise Refused(503, "this worker has no key of its router yet")
+            raise NotGrantedError(503, "this worker has no key of its router yet")
         if not verifier.is_signed(signed.grant, signed.signature):
             verifier = self._member.verifier(is_renewed=True)
         if verifier is None or not verifier.is_signed(signed.grant, signed.signature):
-            raise Refused(401, "auth_data: the router of this worker has not signed it")
+            raise NotGrantedError(401, "auth_data: the router of this worker has not signed it")
         now = time.time()
         if signed.grant.url != self._member.public_url:
-            raise Refused(401, "auth_data.url: the router has sent this request to another worker")
+            raise NotGrantedError(
+                401, "auth_data.url: the router has sent this request to another worker"
+            )
         if signed.grant.expires < now:
-            raise Refused(401, "auth_data.expires: it has passed; ask the router again")
+            raise NotGrantedError(401, "auth_data.expires: it has passed; ask the router again")
         self._used = {each: until for each, until in self._used.items() if until >= now}
         if signed.signature in self._used:
-            raise Refused(401, "auth_data: it was used before; ask the router again")
+            raise NotGrantedError(401, "auth_data: it was used before; ask the router again")
         self._used[signed.signature] = signed.grant.expires
         return signed.grant
 
@@ -183,7 +186,7 @@ def _auth_data_of(body: bytes) -> Mapping[str, Any]:
 
 
 def _signed_grant(auth_data: Mapping[str, Any]) -> SignedGrant:
-    """Raises Refused, which names the field that is missing."""
+    """Raises NotGrantedError, which names the field that is missing."""
     try:
         grant = Grant(
             url=str(auth_data["url"]),
@@ -198,9 +201,11 @@ def _signed_grant(auth_data: Mapping[str, Any]) -> SignedGrant:
         return SignedGrant(grant, str(auth_data["grant"]))
     except KeyError as error:
         text = f"auth_data.{error.args[0]} is missing; send the router's answer whole"
-        raise Refused(401, text) from None
+        raise NotGrantedError(401, text) from None
     except (TypeError, ValueError, OverflowError):
-        raise Refused(401, "auth_data: a number is none; send the router's answer whole") from None
+        raise NotGrantedError(
+            401, "auth_data: a number is none; send the router's answer whole"
+        ) from None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

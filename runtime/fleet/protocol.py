@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runtime.errors import LambdaComfyUIError
 from runtime.fleet.registry import Measured, Report, Status, Worker
 from runtime.fleet.router import Request, Routed
 from runtime.fleet.signature import Grant, Signer
@@ -22,7 +23,7 @@ _MAX_KEEP_S = 3600.0
 STOPPED = "stopped"
 
 
-class BadBody(ValueError):
+class BadBodyError(LambdaComfyUIError):
     """A body lacks a field, or has a wrong one; the message names it."""
 
 
@@ -44,17 +45,17 @@ class EndedCall:
 
 
 def route_request(body: Mapping[str, Any], endpoints: Sequence[str]) -> Request:
-    """Raises BadBody."""
+    """Raises BadBodyError."""
     endpoint = str(body.get("endpoint"))
     if endpoint not in endpoints:
         names = ", ".join(endpoints)
-        raise BadBody(f"endpoint: {endpoint[:200]!r} is none of this router's: {names}")
+        raise BadBodyError(f"endpoint: {endpoint[:200]!r} is none of this router's: {names}")
     cost = _number(body, "cost", USUAL_COST)
     if not 0 <= cost <= _MAX_COST:
-        raise BadBody(f"cost: expected a number from 0 to {_MAX_COST:g}")
+        raise BadBodyError(f"cost: expected a number from 0 to {_MAX_COST:g}")
     loads = body.get("loads", "")
     if not isinstance(loads, str):
-        raise BadBody("loads: expected a text")
+        raise BadBodyError("loads: expected a text")
     return Request(
         endpoint=endpoint,
         cost=cost,
@@ -91,18 +92,20 @@ def route_answer(request: Request, routed: Routed, signer: Signer, now: float) -
 
 
 def status_call(body: Mapping[str, Any]) -> StatusCall:
-    """Raises BadBody."""
+    """Raises BadBodyError."""
     worker_id, state = _whole(body, "id"), _text(body, "state")
     if state == STOPPED:
         return StatusCall(worker_id, None)
     url = _text(body, "url").rstrip("/")
     if not url.startswith(("http://", "https://")):
-        raise BadBody("url: expected the http or https address at which clients reach the worker")
+        raise BadBodyError(
+            "url: expected the http or https address at which clients reach the worker"
+        )
     score = _number(body, "max_perf", 0.0)
     error = _text(body, "error_msg")
     working = body.get("working_request_idxs", [])
     if not isinstance(working, list):
-        raise BadBody("working_request_idxs: expected a list of numbers")
+        raise BadBodyError("working_request_idxs: expected a list of numbers")
     report = Report(
         id=worker_id,
         url=url,
@@ -122,10 +125,10 @@ def status_call(body: Mapping[str, Any]) -> StatusCall:
 
 
 def ended_call(body: Mapping[str, Any]) -> EndedCall:
-    """Raises BadBody."""
+    """Raises BadBodyError."""
     requests = body.get("requests")
     if not isinstance(requests, list) or not all(isinstance(each, dict) for each in requests):
-        raise BadBody("requests: expected a list of objects with a request_idx")
+        raise BadBodyError("requests: expected a list of objects with a request_idx")
     ended = {_whole(each, "request_idx"): bool(each.get("success")) for each in requests}
     return EndedCall(
         _whole(body, "worker_id"),
@@ -181,19 +184,19 @@ def _status(state: str, score: float, error: str) -> Status:
 def _whole(body: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = body.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise BadBody(f"{name}: expected a whole number")
+        raise BadBodyError(f"{name}: expected a whole number")
     return value
 
 
 def _number(body: Mapping[str, Any], name: str, default: float) -> float:
     value = body.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadBody(f"{name}: expected a number")
+        raise BadBodyError(f"{name}: expected a number")
     return float(value)
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:
     value = body.get(name) or ""
     if not isinstance(value, str):
-        raise BadBody(f"{name}: expected a text")
+        raise BadBodyError(f"{name}: expected a text")
     return value

@@ -53,8 +53,8 @@ class SqliteFleetStore:
         # https://sqlite.org/pragma.html#pragma_data_version
         with self._lock:
             (version,) = self._db.execute("PRAGMA data_version").fetchone()
-        is_changed, self._data_version = version != self._data_version, version
-        return is_changed
+        before, self._data_version = self._data_version, int(version)
+        return before != self._data_version
 
     def get(self, worker_id: int) -> Worker | None:
         with self._lock:

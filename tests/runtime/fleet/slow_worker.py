@@ -18,7 +18,6 @@ from starlette.routing import Route
 
 from handler.api.dispatcher import WorkerReport
 from handler.worker_protocol import State
-from runtime.fleet import member as fleet_member
 from runtime.fleet.member import Member, RouterAddress
 from runtime.fleet.member_front import MemberFront
 from runtime.lambda_host.http_front import HttpFront
@@ -27,7 +26,6 @@ TOKEN = "of-workers"
 
 
 def main(router_url: str, score: float, port: int) -> None:
-    fleet_member.score_of = lambda _: score
     is_ours = asyncio.Lock()
 
     async def generate(request: Request) -> Response:
@@ -44,6 +42,7 @@ def main(router_url: str, score: float, port: int) -> None:
         worker_report=lambda: WorkerReport(state=State.READY),
         is_over=lambda _: True,
         on_state=lambda text: print(text, flush=True),
+        score_of=lambda _: score,
     )
     front = HttpFront(MemberFront(member, app, app, max_body_bytes=1024 * 1024), listener)
     front.start()

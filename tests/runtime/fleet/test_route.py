@@ -165,7 +165,7 @@ def test_worker_that_joins_does_not_make_up_for_the_past() -> None:
     index.put(reported(None, report(3), NOW, index.average_s))
 
     assert index.average_s == 1000.0
-    chosen = Counter()
+    chosen: Counter[int | None] = Counter()
     for number in range(30):
         chosen[route(index, request_idx=number, now=NOW)] += 1
         for each in index:

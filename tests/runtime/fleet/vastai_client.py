@@ -15,7 +15,7 @@ from typing import Any
 from vastai.serverless.client.client import Serverless
 
 
-class Client(Serverless):
+class Client(Serverless):  # type: ignore[misc]
     async def get_ssl_context(self) -> ssl.SSLContext:
         return ssl.create_default_context()
 
