@@ -190,9 +190,12 @@ def _whole(body: Mapping[str, Any], name: str, default: int | None = None) -> in
 
 def _number(body: Mapping[str, Any], name: str, default: float) -> float:
     value = body.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise BadBodyError(f"{name}: expected a number")
-    return float(value)
+    try:
+        if isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise BadBodyError(f"{name}: expected a number") from None
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:
