@@ -237,10 +237,10 @@ class Router:
         self._index.remove(worker_id)
 
     def _note_status(self, before: Worker | None, after: Worker) -> None:
+        reason = f": {after.error}" if after.error else ""
         if before is None:
-            self._note(f"worker {after.id} at {after.url} has joined, {after.status}")
+            self._note(f"worker {after.id} at {after.url} has joined, {after.status}{reason}")
         elif before.status is not after.status or before.error != after.error:
-            reason = f": {after.error}" if after.error else ""
             self._note(f"worker {after.id} at {after.url} is {after.status}{reason}")
 
     def _note(self, text: str) -> None:

@@ -1,0 +1,206 @@
+"""How many workers a fleet keeps active and asleep, and that it does not flap."""
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from runtime.fleet.registry import Held, Status, Worker
+from runtime.fleet.scaling import (
+    SETTLED_S,
+    Demand,
+    Plan,
+    ScalerState,
+    ScalingRules,
+    plan,
+    targets,
+)
+
+NOW = 1_800_000_000.0
+STEP_S = 5.0
+NO_LOAD = Demand(0.0)
+
+
+def worker(number: int, status: Status = Status.READY, score: float = 1.0, **fields: Any) -> Worker:
+    return Worker(
+        id=number,
+        url="",
+        status=status,
+        score=score,
+        joined_at=NOW,
+        reported_at=NOW,
+        **fields,
+    )
+
+
+def rules(**fields: Any) -> ScalingRules:
+    return replace(ScalingRules(min_workers=0, min_load=0.0, cold_mult=1.0), **fields)
+
+
+def settled_plan(given: ScalingRules, workers: list[Worker], demand: Demand) -> Plan:
+    """The plan once the same has been so for long enough."""
+    _, state = plan(given, workers, demand, ScalerState(), NOW)
+    made, _ = plan(given, workers, demand, state, NOW + SETTLED_S)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("given", "demand", "active", "inactive"),
+    [
+        ({"target_util": 0.9}, Demand(9.0), 10.0, 0.0),
+        ({"min_load": 1.8}, Demand(0.0), 2.0, 0.0),
+        ({"cold_mult": 3.0}, Demand(9.0), 10.0, 20.0),
+        ({"min_cold_load": 7.0}, Demand(9.0), 10.0, 7.0),
+        # The largest inactive target wins.
+        ({"cold_mult": 3.0, "min_cold_load": 7.0}, Demand(9.0), 10.0, 20.0),
+        # 500 units of work are to be worked off in 10 seconds.
+        ({"target_queue_s": 10.0}, Demand(9.0, queued=500.0), 59.0, 0.0),
+    ],
+)
+def test_targets_follow_the_parameters(
+    given: dict[str, float], demand: Demand, active: float, inactive: float
+) -> None:
+    made = targets(rules(**given), demand, ScalerState(), NOW)
+
+    assert made.active == pytest.approx(active)
+    assert made.inactive == pytest.approx(inactive)
+
+
+def test_load_wakes_the_fewest_workers() -> None:
+    asleep = [worker(number, Status.INACTIVE, score=number) for number in (1, 2, 3)]
+
+    made, _ = plan(rules(), asleep, Demand(2.7), ScalerState(), NOW)
+
+    assert made.wake == (3,)
+
+
+def test_idle_worker_sleeps_once_it_was_not_needed_for_long() -> None:
+    workers = [worker(1), worker(2, score=0.5), worker(3)]
+
+    early, _ = plan(rules(), workers, Demand(0.9), ScalerState(), NOW)
+
+    assert early.sleep == ()
+    assert settled_plan(rules(), workers, Demand(0.9)).sleep == (2,)
+
+
+def test_busy_worker_neither_sleeps_nor_stops() -> None:
+    busy = (Held(1, 100.0, NOW),)
+    workers = [worker(1, held=busy), worker(2, Status.INACTIVE, held=busy)]
+
+    made = settled_plan(rules(), workers, NO_LOAD)
+
+    assert (made.sleep, made.stop) == ((), ())
+
+
+def test_sleeping_worker_that_nobody_needs_is_stopped() -> None:
+    workers = [worker(1), worker(2, Status.INACTIVE), worker(3, Status.INACTIVE)]
+
+    assert settled_plan(rules(), workers, Demand(0.9)).stop == (2,)
+    assert settled_plan(rules(min_workers=3), workers, Demand(0.9)).stop == ()
+    assert settled_plan(rules(cold_mult=4.0), workers, Demand(0.9)).stop == ()
+
+
+def test_machines_are_started_for_load_and_reserve_up_to_the_limit() -> None:
+    workers = [worker(1), worker(2)]
+
+    assert plan(rules(), workers, Demand(4.5), ScalerState(), NOW)[0].start == 3
+    started = plan(rules(), workers, Demand(4.5), ScalerState(), NOW, starting=3)[0]
+    assert started.start == 0
+    assert plan(rules(max_workers=4), workers, Demand(45.0), ScalerState(), NOW)[0].start == 2
+    assert plan(rules(min_workers=5), workers, NO_LOAD, ScalerState(), NOW)[0].start == 3
+    assert plan(rules(cold_mult=3.0), workers, Demand(1.8), ScalerState(), NOW)[0].start == 4
+
+
+def test_fleet_above_its_limit_shrinks() -> None:
+    workers = [worker(number, Status.INACTIVE) for number in range(3)]
+
+    made = settled_plan(rules(max_workers=2, cold_mult=9.0), workers, Demand(0.9))
+
+    assert len(made.stop) <= 1
+    assert made.start == 0
+
+
+def test_fleet_without_load_for_long_keeps_nobody_active() -> None:
+    given = rules(min_load=1.0, inactivity_timeout_s=600.0)
+    _, state = plan(given, [worker(1)], Demand(1.0), ScalerState(), NOW)
+
+    soon = targets(given, NO_LOAD, state, NOW + 599)
+    late = targets(given, NO_LOAD, state, NOW + 601)
+
+    assert soon.active > 0
+    assert late.active == 0
+
+
+class Fleet:
+    """Workers that do what a plan says; wakes and starts take their time."""
+
+    def __init__(self, given: ScalingRules) -> None:
+        self.rules = given
+        self.workers: dict[int, Worker] = {}
+        self.state = ScalerState()
+        self.coming: list[float] = []
+        self.waking: dict[int, float] = {}
+        self.changes = 0
+        self.active: list[float] = []
+
+    def step(self, demand: Demand, now: float) -> None:
+        for at in [at for at in self.coming if at <= now]:
+            self.coming.remove(at)
+            number = len(self.workers) + 1000 * self.changes
+            self.workers[number] = worker(number, Status.INACTIVE)
+        for number in [number for number, at in self.waking.items() if at <= now]:
+            del self.waking[number]
+            self.workers[number] = replace(self.workers[number], status=Status.READY)
+        made, self.state = plan(
+            self.rules,
+            self.workers.values(),
+            demand,
+            self.state,
+            now,
+            starting=len(self.coming),
+        )
+        self.apply(made, now)
+
+    def apply(self, made: Plan, now: float) -> None:
+        for number in made.wake:
+            self.workers[number] = replace(self.workers[number], status=Status.STARTING)
+            self.waking[number] = now + 30
+        for number in made.sleep:
+            self.workers[number] = replace(self.workers[number], status=Status.INACTIVE)
+        for number in made.stop:
+            assert self.workers.pop(number).status is Status.INACTIVE
+        self.coming += [now + 120] * made.start
+        self.changes += len(made.wake) + len(made.sleep) + len(made.stop) + made.start
+        awake = [each for each in self.workers.values() if each.status is not Status.INACTIVE]
+        self.active.append(sum(each.score for each in awake))
+        assert len(self.workers) + len(self.coming) <= self.rules.max_workers
+
+
+def run(load: Callable[[float], float], hours: float, **given: Any) -> Fleet:
+    fleet = Fleet(ScalingRules(**given))
+    for step in range(int(hours * 3600 / STEP_S)):
+        now = NOW + step * STEP_S
+        fleet.step(Demand(load(step * STEP_S)), now)
+    return fleet
+
+
+def test_load_that_swings_does_not_make_the_fleet_flap() -> None:
+    chance = random.Random(1)
+    settled = run(lambda _: 5.0, 1.0)
+    noisy = run(lambda _: chance.gauss(5.0, 0.25), 8.0)
+
+    assert settled.active[-1] >= 5.0 / 0.9
+    assert noisy.changes <= settled.changes + 4
+
+
+def test_fleet_follows_the_load_of_a_day() -> None:
+    day = run(lambda s: 4.0 - 3.5 * math.cos(2 * math.pi * s / 86_400), 24.0, max_workers=40)
+
+    assert max(day.active) >= 7.5 / 0.9
+    # At night it has not kept what noon had needed.
+    assert day.active[-1] <= 3.0
+    # Up and down once.
+    assert day.changes <= 4 * 10 + 2 * 20 * 2
