@@ -388,7 +388,7 @@ def print_targets(sizes: Sequence[int], loads: Sequence[float]) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for size in sizes:
         for load in loads:
-            scenario = Scenario(size, load, jobs=max(100_000, 20 * size))
+            scenario = Scenario(size, load, jobs=max(300_000, 20 * size))
             routed, central = Routed(scenario).run(), Central(scenario).run()
             ratio = routed.mean_wait / central.mean_wait if central.mean_wait > 1e-3 else 1.0
             print(

@@ -45,6 +45,9 @@ _seconds = _number(
 _positive_seconds = _number(
     float, lambda value: 0 < value < math.inf, "expected a number of seconds, more than 0"
 )
+_amount = _number(float, lambda value: 0 <= value < math.inf, "expected a number, 0 or more")
+_share = _number(float, lambda value: 0 < value <= 1, "expected a number, more than 0, at most 1")
+_multiple = _number(float, lambda value: 1 <= value < math.inf, "expected a number, 1 or more")
 _count = _number(int, lambda value: value >= 0, "expected a whole number, 0 or more")
 _positive = _number(int, lambda value: value >= 1, "expected a whole number, 1 or more")
 _batch_size = _number(int, lambda value: 1 <= value <= 10, "expected a number of messages, 1 to 10")
@@ -158,6 +161,17 @@ class Settings:
     router_endpoints: tuple[str, ...] = _var("ROUTER_ENDPOINTS", _names, ("comfyui",))
     router_balance: str = _var("ROUTER_BALANCE", _balance, "proportional")
     router_max_queue_s: float = _var("ROUTER_MAX_QUEUE", _seconds, 30.0)
+    scale_machines: str = _var("SCALE_MACHINES")
+    scale_max_workers: int = _var("SCALE_MAX_WORKERS", _positive, 16)
+    scale_min_workers: int = _var("SCALE_MIN_WORKERS", _count, 5)
+    scale_min_load: float = _var("SCALE_MIN_LOAD", _amount, 1.0)
+    scale_target_util: float = _var("SCALE_TARGET_UTIL", _share, 0.9)
+    scale_cold_mult: float = _var("SCALE_COLD_MULT", _multiple, 3.0)
+    scale_min_cold_load: float = _var("SCALE_MIN_COLD_LOAD", _amount, 0.0)
+    scale_target_queue_s: float = _var("SCALE_TARGET_QUEUE_TIME", _positive_seconds, 10.0)
+    scale_inactivity_timeout_s: float | None = _var(
+        "SCALE_INACTIVITY_TIMEOUT", _positive_seconds, None
+    )
     router_url: str = _var("ROUTER_URL", _url)
     public_url: str = _var("PUBLIC_URL", _url)
 

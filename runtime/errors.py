@@ -40,6 +40,7 @@ handler/settings.py.
     ├── InstallError               installation/command.py
     ├── InvokeRefusedError         lambda_host/invoke_api.py      answered with HTTP 4xx or 503
     ├── LocalS3Error               local_s3.py
+    ├── MachinesError              fleet/machines.py
     ├── NotGrantedError            fleet/member_front.py  answered with HTTP 401 or 503
     ├── OwnRunError            worker/own_run.py      a benchmark or a warm-up
     ├── PackageError               custom_nodes/packages.py

@@ -4,12 +4,10 @@ What can be asked, and what is answered, is in handler/worker_protocol.py.
 """
 
 import argparse
-import contextlib
 import json
 import sys
 
 from handler.settings import Settings
-from handler.worker_connection import WorkerConnection
 from handler.worker_protocol import (
     DEPTHS,
     SOCKET_NAME,
@@ -17,7 +15,6 @@ from handler.worker_protocol import (
     BenchmarkDone,
     Depth,
     Drain,
-    EndJob,
     GetLog,
     GetState,
     LogLines,
@@ -31,8 +28,7 @@ from handler.worker_protocol import (
     Wake,
     readable,
 )
-
-_TIMEOUT_S = 10.0
+from runtime.worker_request import ask_worker
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,8 +47,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     path = settings.worker_dir / SOCKET_NAME
     request = _requests(DEPTHS[args.depth])[args.operation]
     try:
-        with contextlib.closing(WorkerConnection(path, _TIMEOUT_S)) as connection:
-            answer = _ask(connection, request)
+        answer = ask_worker(path, request)
     except OSError as error:
         reason = error.strerror or error
         hint = "`lambda-comfyui worker` starts one"
@@ -77,21 +72,6 @@ def _requests(depth: Depth) -> dict[str, Request]:
         RunBenchmark(id=1),
     ]
     return {request.NAME: request for request in requests}
-
-
-def _ask(connection: WorkerConnection, request: Request) -> Answer:
-    """The final answer to the request, for which it waits as long as it takes."""
-    connection.send(request, _TIMEOUT_S)
-    answer = connection.receive(request.id, None)
-    while isinstance(answer, Status) and not answer.is_final:
-        answer = connection.receive(request.id, None)
-    if isinstance(request, Wake):
-        # The next command may be `sleep`, which a job that is still counted would forbid.
-        state = GetState(id=request.id + 2)
-        connection.send(EndJob(id=request.id + 1), _TIMEOUT_S)
-        connection.send(state, _TIMEOUT_S)
-        connection.receive(state.id, None)
-    return answer
 
 
 def _shown(answer: Answer) -> str:

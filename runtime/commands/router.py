@@ -20,9 +20,12 @@ from runtime.extras import require
 from runtime.process.signals import get_beside_signals, on_stop_signal
 
 if TYPE_CHECKING:
+    from runtime.fleet.application import RouterContext
     from runtime.fleet.router import Router
+    from runtime.fleet.scaler import Scaler
 
 _SWEEP_EVERY_S = 2.0
+_SCALE_EVERY_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +68,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         )
         front = HttpFront(create_router_app(context), listener)
         stack.enter_context(RepeatingTimer(_SWEEP_EVERY_S, lambda: _sweep(router)))
+        if settings.scale_machines:
+            scaler = _scaler(settings, context)
+            stack.enter_context(RepeatingTimer(_SCALE_EVERY_S, lambda: _scale(scaler)))
         stop: queue.SimpleQueue[int] = queue.SimpleQueue()
         with on_stop_signal(lambda _: stop.put(0)):
             front.start()
@@ -86,6 +92,34 @@ def _sweep(router: "Router") -> bool:
         router.sweep()
     except Exception as error:
         _say(f"the state of the fleet could not be read: {error}")
+    return True
+
+
+def _scaler(settings: Settings, context: "RouterContext") -> "Scaler":
+    from runtime.fleet.machines import machines_of  # noqa: PLC0415
+    from runtime.fleet.scaler import Scaler  # noqa: PLC0415
+    from runtime.fleet.scaling import ScalingRules  # noqa: PLC0415
+
+    rules = ScalingRules(
+        max_workers=settings.scale_max_workers,
+        min_workers=settings.scale_min_workers,
+        min_load=settings.scale_min_load,
+        target_util=settings.scale_target_util,
+        cold_mult=settings.scale_cold_mult,
+        min_cold_load=settings.scale_min_cold_load,
+        target_queue_s=settings.scale_target_queue_s,
+        inactivity_timeout_s=settings.scale_inactivity_timeout_s,
+    )
+    machines = machines_of(settings.scale_machines)
+    return Scaler(context.router, context.signer, rules, machines, on_state=_say)
+
+
+def _scale(scaler: "Scaler") -> bool:
+    # As for a sweep: the next look may work.
+    try:
+        scaler.scale()
+    except Exception as error:
+        _say(f"the fleet could not be scaled: {error}")
     return True
 
 

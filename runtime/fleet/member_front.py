@@ -7,8 +7,9 @@ import json
 import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from anyio import to_thread
@@ -17,13 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handler.api.application import ApiContext, create_app
 from handler.api.dispatcher import NotOffered, Unavailable, WorkerReport
-from handler.api.json_answer import message
-from handler.api.request_body import BodyTooLarge, limited
+from handler.api.json_answer import JsonAnswer, message
+from handler.api.request_body import BodyTooLarge, decode_body, limited
 from handler.settings import Settings
 from runtime.errors import LambdaComfyUIError
 from runtime.fleet.member import Member, RouterAddress
-from runtime.fleet.signature import Grant
+from runtime.fleet.obedience import ACTIONS, obey
+from runtime.fleet.signature import Command, Grant
 
+COMMAND_PATH = "/fleet/command"
 GRANTED_PATHS = frozenset({"/generate/sync", "/generate", "/generate/stream"})
 # A request that was refused for its load may be routed again; so may one whose worker has failed.
 _NOT_WORKED_OFF = frozenset({408, 429})
@@ -50,22 +53,32 @@ class MemberFront:
     """Passes granted requests to `open_app`, and everything else to `guarded_app`."""
 
     def __init__(
-        self, member: Member, open_app: ASGIApp, guarded_app: ASGIApp, *, max_body_bytes: int
+        self,
+        member: Member,
+        open_app: ASGIApp,
+        guarded_app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        worker_sockets: Sequence[Path] = (),
     ) -> None:
         self._member, self._open_app, self._guarded_app = member, open_app, guarded_app
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._worker_sockets = max_body_bytes, worker_sockets
         # The grants that were used, and when they expire.
         self._used: dict[str, float] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_job = scope["type"] == "http" and scope["path"] in GRANTED_PATHS
-        if not is_job or scope["method"] != "POST":
+        path = scope["path"] if scope["type"] == "http" and scope["method"] == "POST" else ""
+        if path not in GRANTED_PATHS and path != COMMAND_PATH:
             await self._guarded_app(scope, receive, send)
             return
         try:
             body = await limited(Request(scope, receive), self._max_body_bytes).body()
         except BodyTooLarge as error:
             await message(413, str(error), {"Connection": "close"})(scope, receive, send)
+            return
+        if path == COMMAND_PATH:
+            answer = await to_thread.run_sync(self._obey, body)
+            await answer(scope, receive, send)
             return
         replayed = _replay(body, receive)
         auth_data = _auth_data_of(body)
@@ -79,6 +92,29 @@ class MemberFront:
             await message(error.status, str(error), headers)(scope, receive, send)
             return
         await self._run(grant, scope, replayed, send)
+
+    def _obey(self, body: bytes) -> JsonAnswer:
+        try:
+            command = self._command_of(decode_body(body))
+        except NotGrantedError as error:
+            return message(error.status, str(error))
+        obey(self._worker_sockets, command.action)
+        return message(202, f"the workers are asked to {command.action}")
+
+    def _command_of(self, body: Any) -> Command:
+        """Raises NotGrantedError."""
+        try:
+            command = Command(str(body["url"]), str(body["action"]), float(body["expires"]))
+            signature = str(body["signature"])
+        except (KeyError, TypeError, ValueError):
+            raise NotGrantedError(400, "the body is no signed command of a router") from None
+        verifier = self._member.verifier()
+        if verifier is None or not verifier.is_signed(command, signature):
+            raise NotGrantedError(401, "the router of this worker has not signed the command")
+        is_for_us = command.url == self._member.public_url
+        if not is_for_us or command.expires < time.time() or command.action not in ACTIONS:
+            raise NotGrantedError(401, "the command is for another worker, too late or unknown")
+        return command
 
     def _check(self, auth_data: Mapping[str, Any]) -> Grant:
         """Raises NotGrantedError."""
@@ -127,6 +163,7 @@ def join_fleet(
     token: str,
     *,
     worker_report: Callable[[], WorkerReport],
+    worker_sockets: Sequence[Path],
     on_state: Callable[[str], object],
 ) -> tuple[Member, ASGIApp]:
     """The member that ROUTER_URL asks for, and the application in front of its API."""
@@ -148,7 +185,11 @@ def join_fleet(
     # Without a token of its own, the API is the router's alone.
     guarded_app = create_app(context, token or secrets.token_urlsafe())
     front = MemberFront(
-        member, create_app(context), guarded_app, max_body_bytes=context.max_body_bytes
+        member,
+        create_app(context),
+        guarded_app,
+        max_body_bytes=context.max_body_bytes,
+        worker_sockets=worker_sockets,
     )
     return member, front
 

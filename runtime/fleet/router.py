@@ -127,6 +127,17 @@ class Router:
         if worker:
             self._note(f"worker {worker_id} at {worker.url} has left")
 
+    def retire(self, worker_id: int) -> Worker | None:
+        """Give nothing more to a worker that sleeps; None if it has a request, or is awake."""
+
+        def change(worker: Worker | None) -> Worker | None:
+            if worker is None or worker.held or worker.status is not Status.INACTIVE:
+                return worker
+            return replace(worker, status=Status.DRAINING)
+
+        after = self._change(worker_id, change)
+        return after if after and after.status is Status.DRAINING else None
+
     def sweep(self) -> None:
         """Take the requests of silent workers back, and forget workers that stay silent."""
         now = self._clock()

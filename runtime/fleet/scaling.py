@@ -27,7 +27,6 @@ class ScalingRules:
     target_util: float = 0.9
     cold_mult: float = 3.0
     min_cold_load: float = 0.0
-    max_queue_s: float = 30.0
     target_queue_s: float = 10.0
     inactivity_timeout_s: float | None = None
 

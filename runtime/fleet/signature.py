@@ -36,7 +36,7 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What the router has a worker do: `wake`, `sleep`, `drain`. `expires` as of a Grant."""
+    """What the router has a worker do: `wake` or `sleep`. `expires` as of a Grant."""
 
     url: str
     action: str

@@ -85,7 +85,7 @@ class ApiFront:
         self._member: Member | None = None
         app = create_app(context, rules.token, is_local=True)
         if settings.router_url:
-            app = self._join_fleet(rules, context)
+            app = self._join_fleet(rules, context, worker_sockets)
         self._front = HttpFront(app, rules.listener)
 
     def start(self) -> None:
@@ -107,7 +107,9 @@ class ApiFront:
         """End the job of an event that is not tried again."""
         self._board.abandon(failed.request_id, f"the job was given up: {failed.condition}")
 
-    def _join_fleet(self, rules: ApiRules, context: ApiContext) -> ASGIApp:
+    def _join_fleet(
+        self, rules: ApiRules, context: ApiContext, worker_sockets: Sequence[Path]
+    ) -> ASGIApp:
         from runtime.fleet.member_front import join_fleet  # noqa: PLC0415 - cryptography
 
         self._member, app = join_fleet(
@@ -115,6 +117,7 @@ class ApiFront:
             rules.settings,
             rules.token,
             worker_report=self._dispatcher.worker_report,
+            worker_sockets=worker_sockets,
             on_state=rules.on_state,
         )
         return app
