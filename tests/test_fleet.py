@@ -4,14 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from handler.settings import PROJECT
+from handler.settings import PROJECT, Settings
+from runtime.fleet.signature import Command, Signer, new_key
+from runtime.fleet.store import open_fleet_store
 from tests import workflows
 from tests.processes import free_ports, wait_until
 from tests.runtime.fleet.fleet import (
@@ -141,6 +145,27 @@ def test_stranger_is_refused(fleet: Fleet, path: str) -> None:
     assert fleet.generate({}).status_code == 401
     assert fleet.worker.get("/jobs").status_code == 401
     assert fleet.worker.get("/health").status_code == 200
+
+
+def test_command_of_the_router_lets_the_worker_sleep_and_a_request_wakes_it(fleet: Fleet) -> None:
+    database = fleet.worker.folder / "router.sqlite"
+    with closing(open_fleet_store(Settings(jobs_db=database))) as store:
+        signer = Signer(store.secret("key", new_key))
+    (worker,) = fleet.router.fleet()["workers"]
+    command = Command(worker["url"], "sleep", time.time() + 60)
+    body = {**asdict(command), "signature": signer.sign(command)}
+
+    forged = fleet.worker.post("/fleet/command", body | {"action": "wake"})
+    late = Command(worker["url"], "sleep", time.time() - 1)
+    too_late = fleet.worker.post("/fleet/command", {**asdict(late), "signature": signer.sign(late)})
+    nothing = fleet.worker.post("/fleet/command", {})
+    taken = fleet.worker.post("/fleet/command", body)
+
+    statuses = [each.status_code for each in (forged, too_late, nothing, taken)]
+    assert statuses == [401, 401, 400, 202]
+    assert wait_until(lambda: fleet.router.statuses() == ["inactive"], 60)
+    assert fleet.generate(fleet.grant()).json()["status"] == "completed"
+    assert wait_until(lambda: fleet.router.statuses() == ["ready"], 60)
 
 
 def test_worker_of_a_router_needs_its_own_address() -> None:
