@@ -2,12 +2,12 @@
 
 import math
 import random
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from benchmarks.fleet_scaling import scaled
 from runtime.fleet.registry import Held, Status, Worker
 from runtime.fleet.scaling import (
     SETTLED_S,
@@ -20,7 +20,6 @@ from runtime.fleet.scaling import (
 )
 
 NOW = 1_800_000_000.0
-STEP_S = 5.0
 NO_LOAD = Demand(0.0)
 
 
@@ -134,70 +133,19 @@ def test_fleet_without_load_for_long_keeps_nobody_active() -> None:
     assert late.active == 0
 
 
-class Fleet:
-    """Workers that do what a plan says; wakes and starts take their time."""
-
-    def __init__(self, given: ScalingRules) -> None:
-        self.rules = given
-        self.workers: dict[int, Worker] = {}
-        self.state = ScalerState()
-        self.coming: list[float] = []
-        self.waking: dict[int, float] = {}
-        self.changes = 0
-        self.active: list[float] = []
-
-    def step(self, demand: Demand, now: float) -> None:
-        for at in [at for at in self.coming if at <= now]:
-            self.coming.remove(at)
-            number = len(self.workers) + 1000 * self.changes
-            self.workers[number] = worker(number, Status.INACTIVE)
-        for number in [number for number, at in self.waking.items() if at <= now]:
-            del self.waking[number]
-            self.workers[number] = replace(self.workers[number], status=Status.READY)
-        made, self.state = plan(
-            self.rules,
-            self.workers.values(),
-            demand,
-            self.state,
-            now,
-            starting=len(self.coming),
-        )
-        self.apply(made, now)
-
-    def apply(self, made: Plan, now: float) -> None:
-        for number in made.wake:
-            self.workers[number] = replace(self.workers[number], status=Status.STARTING)
-            self.waking[number] = now + 30
-        for number in made.sleep:
-            self.workers[number] = replace(self.workers[number], status=Status.INACTIVE)
-        for number in made.stop:
-            assert self.workers.pop(number).status is Status.INACTIVE
-        self.coming += [now + 120] * made.start
-        self.changes += len(made.wake) + len(made.sleep) + len(made.stop) + made.start
-        awake = [each for each in self.workers.values() if each.status is not Status.INACTIVE]
-        self.active.append(sum(each.score for each in awake))
-        assert len(self.workers) + len(self.coming) <= self.rules.max_workers
-
-
-def run(load: Callable[[float], float], hours: float, **given: Any) -> Fleet:
-    fleet = Fleet(ScalingRules(**given))
-    for step in range(int(hours * 3600 / STEP_S)):
-        now = NOW + step * STEP_S
-        fleet.step(Demand(load(step * STEP_S)), now)
-    return fleet
-
-
 def test_load_that_swings_does_not_make_the_fleet_flap() -> None:
     chance = random.Random(1)
-    settled = run(lambda _: 5.0, 1.0)
-    noisy = run(lambda _: chance.gauss(5.0, 0.25), 8.0)
+    settled = scaled(lambda _: 5.0, 1.0, ScalingRules())
+    noisy = scaled(lambda _: chance.gauss(5.0, 0.25), 8.0, ScalingRules())
 
     assert settled.active[-1] >= 5.0 / 0.9
     assert noisy.changes <= settled.changes + 4
 
 
 def test_fleet_follows_the_load_of_a_day() -> None:
-    day = run(lambda s: 4.0 - 3.5 * math.cos(2 * math.pi * s / 86_400), 24.0, max_workers=40)
+    day = scaled(
+        lambda s: 4.0 - 3.5 * math.cos(2 * math.pi * s / 86_400), 24.0, ScalingRules(max_workers=40)
+    )
 
     assert max(day.active) >= 7.5 / 0.9
     # At night it has not kept what noon had needed.
