@@ -9,4 +9,4 @@ USUAL_SCORE = 1.0
 def score_of(report: WorkerReport) -> float:
     """The scores of the host's workers together; USUAL_SCORE for one that has measured none."""
     workers = report.workers or (report,)
-    return sum(float(getattr(worker, "score", None) or USUAL_SCORE) for worker in workers)
+    return sum(worker.score or USUAL_SCORE for worker in workers)
