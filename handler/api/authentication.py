@@ -41,13 +41,13 @@ class LocalCallers:
     https://developer.mozilla.org/en-US/docs/Web/HTTP/Reference/Headers/Origin
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, setting: str = "API_TOKEN") -> None:
+        self._app, self._setting = app, setting
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self._app
         if scope["type"] == "http" and not _is_local(Headers(scope=scope)):
-            app = message(403, "without API_TOKEN, the API answers local programs alone")
+            app = message(403, f"without {self._setting}, the API answers local programs alone")
         await app(scope, receive, send)
 
 

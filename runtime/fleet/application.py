@@ -13,8 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from events.decode import json_or_text
+from handler.api.authentication import LocalCallers
 from handler.api.json_answer import JsonAnswer
 from handler.api.metrics import CONTENT_TYPE
 from handler.api.request_body import BodyTooLarge, limited
@@ -41,8 +43,8 @@ class RouterContext:
     created_at: float
 
 
-def create_router_app(context: RouterContext) -> Starlette:
-    """The application of a router."""
+def create_router_app(context: RouterContext) -> ASGIApp:
+    """The application of a router. Without a token, it refuses what web pages send."""
     app = Starlette(
         routes=[
             Route("/api/v0/endptjobs/", list_endpoints),
@@ -66,7 +68,7 @@ def create_router_app(context: RouterContext) -> Starlette:
         },
     )
     app.state.context = context
-    return app
+    return app if context.tokens.callers else LocalCallers(app, "ROUTER_TOKEN")
 
 
 async def list_endpoints(request: Request) -> Response:

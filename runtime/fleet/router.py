@@ -200,7 +200,7 @@ class Router:
         if after and after.status is Status.LOST:
             self._note(
                 f"worker {worker.id} at {worker.url} does not report;"
-                f" {len(worker.held)} requests are routed again"
+                f" requests to route again: {len(worker.held)}"
             )
 
     def _change(self, worker_id: int, change: Change) -> Worker | None:

@@ -94,6 +94,16 @@ def test_worker_whose_wait_is_too_long_has_no_place() -> None:
     assert route(index, NOW + 10) == 1
 
 
+def test_without_a_queue_only_a_free_worker_has_a_place() -> None:
+    index = index_of(worker(1), max_queue_s=0)
+
+    assert [route(index), route(index), route(index, NOW + 500)] == [1, None, None]
+    busy = index.get(1)
+    assert busy is not None
+    index.put(reported(finished(busy, {1}, NOW + 500), report(), NOW + 500, 0.0))
+    assert route(index, NOW + 500) == 1
+
+
 def test_sleeping_worker_is_woken_only_if_nobody_else_has_a_place() -> None:
     asleep = worker(2, status=Status.INACTIVE, cold_start_s=20.0)
     index = index_of(worker(1, 10.0), asleep, max_queue_s=10)

@@ -230,6 +230,10 @@ def test_page_shows_the_fleet_in_a_browser(worker: RouterProcess, tmp_path: Path
 def test_router_without_a_token_listens_on_loopback_alone(tmp_path: Path) -> None:
     with router_process(tmp_path, ROUTER_TOKEN="", ROUTER_ADDRESS="0.0.0.0") as router:
         assert "no ROUTER_TOKEN: listening on 127.0.0.1 instead of 0.0.0.0" in router.log
+        foreign = {"Origin": "http://a.page"}
+        answer = requests.get(f"{router.url}/fleet", headers=foreign, timeout=30)
+        assert answer.status_code == 403
+        assert requests.get(f"{router.url}/fleet", timeout=30).status_code == 200
         router.stop()
 
 

@@ -210,7 +210,7 @@ def test_worker_that_stops_reporting_loses_its_requests(
     (worker,) = other.workers()
     assert (worker.status, worker.held, worker.work) == (Status.LOST, (), 0.0)
     assert router.route(replace(REQUEST, request_idx=first.request_idx)).worker is None
-    assert "does not report; 1 requests are routed again" in router.events()[0].text
+    assert "does not report; requests to route again: 1" in router.events()[0].text
     router.report(report())
     assert router.route(replace(REQUEST, request_idx=first.request_idx)).worker
 
