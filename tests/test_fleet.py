@@ -7,14 +7,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from handler.settings import PROJECT, Settings
-from runtime.fleet.signature import Command, Signer, new_key
+from runtime.fleet.signature import Command, Grant, Signer, new_key
 from runtime.fleet.store import open_fleet_store
 from tests import workflows
 from tests.processes import free_ports, wait_until
@@ -48,6 +48,18 @@ class Fleet:
 
         assert wait_until(is_routed, 120), self.router.log
         return answers[-1]
+
+    @property
+    def signer(self) -> Signer:
+        """Signs as the router does."""
+        with closing(open_fleet_store(Settings(jobs_db=self.router.database))) as store:
+            return Signer(store.secret("key", new_key))
+
+    def signed(self) -> dict[str, Any]:
+        """A grant that the router might have made; it takes no place of the worker."""
+        (worker,) = self.router.fleet()["workers"]
+        grant = Grant(worker["url"], "comfyui", 100.0, 1, 1, time.time() + 60)
+        return {**asdict(grant), "grant": self.signer.sign(grant)}
 
     def generate(self, auth_data: dict[str, Any], path: str = "/generate/sync") -> Any:
         payload = event(workflows.image())
@@ -121,14 +133,34 @@ def test_accepted_job_counts_until_it_has_ended(fleet: Fleet) -> None:
 def test_grant_that_was_changed_is_refused(
     fleet: Fleet, changes: dict[str, Any], named: str
 ) -> None:
-    answer = fleet.generate(fleet.grant() | changes)
+    answer = fleet.generate(fleet.signed() | changes)
+
+    assert answer.status_code == 401
+    assert named in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"url": "http://127.0.0.1:1"}, "has sent this request to another worker"),
+        ({"expires": 1.0}, "it has passed"),
+    ],
+)
+def test_grant_for_another_worker_or_time_is_refused(
+    fleet: Fleet, changes: dict[str, Any], named: str
+) -> None:
+    (worker,) = fleet.router.fleet()["workers"]
+    usual = Grant(worker["url"], "comfyui", 100.0, 1, 1, time.time() + 60)
+    grant = replace(usual, **changes)
+
+    answer = fleet.generate({**asdict(grant), "grant": fleet.signer.sign(grant)})
 
     assert answer.status_code == 401
     assert named in answer.json()["message"]
 
 
 def test_grant_without_a_field_is_refused(fleet: Fleet) -> None:
-    grant = fleet.grant()
+    grant = fleet.signed()
     del grant["expires"]
 
     answer = fleet.generate(grant)
@@ -148,9 +180,7 @@ def test_stranger_is_refused(fleet: Fleet, path: str) -> None:
 
 
 def test_command_of_the_router_lets_the_worker_sleep_and_a_request_wakes_it(fleet: Fleet) -> None:
-    database = fleet.worker.folder / "router.sqlite"
-    with closing(open_fleet_store(Settings(jobs_db=database))) as store:
-        signer = Signer(store.secret("key", new_key))
+    signer = fleet.signer
     (worker,) = fleet.router.fleet()["workers"]
     command = Command(worker["url"], "sleep", time.time() + 60)
     body = {**asdict(command), "signature": signer.sign(command)}

@@ -25,13 +25,14 @@ class RouterProcess:
     def __init__(self, folder: Path, **variables: str) -> None:
         (self._port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self._port}"
+        self.database = folder / "router.sqlite"
         self._log = folder / f"router-{self._port}.log"
         self._environ = {
             **os.environ,
             "ROUTER_TOKEN": CALLERS,
             "ROUTER_WORKER_TOKEN": WORKERS,
             "ROUTER_PORT": str(self._port),
-            "JOBS_DB": str(folder / "router.sqlite"),
+            "JOBS_DB": str(self.database),
             **variables,
         }
         self.start()
