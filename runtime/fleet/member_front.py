@@ -23,8 +23,8 @@ from handler.api.request_body import BodyTooLarge, decode_body, limited
 from handler.settings import Settings
 from runtime.errors import LambdaComfyUIError
 from runtime.fleet.member import Member, RouterAddress
-from runtime.fleet.obedience import ACTIONS, obey
 from runtime.fleet.signature import Command, Grant
+from runtime.fleet.worker_commands import ACTIONS, command_workers
 
 COMMAND_PATH = "/fleet/command"
 GRANTED_PATHS = frozenset({"/generate/sync", "/generate", "/generate/stream"})
@@ -98,7 +98,7 @@ class MemberFront:
             command = self._command_of(decode_body(body))
         except NotGrantedError as error:
             return message(error.status, str(error))
-        obey(self._worker_sockets, command.action)
+        command_workers(self._worker_sockets, command.action)
         return message(202, f"the workers are asked to {command.action}")
 
     def _command_of(self, body: Any) -> Command:

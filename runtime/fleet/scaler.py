@@ -10,11 +10,11 @@ from dataclasses import asdict
 import requests
 
 from runtime.fleet.machines import Machines, MachinesError
-from runtime.fleet.obedience import SLEEP, WAKE
 from runtime.fleet.registry import Worker
 from runtime.fleet.router import Clock, Router
 from runtime.fleet.scaling import Demand, Plan, ScalerState, ScalingRules, plan
 from runtime.fleet.signature import Command, Signer
+from runtime.fleet.worker_commands import SLEEP, WAKE
 
 _COMMAND_S = 60.0
 _TIMEOUT_S = 5.0

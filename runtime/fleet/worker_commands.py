@@ -12,7 +12,7 @@ WAKE, SLEEP = "wake", "sleep"
 ACTIONS = (WAKE, SLEEP)
 
 
-def obey(sockets: Sequence[Path], action: str) -> None:
+def command_workers(sockets: Sequence[Path], action: str) -> None:
     """Ask every worker, in threads of their own: a start takes a minute.
 
     A worker that runs a job does not sleep. How each is in the end is in the host's next report.
