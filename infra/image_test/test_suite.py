@@ -1,0 +1,39 @@
+"""Tests of the project inside the image: on its Python, its packages and its ComfyUI."""
+
+import subprocess
+from pathlib import Path
+
+from infra.image_test.containers import HOST, NO_NETWORK, PROJECT, READ_ONLY
+
+TESTS = ("tests/events", "tests/handler", "tests/test_hostile_events.py")
+# What the tests read beside the code, which the image has.
+READ = ("tests", "docs", "template.yaml", "README.md", "LICENSE")
+
+
+def test_tests_of_events_handler_and_hostile_events_pass_inside(test_packages: Path) -> None:
+    mounts = [f"{PROJECT / name}:/var/task/{name}:ro" for name in READ]
+    mounts += [f"{test_packages}:/packages:ro"]
+    # Where runtime/local_s3.py looks for it.
+    mounts += [f"{test_packages}/bin/rclone:/opt/handler/bin/rclone:ro"]
+
+    done = subprocess.run(
+        [
+            *("podman", "run", "--rm", *READ_ONLY, *NO_NETWORK),
+            *(word for mount in mounts for word in ("--volume", mount)),
+            *("--env", "PYTHONPATH=/packages", "--entrypoint", "/opt/handler/bin/python", HOST),
+            *(
+                "-m",
+                "pytest",
+                "-p",
+                "no:cacheprovider",
+            ),
+            *("-q", "-rfE", "--tb=short", *TESTS),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+    print(done.stdout.rstrip().splitlines()[-1])
+    assert done.returncode == 0, done.stdout[-20000:]
