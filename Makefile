@@ -13,6 +13,8 @@ UPGRADE ?=
 # One version for all versions of Python, with the hashes of all its files.
 LOCK := $(VENV)/bin/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes \
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
+# What shellcheck reads.
+SCRIPTS := $(wildcard .ci/* infra/*.sh) $(addprefix infra/docker/,bootstrap entrypoint extension)
 
 .PHONY: run test fast lint format lock sam-validate api-function image image-test clean
 
@@ -33,6 +35,8 @@ lint: $(VENV)/.installed-tests
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/hadolint infra/docker/Dockerfile
+	$(VENV)/bin/shellcheck $(SCRIPTS)
 
 format: $(VENV)/.installed-tests
 	$(PY) -m ruff check --fix .
@@ -65,12 +69,13 @@ api-function: $(VENV)/.installed
 	find build/api -name __pycache__ -prune -exec rm -rf {} +
 	@du -sh build/api
 
-# Both images, with Docker or buildah: the variables are in the script.
+# Both images, with Docker or podman: the variables are in the script.
 image:
 	infra/build_image.sh
 
-# Builds them, runs them with podman as root, and removes them, unless KEEP=1.
-image-test: $(VENV)/.installed-tests $(SAM_VENV)/.installed image
+# Builds both in a folder of its own, checks them in containers, and removes them; with KEEP=1, it
+# leaves them where `make image` puts them. For Debian, as root.
+image-test: $(VENV)/.installed-tests $(SAM_VENV)/.installed
 	infra/image_test.sh
 
 clean:

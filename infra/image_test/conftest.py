@@ -38,7 +38,7 @@ def test_packages(folder: Path) -> Path:
     into = folder / "packages"
     subprocess.run(
         [
-            *(sys.executable, "-m", "pip", "install", "--quiet", "--target", into),
+            *(sys.executable, "-m", "pip", "install", "-qq", "--target", into),
             *("--python-version", "3.13", "--only-binary", ":all:"),
             *(word for platform in PLATFORMS for word in ("--platform", platform)),
             *pins,
@@ -65,19 +65,13 @@ def aws(test_packages: Path) -> Iterator[Aws]:
 @pytest.fixture(scope="session")
 def standins_image(folder: Path) -> Iterator[str]:
     """The function's image with stand-in weights in it, as ModelStorage=image has real ones."""
-    context = folder / "standins"
+    context = folder / "nothing"
     context.mkdir()
-    podman(
-        *("run", "--rm", "--network", "none", "--user", "0"),
-        *("--volume", f"{context}:/opt/comfyui/standins", HOST, "standins"),
-    )
-    recipe = (
-        f"FROM {LAMBDA}\nCOPY . /opt/comfyui/standins\nRUN chmod -R a+rX /opt/comfyui/standins\n"
-    )
+    write = "python -m runtime standins && chmod -R a+rX /opt/comfyui/standins"
     podman(
         *("build", "--isolation", "chroot", "--pull=never", "--tag", STANDINS),
         *("--file", "-", str(context)),
-        stdin=recipe,
+        stdin=f"FROM {LAMBDA}\nRUN {write}\n",
     )
     yield STANDINS
     podman("rmi", "--force", STANDINS)

@@ -78,7 +78,9 @@ def host(aws: Aws) -> Iterator[Host]:
         started = Host(f"http://127.0.0.1:{port}", sqs, queue_url)
         wait_until(started.is_ready)
         yield started
+    except BaseException:
         print("\n".join(compose(environ, "cpu", "logs").splitlines()[-LOG_LINES:]))
+        raise
     finally:
         compose(environ, "cpu", "down", "--volumes")
 

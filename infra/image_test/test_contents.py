@@ -74,6 +74,17 @@ def test_bytecode_is_there(image: str) -> None:
 
 
 @IMAGES
+def test_pytorch_finds_its_libraries_and_no_triton(image: str) -> None:
+    """docs/decisions/0014-no-triton-in-the-image.md: it would look for a C compiler."""
+    script = (
+        "import importlib.util, torch, torchaudio, torchvision;"
+        " print(torch.version.cuda is not None, importlib.util.find_spec('triton'))"
+    )
+
+    assert shell(image, f'/opt/comfyui/venv/bin/python -c "{script}"').split() == ["True", "None"]
+
+
+@IMAGES
 def test_every_file_can_be_read_by_any_user(image: str) -> None:
     """Lambda chooses the user."""
     found = shell(image, "find /opt /var/task ! -type l ! -perm -o+r -print")

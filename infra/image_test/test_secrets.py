@@ -17,7 +17,7 @@ SECRETS = {
     "npm token": r"\bnpm_[A-Za-z0-9]{36}",
 }
 FOLDERS = "/etc /home /opt /root /srv /usr/local /var/runtime /var/task"
-# The key that ComfyUI's frontend sends to Firebase from every browser, and AWS's documented examples.
+# The key that ComfyUI's frontend sends to Firebase from every browser, and examples of AWS.
 PUBLIC = re.compile(
     r"/comfyui_frontend_package/static/assets/[^/]+\.js(\.map)?$"
     r"|/boto3/examples/|/botocore/data/.*/examples-1\.json$"

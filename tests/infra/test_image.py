@@ -148,22 +148,6 @@ def test_last_target_is_lambda_and_code_is_its_last_layer() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "docker/bootstrap",
-        "docker/entrypoint",
-        "docker/extension",
-        "build_image.sh",
-        "image_test.sh",
-    ],
-)
-def test_scripts_are_shell(name: str) -> None:
-    subprocess.run(["sh", "-n", PROJECT / "infra" / name], check=True)
-    if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", PROJECT / "infra" / name], check=True)
-
-
-@pytest.mark.parametrize(
     ("api", "expected"),
     [("127.0.0.1:9001", "started directly"), ("", "aws-lambda-rie: not found")],
     ids=["in Lambda", "elsewhere"],
