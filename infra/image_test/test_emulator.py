@@ -5,12 +5,17 @@ import pytest
 from infra.image_test.containers import EMULATOR_URL, LAMBDA, NO_NETWORK, READ_ONLY, running
 from infra.image_test.jobs import check_completed, small_job
 
+# Lambda runs everything as an unprivileged user. The emulator does so only for the code, in the mode
+# of Managed Instances, and must be root for that.
+LAMBDA_USER = ("--user", "993:990", "--cap-drop", "all")
 MANAGED_INSTANCES = ("--env", "AWS_LAMBDA_MAX_CONCURRENCY=2")
 GRACE_S = 30
 
 
 @pytest.mark.parametrize(
-    "mode", [(), MANAGED_INSTANCES], ids=["standard mode", "Managed Instances"]
+    "mode",
+    [(), LAMBDA_USER, MANAGED_INSTANCES],
+    ids=["standard mode", "standard mode as Lambda's user", "Managed Instances"],
 )
 def test_job_completes_with_tmp_alone_and_sigterm_ends_it(mode: tuple[str, ...]) -> None:
     timeout = ("--env", "AWS_LAMBDA_FUNCTION_TIMEOUT=300")

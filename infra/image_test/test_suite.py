@@ -11,23 +11,21 @@ READ = ("tests", "docs", "template.yaml", "README.md", "LICENSE")
 
 
 def test_tests_of_events_handler_and_hostile_events_pass_inside(test_packages: Path) -> None:
-    mounts = [f"{PROJECT / name}:/var/task/{name}:ro" for name in READ]
-    mounts += [f"{test_packages}:/packages:ro"]
-    # Where runtime/local_s3.py looks for it.
-    mounts += [f"{test_packages}/bin/rclone:/opt/handler/bin/rclone:ro"]
+    # The last one is where runtime/local_s3.py looks for it.
+    mounts = [
+        *(f"{PROJECT / name}:/var/task/{name}:ro" for name in READ),
+        f"{test_packages}:/packages:ro",
+        f"{test_packages}/bin/rclone:/opt/handler/bin/rclone:ro",
+    ]
+    options = ["-p", "no:cacheprovider", "-q", "-rfE", "--tb=short"]
+    options += ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
 
     done = subprocess.run(
         [
             *("podman", "run", "--rm", *READ_ONLY, *NO_NETWORK),
             *(word for mount in mounts for word in ("--volume", mount)),
             *("--env", "PYTHONPATH=/packages", "--entrypoint", "/opt/handler/bin/python", HOST),
-            *(
-                "-m",
-                "pytest",
-                "-p",
-                "no:cacheprovider",
-            ),
-            *("-q", "-rfE", "--tb=short", *TESTS),
+            *("-m", "pytest", *options, *TESTS),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
