@@ -5,7 +5,7 @@ import pytest
 from infra.image_test.containers import EMULATOR_URL, LAMBDA, NO_NETWORK, READ_ONLY, running
 from infra.image_test.jobs import check_completed, small_job
 
-# Lambda runs everything as an unprivileged user. The emulator does so only for the code, in the mode
+# Lambda runs all as an unprivileged user. The emulator does so only for the code, in the mode
 # of Managed Instances, and must be root for that.
 LAMBDA_USER = ("--user", "993:990", "--cap-drop", "all")
 MANAGED_INSTANCES = ("--env", "AWS_LAMBDA_MAX_CONCURRENCY=2")
