@@ -41,9 +41,8 @@ def docker_host(folder: Path) -> Iterator[str]:
     yield address
     service.terminate()
     service.wait(STOP_S)
-    # SAM CLI adds its emulator to each image.
-    for tag in ("rapid-x86_64",):
-        podman("rmi", "--force", "--ignore", f"docker.io/library/lambda-comfyui:{tag}")
+    # SAM CLI leaves an image with its emulator.
+    podman("rmi", "--force", "--ignore", "docker.io/library/lambda-comfyui:rapid-x86_64")
 
 
 class Sam:
