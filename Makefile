@@ -14,7 +14,7 @@ UPGRADE ?=
 LOCK := $(VENV)/bin/uv pip compile --quiet --universal --fork-strategy fewest --generate-hashes \
 	--custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade)
 # What shellcheck reads.
-SCRIPTS := $(wildcard .ci/* infra/*.sh) $(addprefix infra/docker/,bootstrap entrypoint extension)
+SCRIPTS := $(wildcard .ci/* infra/*.sh infra/*/*.sh) $(addprefix infra/docker/,bootstrap entrypoint extension)
 
 .PHONY: run test fast lint format lock sam-validate api-function image image-test clean
 

@@ -43,7 +43,7 @@ def test_size_by_layer(image: str) -> None:
     print(f"\n{total_gb:.2f} GB")
     for layer in layers:
         if layer["size"]:
-            print(f"{layer['size'] / 1e6:9.1f} MB  {instruction(layer)[:70]}")
+            print(f"{layer['size'] / 1e6:9.1f} MB  {instruction(layer).rstrip()[:70]}")
 
     assert total_gb <= LIMIT_GB
     (code, *_) = (layer for layer in layers if layer["size"])
