@@ -54,4 +54,4 @@ export CONTAINERS_CONF="$folder/containers.conf"
 started=$(date +%s)
 ENGINE=podman infra/build_image.sh
 echo "image: built in $(($(date +%s) - started)) s"
-.venv/bin/python -m pytest infra/image_test --verbose --capture=no --tb=short --timeout 1200 "$@"
+.venv/bin/python -m pytest infra/image_test --verbose --capture=no --tb=short --timeout 2400 "$@"

@@ -20,6 +20,8 @@ from infra.image_test.jobs import check_completed, small_job, wan_job
 SAM = PROJECT / ".venv-sam" / "bin" / "sam"
 START_S = 240
 STOP_S = 60
+# The two prompts of the Wan workflow take a minute on two idle cores, and more on busy ones.
+JOB_S = 1800
 # For these, SAM CLI sets the logical ids of resources that only a deployed stack has.
 VARIABLES = {
     "ComfyUI": {
@@ -54,7 +56,7 @@ class Sam:
         self.options = [
             *("ComfyUI", "--template", "template.yaml", "--skip-pull-image"),
             *("--env-vars", str(variables), "--parameter-overrides"),
-            *(f"ImageUri={image}", f"OutboundAllow={outbound}"),
+            *(f"ImageUri={image}", f"OutboundAllow={outbound}", f"TimeoutSeconds={JOB_S}"),
         ]
         self.environ = os.environ | {
             "DOCKER_HOST": docker_host,
@@ -98,7 +100,7 @@ class Sam:
                 region_name=REGION,
                 aws_access_key_id="x",
                 aws_secret_access_key="x",
-                config=Config(read_timeout=1000, retries={"total_max_attempts": 1}),
+                config=Config(read_timeout=JOB_S, retries={"total_max_attempts": 1}),
             )
         finally:
             process.terminate()
