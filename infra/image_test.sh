@@ -21,11 +21,10 @@ clean_up() {
         podman ps --all --quiet --filter name=lambda-comfyui-test | xargs -r podman rm --force --time 1
     else
         podman rm --all --force --time 1 >/dev/null || true
-        # podman mounts this folder on itself.
-        umount "$storage/overlay" 2>/dev/null || true
-        rm -rf "$storage"
+        # What a build that was interrupted has mounted.
+        umount --recursive --lazy "$storage/overlay" 2>/dev/null || true
     fi
-    rm -rf "$folder"
+    rm -rf "$storage" "$folder"
 }
 trap clean_up EXIT
 trap 'exit 1' INT TERM
@@ -52,6 +51,8 @@ export CONTAINERS_CONF="$folder/containers.conf"
 [ "${KEEP:-}" = 1 ] || export CONTAINERS_STORAGE_CONF="$folder/storage.conf"
 
 started=$(date +%s)
-ENGINE=podman infra/build_image.sh
+# Builds write many gigabytes; /tmp can be in memory.
+mkdir -p "$storage/tmp"
+TMPDIR="$storage/tmp" ENGINE=podman infra/build_image.sh
 echo "image: built in $(($(date +%s) - started)) s"
 .venv/bin/python -m pytest infra/image_test --verbose --capture=no --tb=short --timeout 2400 "$@"
