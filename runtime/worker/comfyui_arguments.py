@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from shutil import which
 
 from handler.model_folders import MODEL_PATHS_FILE, MODEL_PATHS_FLAG, kinds_in
 from handler.settings import PROJECT, Settings
@@ -78,7 +79,17 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     folders = [folder for folder in kept.pop("PYTHONPATH", "").split(os.pathsep) if folder]
     if others := [folder for folder in folders if Path(folder) != PROJECT]:
         kept["PYTHONPATH"] = os.pathsep.join(others)
+    if _has_no_compiler(kept):
+        # Else PyTorch replaces some operators by kernels in Triton, which compiles C code first:
+        # torch/_native/common_utils.py.
+        kept.setdefault("TORCH_DISABLE_NATIVE_JIT", "1")
     return {**kept, "PYTHONUNBUFFERED": "1"}
+
+
+def _has_no_compiler(environ: Mapping[str, str]) -> bool:
+    """Whether Triton would find no C compiler: triton/runtime/build.py, `_build`."""
+    path = environ.get("PATH")
+    return "CC" not in environ and not any(which(name, path=path) for name in ("clang", "gcc"))
 
 
 def has_gpu() -> bool:

@@ -290,11 +290,22 @@ def test_comfyui_gets_none_of_the_credentials(start_worker: StartWorker) -> None
 
 
 def test_comfyui_does_not_find_our_packages_before_its_own() -> None:
-    given = {"PYTHONPATH": f"{PROJECT}:/somebody/else", "ON_FAILURE_URL": "secret", "HOME": "/x"}
+    given = {"PYTHONPATH": f"{PROJECT}:/somebody/else", "ON_FAILURE_URL": "secret", "CC": "/x"}
 
     environ = child_environment(given)
 
-    assert environ == {"PYTHONPATH": "/somebody/else", "HOME": "/x", "PYTHONUNBUFFERED": "1"}
+    assert environ == {"PYTHONPATH": "/somebody/else", "CC": "/x", "PYTHONUNBUFFERED": "1"}
+
+
+def test_kernels_in_triton_are_off_where_no_compiler_is(tmp_path: Path) -> None:
+    switch = "TORCH_DISABLE_NATIVE_JIT"
+    bare = {"PATH": str(tmp_path)}
+    assert child_environment(bare)[switch] == "1"
+    assert child_environment(bare | {switch: "0"})[switch] == "0"
+    assert switch not in child_environment(bare | {"CC": "/opt/cc"})
+    compiler = tmp_path / "gcc"
+    compiler.touch(mode=0o755)
+    assert switch not in child_environment(bare)
 
 
 def test_last_lines_of_comfyui_can_be_asked_for(start_worker: StartWorker) -> None:
