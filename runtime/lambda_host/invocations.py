@@ -148,8 +148,12 @@ class InvocationQueue:
     def take(self, consumer: QueueConsumer) -> Invocation | None:
         """Block until there is an invocation for this consumer; None once it is retired."""
         with self.changed:
-            self._consumers.add(consumer)
             consumer.has_asked = True
+            if consumer.is_retired:
+                # Its client died after it had asked.
+                self.changed.notify_all()
+                return None
+            self._consumers.add(consumer)
             if consumer.invocation:
                 consumer.invocation.released.set()
             self._asking.append(consumer)
@@ -180,6 +184,8 @@ class InvocationQueue:
                 # Its thread has not run since: another client takes it.
                 self._waiting.appendleft(consumer.next)
                 consumer.next = None
+            if self._is_closed:
+                self.fail_waiting(UNAVAILABLE)
             self._hand_out()
             return consumer.invocation
 

@@ -1,0 +1,49 @@
+"""The queue of invocations, when clients die or the host stops at the worst moment."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+from runtime.lambda_host.failures import UNAVAILABLE
+from runtime.lambda_host.invocations import Gate, Invocation, InvocationQueue, QueueConsumer
+from tests.processes import wait_until
+
+
+def test_client_that_died_after_it_had_asked_gets_no_invocation() -> None:
+    queue, gate = InvocationQueue(1), Gate(is_open=True)
+    dead, invocation = QueueConsumer(gate), Invocation(b"{}", 60)
+    queue.put(invocation)
+    queue.retire(dead)
+
+    assert queue.take(dead) is None
+    assert queue.free_models() == []
+    assert queue.take(QueueConsumer(gate)) is invocation
+
+
+def test_invocation_of_a_client_that_dies_before_it_runs_goes_to_another_one() -> None:
+    queue, gate = InvocationQueue(2), Gate(is_open=True)
+    dying, invocation = QueueConsumer(gate), Invocation(b"{}", 60)
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(queue.take, dying)
+        assert wait_until(lambda: bool(queue.free_models()))
+        # The thread of the client cannot run meanwhile.
+        with queue.changed:
+            queue.put(invocation)
+            queue.retire(dying)
+        assert taken.result() is None
+
+    assert queue.take(QueueConsumer(gate)) is invocation
+
+
+def test_invocation_of_a_client_that_dies_while_the_host_stops_ends_as_unavailable() -> None:
+    queue = InvocationQueue(1)
+    dying, invocation = QueueConsumer(Gate(is_open=True)), Invocation(b"{}", 60)
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(queue.take, dying)
+        assert wait_until(lambda: bool(queue.free_models()))
+        with queue.changed:
+            queue.put(invocation)
+            queue.close()
+            queue.retire(dying)
+        assert taken.result() is None
+
+    assert invocation.result is not None
+    assert invocation.result.function_error == UNAVAILABLE.error_type
