@@ -33,7 +33,7 @@ def pooled_workers(settings: Settings, environ: Mapping[str, str]) -> Sequence[P
     One of several workers may fail while the others go on: they write no lines to PYWORKER_LOG.
     The first one uses the folders and the port of the settings. The others have theirs in `gpu-N`
     and the next ports, or any ports if none is set. They share the first one's input folder, into
-    which the HTTP API puts uploads. Makes these folders.
+    which the HTTP API puts uploads; it is made here.
     """
     devices = _devices(environ)
     count = settings.gpus or max(len(devices), 1)
@@ -41,14 +41,17 @@ def pooled_workers(settings: Settings, environ: Mapping[str, str]) -> Sequence[P
         raise PoolError(f"GPUS is {count}, but there are {len(devices)}: {', '.join(devices)}")
     if count == 1 and not settings.gpus:
         return [PooledWorker(socket=settings.worker_dir / SOCKET_NAME, variables={})]
-    return [_worker(settings, number, devices) for number in range(count)]
+    common = {"PYWORKER_LOG": ""} if count > 1 else {}
+    return [_worker(settings, number, devices, common) for number in range(count)]
 
 
-def _worker(settings: Settings, number: int, devices: Sequence[str]) -> PooledWorker:
-    # The numbers of CUDA and of nvidia-smi are the same in the order of the bus:
-    # https://docs.nvidia.com/cuda/cuda-c-programming-guide/, "CUDA Environment Variables".
-    variables = {"PYWORKER_LOG": ""}
+def _worker(
+    settings: Settings, number: int, devices: Sequence[str], common: Mapping[str, str]
+) -> PooledWorker:
+    variables = dict(common)
     if devices:
+        # The numbers of CUDA and of nvidia-smi are the same in the order of the bus:
+        # https://docs.nvidia.com/cuda/cuda-c-programming-guide/, "CUDA Environment Variables".
         variables |= {_VISIBLE: devices[number], "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     if number == 0:
         return PooledWorker(socket=settings.worker_dir / SOCKET_NAME, variables=variables)
@@ -68,6 +71,9 @@ def _share_inputs(shared: Path, link: Path) -> None:
     try:
         shared.mkdir(parents=True, exist_ok=True)
         link.parent.mkdir(parents=True, exist_ok=True)
+        if link.is_symlink() and link.readlink() != shared:
+            # The folder was moved since.
+            link.unlink()
         if not link.is_symlink():
             link.symlink_to(shared, target_is_directory=True)
     except OSError as error:
@@ -83,5 +89,6 @@ def _devices(environ: Mapping[str, str]) -> Sequence[str]:
     A container sees only the device files of its own GPUs, and CUDA numbers those from 0.
     """
     if _VISIBLE in environ:
-        return [item for item in environ[_VISIBLE].split(",") if item.strip() not in ("", "-1")]
+        items = [item.strip() for item in environ[_VISIBLE].split(",")]
+        return [item for item in items if item not in ("", "-1")]
     return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

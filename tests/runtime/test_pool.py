@@ -65,6 +65,18 @@ def test_gpus_limits_the_number_of_workers(tmp_path: Path) -> None:
     assert [worker.variables["CUDA_VISIBLE_DEVICES"] for worker in workers] == ["0", "1"]
 
 
+def test_single_worker_of_several_gpus_writes_its_own_lines_for_a_pyworker(tmp_path: Path) -> None:
+    (worker,) = pooled_workers(settings(tmp_path, GPUS="1"), {"CUDA_VISIBLE_DEVICES": "0, 1"})
+
+    assert worker.variables == {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def test_spaces_in_the_list_of_gpus_are_no_part_of_a_gpu(tmp_path: Path) -> None:
+    workers = pooled_workers(settings(tmp_path), {"CUDA_VISIBLE_DEVICES": "0, 1"})
+
+    assert [worker.variables["CUDA_VISIBLE_DEVICES"] for worker in workers] == ["0", "1"]
+
+
 def test_more_workers_than_gpus_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PoolError, match="GPUS is 3, but there are 2: 0, 1"):
         pooled_workers(settings(tmp_path, GPUS="3"), {"CUDA_VISIBLE_DEVICES": "0,1"})
@@ -76,6 +88,16 @@ def test_workers_share_the_input_folder_also_after_another_start(tmp_path: Path)
 
     (tmp_path / "data" / "input" / "image.png").write_bytes(b"png")
     assert (tmp_path / "data" / "gpu-1" / "input" / "image.png").read_bytes() == b"png"
+
+
+def test_workers_share_the_input_folder_also_after_a_move_of_their_folders(tmp_path: Path) -> None:
+    pooled_workers(settings(tmp_path / "old", GPUS="2"), {})
+    (tmp_path / "old").rename(tmp_path / "new")
+
+    pooled_workers(settings(tmp_path / "new", GPUS="2"), {})
+
+    (tmp_path / "new" / "data" / "input" / "image.png").write_bytes(b"png")
+    assert (tmp_path / "new" / "data" / "gpu-1" / "input" / "image.png").read_bytes() == b"png"
 
 
 def test_folder_that_cannot_be_made_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
