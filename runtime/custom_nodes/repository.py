@@ -32,7 +32,7 @@ def fetch(source: Source, into: Path) -> None:
     RepositoryError.
     """
     _git(None, "init", "--quiet", "--", str(into))
-    _git(into, "remote", "add", "origin", source.repository)
+    _git(into, "remote", "add", "--", "origin", source.repository)
     move_to(source, into)
 
 
@@ -41,7 +41,7 @@ def move_to(source: Source, folder: Path) -> None:
 
     Raises RepositoryError.
     """
-    _git(folder, "remote", "set-url", "origin", source.repository)
+    _git(folder, "remote", "set-url", "--", "origin", source.repository)
     try:
         _git(folder, "fetch", "--quiet", "--depth", "1", "origin", source.commit)
     except RepositoryError:

@@ -321,6 +321,15 @@ GOOD = {
             f"{{version: 1, nodes: [{GOOD | {'repository': 'https://me:pw@host/x'}}]}}",
             "nodes[0].repository: expected an https, ssh or file URL without a user",
         ),
+        (
+            # git and ssh would take it for an option.
+            f"{{version: 1, nodes: [{GOOD | {'repository': '-tmain@host:x'}}]}}",
+            "nodes[0].repository: expected an https, ssh or file URL",
+        ),
+        (
+            f"{{version: 1, nodes: [{GOOD | {'repository': 'ssh://-oProxyCommand=x/y'}}]}}",
+            "nodes[0].repository: expected an https, ssh or file URL",
+        ),
         (f"{{version: 1, nodes: [{GOOD}, {GOOD}]}}", "more than once: doubles"),
     ],
 )  # fmt: skip
