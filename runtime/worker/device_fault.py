@@ -19,10 +19,12 @@ _NEW_CONTAINER = "Start a new container; if the fault comes again, on another ma
 
 def device_fault(device: Device) -> str:
     """Why no job can run on this device, and what to do; '' when jobs can run."""
-    if device.kind != "cuda" or not device.problem or _is_full(device):
+    if device.kind != "cuda" or not device.problem:
         return ""
     if not device.name:
         return _missing(device)
+    if _is_full(device):
+        return ""
     gpu = f"the GPU {device.name} of compute capability {device.capability}"
     if not has_kernels(device.capability, device.kernels):
         built_for = ", ".join(device.kernels)
@@ -59,8 +61,11 @@ def has_kernels(capability: str, kernels: tuple[str, ...]) -> bool:
 
 
 def _is_full(device: Device) -> bool:
-    """Whether the GPU only has too little memory left: other programs use it, and may end."""
-    is_low = device.free_bytes is not None and device.free_bytes < _LOW_BYTES
+    """Whether the GPU only has too little memory left: other programs use it, and may end.
+
+    A GPU whose memory does not even hold a CUDA context does not say how much is free.
+    """
+    is_low = device.free_bytes is None or device.free_bytes < _LOW_BYTES
     return is_low and any(words in device.problem for words in _MEMORY)
 
 

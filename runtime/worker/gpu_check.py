@@ -50,7 +50,7 @@ def look(torch: Any, kind: str) -> dict[str, Any]:
             facts["kernels"] = torch.cuda.get_arch_list()
             facts["free_bytes"], facts["total_bytes"] = torch.cuda.mem_get_info()
         facts["problem"] = _multiply(torch, kind)
-    except torch.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError:
         # Other programs fill the memory: the device works.
         pass
     except Exception as error:

@@ -54,6 +54,7 @@ def test_jobs_run_on_a_device_that_computes_or_is_no_nvidia_gpu(device: Device) 
 )
 def test_full_memory_is_a_fault_only_if_the_memory_is_not_full(problem: str) -> None:
     assert device_fault(replace(H100, problem=problem, free_bytes=100 << 20)) == ""
+    assert device_fault(replace(H100, problem=problem, free_bytes=None, total_bytes=None)) == ""
     assert "does not compute" in device_fault(replace(H100, problem=problem))
 
 

@@ -66,9 +66,9 @@ def made_up_torch(*, total: float | Exception = 64.0**3, init: Exception | None 
     return SimpleNamespace(
         __version__="2.14.1+cu130",
         version=SimpleNamespace(cuda="13.0", hip=None),
-        OutOfMemoryError=OutOfMemoryError,
         ones=ones,
         cuda=SimpleNamespace(
+            OutOfMemoryError=OutOfMemoryError,
             init=begin,
             get_device_name=lambda: "NVIDIA L4",
             get_device_capability=lambda: (8, 9),

@@ -166,7 +166,6 @@ def test_line_that_is_no_report_stays_in_the_log(line: str) -> None:
 TORCH = """
 from types import SimpleNamespace
 __version__, version = "2.14.1+cu130", SimpleNamespace(cuda="13.0", hip=None)
-OutOfMemoryError = MemoryError
 def ones(*_, **__):
     raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
 def init():
@@ -175,6 +174,7 @@ def init():
 cuda = SimpleNamespace(
     init=init, get_device_name=lambda: "NVIDIA L4", get_device_capability=lambda: (8, 9),
     get_arch_list=lambda: ["sm_86"], mem_get_info=lambda: (1 << 34, 1 << 34),
+    OutOfMemoryError=MemoryError,
 )
 """
 # ComfyUI imports torch and uses the GPU, starts its executor, and serves.
