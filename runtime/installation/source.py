@@ -168,7 +168,8 @@ def _is_large(path: Path) -> bool:
 def _put_in_place(new: Path, target: Path, old: Path) -> None:
     """Move `new` to `target`. Replace an existing one entry by entry, but not the user's folders.
 
-    Files in the user's folders are never moved, so a crash at any moment cannot lose them.
+    Files in the user's folders are never moved, so a crash at any moment cannot lose them. Links
+    are not followed: the models of a folder may be a link to many gigabytes.
     """
     if not target.exists():
         new.rename(target)
@@ -176,12 +177,23 @@ def _put_in_place(new: Path, target: Path, old: Path) -> None:
     shutil.rmtree(target / MARKERS, ignore_errors=True)
     for entry in new.iterdir():
         present = target / entry.name
-        if entry.name in USER_FOLDERS:
-            shutil.copytree(entry, present, dirs_exist_ok=True, copy_function=_copy_if_absent)
+        if entry.name in USER_FOLDERS and present.exists():
+            if not entry.is_symlink():
+                shutil.copytree(
+                    entry,
+                    present,
+                    ignore=_links,
+                    copy_function=_copy_if_absent,
+                    dirs_exist_ok=True,
+                )
             continue
         if os.path.lexists(present):
             present.rename(old / entry.name)
         entry.rename(present)
+
+
+def _links(folder: str, names: list[str]) -> set[str]:
+    return {name for name in names if Path(folder, name).is_symlink()}
 
 
 def _copy_if_absent(source: str, destination: str) -> None:

@@ -505,6 +505,23 @@ def test_folder_is_copied_without_what_belongs_to_its_user(home: Path, tmp_path:
     assert not (tree / "output").exists()
 
 
+@pytest.mark.parametrize("name", ["models", "models/checkpoints"])
+def test_weights_behind_a_link_are_not_copied_beside_models_that_are_there(
+    name: str, tmp_path: Path
+) -> None:
+    weights, folder, tree = tmp_path / "weights", tmp_path / "theirs", tmp_path / "home/ComfyUI"
+    for path in (weights, (folder / name).parent, tree / "models"):
+        path.mkdir(parents=True)
+    (weights / "large.safetensors").touch()
+    (folder / "main.py").touch()
+    (folder / name).symlink_to(weights)
+
+    get_comfyui(source_of(str(folder), None), tmp_path / "home", tmp_path / "unused")
+
+    assert (tree / "main.py").exists()
+    assert list(tree.rglob("large.safetensors")) == []
+
+
 def test_choice_holds_for_later_runs_and_a_folder_is_copied_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
