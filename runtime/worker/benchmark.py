@@ -21,6 +21,7 @@ from handler.model_folders import find_models, model_folders
 from handler.settings import Settings
 from handler.worker_protocol import BenchmarkResult
 from handler.workflow import model_names
+from runtime.installation.driver import installed_driver
 from runtime.log import log
 from runtime.worker.own_run import OwnRunError, read_workflow, run_workflow
 
@@ -38,7 +39,6 @@ _ENOUGH_S = 60.0
 _KEPT = 20
 _STATS_WITHIN_S = 10.0
 _QUIET_S = 10.0
-_PROC_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,18 +216,14 @@ def workflow_hash(workflow: dict[str, Any]) -> str:
 
 
 def machine_of(stats: dict[str, Any]) -> Machine:
-    """What ComfyUI's `/system_stats` and the kernel say; its server.py has the answer."""
+    """What ComfyUI's `/system_stats` (its server.py) and the NVIDIA driver say."""
     system = stats.get("system", {})
     devices = stats.get("devices") or [{}]
     # "cuda:0 NVIDIA L40S : cudaMallocAsync"
     name = str(devices[0].get("name", "")).removeprefix("cuda:0 ").partition(" : ")[0]
-    try:
-        driver = _PROC_DRIVER.read_text().splitlines()[0]
-    except (OSError, IndexError):
-        driver = ""
     return Machine(
         gpu=name,
-        driver=driver,
+        driver=installed_driver() or "",
         comfyui=str(system.get("comfyui_version", "")),
         torch=str(system.get("pytorch_version", "")),
     )

@@ -32,14 +32,15 @@ LOCK_NAME = ".worker.lock"
 # SaveImage lists the folder into which it writes: each entry there costs each job a microsecond.
 NEWEST_JOBS = 500
 _FOLDERS = ("output", "input", "temp")
-_MADE_BY_COMFYUI = ("output", "temp")
+# Into these ComfyUI writes; nodes also name files of the input folder.
+MADE_BY_COMFYUI = ("output", "temp")
 # Options of ComfyUI's main.py.
 _CACHES_OF_ONE_PROMPT = ("--cache-classic", "--cache-none", "--high-ram")
 _MB = 1_000_000
 # What st_blocks counts, see stat(3type).
 _BLOCK_BYTES = 512
 # The kernel's times of files lag behind its clock by up to one tick.
-_CLOCK_STEP_S = 0.05
+CLOCK_STEP_S = 0.05
 # No request gets this folder: the names of job folders have no braces (handler/artifacts.py).
 _TRASH = "{removed}"
 
@@ -113,7 +114,7 @@ def _due(
         if not is_dry_run:
             deliveries.forget(settings.worker_dir, delivery)
     # What is used from now on belongs to a job that begins meanwhile.
-    unused_since = min(now - settings.clean_older_than_s, running_since or now) - _CLOCK_STEP_S
+    unused_since = min(now - settings.clean_older_than_s, running_since or now) - CLOCK_STEP_S
     roots = [data / name for name in _FOLDERS if disk.is_low(data / name)]
     reason = (
         f"not used for {settings.clean_older_than_s:g} s (CLEAN_OLDER_THAN), and less than"
@@ -171,7 +172,7 @@ def _left_by(settings: Settings, delivery: deliveries.Delivery, reason: str) -> 
     for name in () if caches_many_prompts(settings) else sorted(delivery.files):
         kind, _, path = name.partition("/")
         with contextlib.suppress(OSError):
-            file = _file(data / kind / path, reason) if kind in _MADE_BY_COMFYUI else None
+            file = _file(data / kind / path, reason) if kind in MADE_BY_COMFYUI else None
             if file and file.used_at <= delivery.at:
                 yield file
 

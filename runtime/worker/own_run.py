@@ -1,6 +1,7 @@
 """Runs a workflow of the worker's own in its ComfyUI: a benchmark or a warm-up.
 
-It is no job: nothing is stored, and its files are removed. A job that arrives ends it.
+It is no job: nothing is stored, and the files that it has made are removed. A job that arrives ends
+it.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from handler.workflow import fill_random_ints
 from runtime.errors import LambdaComfyUIError
+from runtime.worker.housekeeping import CLOCK_STEP_S, MADE_BY_COMFYUI
 
 if TYPE_CHECKING:
     from handler.comfyui_api import ComfyUIApi, HistoryEntry
@@ -57,21 +59,57 @@ def run_workflow(
     `folders` are those of ComfyUI's files, by output type. Raises OwnRunError, ComfyUIGone and
     ComfyUITimeout.
     """
-    prompt_id = str(uuid.uuid4())
+    prompt_id, began = str(uuid.uuid4()), time.time()
     body = {"prompt": fill_random_ints(workflow), "prompt_id": prompt_id, "client_id": prompt_id}
     status, answer = api.submit(body, _CALL_WITHIN_S)
     if status != 200:
         raise OwnRunError(f"ComfyUI refused the workflow: {_refusal(answer, workflow, status)}")
-    while (entry := api.history(prompt_id, _CALL_WITHIN_S)) is None:
+    while (entry := _result(api, prompt_id)) is None:
         if is_cancelled():
             api.interrupt(prompt_id, _STOP_WITHIN_S)
             return None
         time.sleep(_POLL_S)
-    _remove_files(entry, folders)
+    for path in made_files(entry["outputs"], folders, began - CLOCK_STEP_S):
+        with contextlib.suppress(OSError):
+            path.unlink()
     api.forget([prompt_id])
     if is_cancelled():
         return None
     return _seconds(entry)
+
+
+def made_files(outputs: dict[str, Any], folders: dict[str, Path], since: float) -> Iterator[Path]:
+    """The files that the outputs of a run name, if they were written `since` (Unix time).
+
+    A node may also name a file that was there before: an input, or an output of a job.
+    """
+    for item in _items(outputs):
+        name, kind = item.get("filename"), item.get("type")
+        if not isinstance(name, str) or kind not in MADE_BY_COMFYUI:
+            continue
+        folder = folders[kind].resolve()
+        # ValueError: a NUL in the name.
+        with contextlib.suppress(OSError, ValueError):
+            path = (folder / str(item.get("subfolder") or "") / name).resolve()
+            if path.is_relative_to(folder) and path.stat().st_mtime >= since:
+                yield path
+
+
+def _items(outputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for output in outputs.values():
+        for items in output.values():
+            for item in items if isinstance(items, list) else ():
+                if isinstance(item, dict):
+                    yield item
+
+
+def _result(api: "ComfyUIApi", prompt_id: str) -> "HistoryEntry | None":
+    try:
+        return api.history(prompt_id, _CALL_WITHIN_S)
+    except ValueError as error:
+        raise OwnRunError(
+            "ComfyUI cannot give the result of the run: a node's output is no JSON"
+        ) from error
 
 
 def _refusal(answer: dict[str, Any], workflow: dict[str, Any], status: int) -> str:
@@ -87,7 +125,8 @@ def _seconds(entry: "HistoryEntry") -> float:
         error = messages.get("execution_error", {})
         reason = error.get("exception_message", "it was interrupted").strip()
         raise OwnRunError(f"node {error.get('node_id')} ({error.get('node_type')}): {reason}")
-    if entry["outputs"].keys() <= set(messages.get("execution_cached", {}).get("nodes", ())):
+    cached = set(messages.get("execution_cached", {}).get("nodes", ()))
+    if entry["outputs"] and entry["outputs"].keys() <= cached:
         raise OwnRunError(
             'ComfyUI did not run it, because nothing in it changes: write "__RANDOM_INT__" as the'
             " seed of its sampler"
@@ -96,19 +135,3 @@ def _seconds(entry: "HistoryEntry") -> float:
         messages[name]["timestamp"] for name in ("execution_success", "execution_start")
     )
     return float(ended - began) / 1000
-
-
-def _remove_files(entry: "HistoryEntry", folders: dict[str, Path]) -> None:
-    for path in _files(entry):
-        folder = folders.get(path["type"])
-        if folder:
-            with contextlib.suppress(OSError):
-                (folder / path.get("subfolder", "") / path["filename"]).unlink()
-
-
-def _files(entry: "HistoryEntry") -> Iterator[dict[str, Any]]:
-    for output in entry["outputs"].values():
-        for items in output.values():
-            for item in items if isinstance(items, list) else ():
-                if isinstance(item, dict) and {"filename", "type"} <= item.keys():
-                    yield item

@@ -5,11 +5,17 @@ import os
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from handler.comfyui_api import ComfyUIApi
+from handler.comfyui_version import ComfyUIVersion
 from handler.settings import PROJECT, Settings
 from handler.worker_protocol import BenchmarkDone, BenchmarkResult, Refused, RunBenchmark, State
 from runtime.commands.benchmark import table
@@ -23,7 +29,7 @@ from runtime.worker.benchmark import (
     score_of,
     workflow_hash,
 )
-from runtime.worker.own_run import OwnRunError, read_workflow
+from runtime.worker.own_run import OwnRunError, made_files, read_workflow, run_workflow
 from tests import workflows
 from tests.processes import wait_until
 from tests.runtime.test_worker import RunningWorker, StartWorker, own_folders, start_worker
@@ -131,6 +137,68 @@ def test_file_that_is_no_workflow_is_named(tmp_path: Path, content: str, message
         read_workflow(path)
     with pytest.raises(OwnRunError, match="cannot be read: No such file"):
         read_workflow(tmp_path / "absent.json")
+
+
+def test_run_removes_only_files_that_it_has_made(tmp_path: Path) -> None:
+    folders = {name: tmp_path / name for name in ("output", "input", "temp")}
+    for folder in folders.values():
+        folder.mkdir()
+    began = time.time() - 60
+    made, made_below = folders["temp"] / "a.png", folders["output"] / "below" / "a.png"
+    of_a_job, given, outside = (
+        folders["output"] / "old.png",
+        folders["input"] / "a.png",
+        tmp_path / "a.png",
+    )
+    made_below.parent.mkdir()
+    for path in (made, made_below, of_a_job, given, outside):
+        path.touch()
+    os.utime(of_a_job, (began - 60, began - 60))
+    images = [
+        {"filename": "a.png", "subfolder": "", "type": "temp"},
+        {"filename": "a.png", "subfolder": "below", "type": "output"},
+        {"filename": "old.png", "subfolder": "", "type": "output"},
+        {"filename": "a.png", "subfolder": "", "type": "input"},
+        {"filename": "a.png", "subfolder": "..", "type": "output"},
+        {"filename": "a.png", "subfolder": str(tmp_path), "type": "output"},
+        {"filename": None, "subfolder": None, "type": "output"},
+        {"filename": "absent.png", "type": "output"},
+    ]
+
+    files = made_files({"9": {"images": images, "text": ["a"], "animated": True}}, folders, began)
+
+    assert list(files) == [made, made_below]
+
+
+class Unreadable(BaseHTTPRequestHandler):
+    """A ComfyUI that takes every prompt, and whose history is an error page."""
+
+    def do_GET(self) -> None:
+        self._answer(500, b"500 Internal Server Error")
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200, b"{}")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None: ...
+
+
+def test_result_that_comfyui_cannot_give_is_an_error_of_the_run() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Unreadable) as server, ThreadPoolExecutor(1) as pool:
+        pool.submit(server.serve_forever, 0.05)
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            api = ComfyUIApi(url, ComfyUIVersion("0.3.75"))
+            with closing(api), pytest.raises(OwnRunError, match="a node's output is no JSON"):
+                run_workflow(api, IMAGE, lambda: False, {})
+        finally:
+            server.shutdown()
 
 
 def test_same_workflow_has_the_same_hash_whatever_its_order() -> None:
