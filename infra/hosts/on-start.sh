@@ -108,8 +108,11 @@ install_project() {
         python=$(python_interpreter) || fail "needs Python 3.11 or later: choose a newer image, such as Ubuntu 24.04"
         say "installing the project into $PROJECT_DIR/.venv"
         logged "$python" -m venv "$PROJECT_DIR/.venv"
-        logged "$PROJECT_DIR/.venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-            --editable "${PROJECT_DIR}[local]" || fail "cannot install the project"
+        local pip=("$PROJECT_DIR/.venv/bin/python" -m pip install --quiet --disable-pip-version-check)
+        # The locked packages, as in the Makefile.
+        logged "${pip[@]}" --require-hashes -r "$PROJECT_DIR/infra/locks/local.txt" ||
+            fail "cannot install the packages of the project"
+        logged "${pip[@]}" --no-deps --editable "$PROJECT_DIR" || fail "cannot install the project"
     fi
     cd "$PROJECT_DIR"
     RUNTIME=("$PROJECT_DIR/.venv/bin/lambda-comfyui")
