@@ -157,6 +157,7 @@ class LambdaHost:
         with self._lock:
             self._alive -= 1
             is_last = not self._alive
+        self._queue.remove_clients(self.function.concurrency)
         if is_last:
             self._queue.close()
         if failure and is_last and self._on_give_up:

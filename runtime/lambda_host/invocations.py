@@ -200,6 +200,11 @@ class InvocationQueue:
         with self.changed:
             gate.is_open = False
 
+    def remove_clients(self, count: int) -> None:
+        """Expect so many clients no more: their environment is not replaced."""
+        with self.changed:
+            self._clients -= count
+
     def free_models(self) -> list[frozenset[str]]:
         """The loaded models of every environment that has a free consumer."""
         with self.changed:

@@ -18,6 +18,14 @@ def test_client_that_died_after_it_had_asked_gets_no_invocation() -> None:
     assert queue.take(QueueConsumer(gate)) is invocation
 
 
+def test_clients_of_an_environment_that_is_not_replaced_are_not_counted_as_free() -> None:
+    queue = InvocationQueue(2)
+    queue.remove_clients(1)
+
+    assert queue.put(Invocation(b"{}", 60), limit=0)
+    assert not queue.put(Invocation(b"{}", 60), limit=0)
+
+
 def test_invocation_of_a_client_that_dies_before_it_runs_goes_to_another_one() -> None:
     queue, gate = InvocationQueue(2), Gate(is_open=True)
     dying, invocation = QueueConsumer(gate), Invocation(b"{}", 60)
