@@ -33,7 +33,7 @@ def pooled_workers(settings: Settings, environ: Mapping[str, str]) -> Sequence[P
     One of several workers may fail while the others go on: they write no lines to PYWORKER_LOG.
     The first one uses the folders and the port of the settings. The others have theirs in `gpu-N`
     and the next ports, or any ports if none is set. They share the first one's input folder, into
-    which the HTTP API puts uploads; it is made here.
+    which the HTTP API puts uploads. Makes the folders that they share.
     """
     devices = _devices(environ)
     count = settings.gpus or max(len(devices), 1)
@@ -57,7 +57,7 @@ def _worker(
         return PooledWorker(socket=settings.worker_dir / SOCKET_NAME, variables=variables)
     name = f"gpu-{number}"
     worker_dir, data = settings.worker_dir / name, settings.comfyui_data / name
-    _share_inputs(settings.comfyui_data / "input", data / "input")
+    _make_folders(settings.worker_dir, settings.comfyui_data / "input", data / "input")
     port = settings.comfyui_port + number if settings.comfyui_port else 0
     variables |= {
         "WORKER_DIR": str(worker_dir),
@@ -67,8 +67,10 @@ def _worker(
     return PooledWorker(socket=worker_dir / SOCKET_NAME, variables=variables)
 
 
-def _share_inputs(shared: Path, link: Path) -> None:
+def _make_folders(worker_dir: Path, shared: Path, link: Path) -> None:
     try:
+        # Made as the parent of another worker's folder, it would be open to all users.
+        worker_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         shared.mkdir(parents=True, exist_ok=True)
         link.parent.mkdir(parents=True, exist_ok=True)
         if link.is_symlink() and link.readlink() != shared:
@@ -78,8 +80,8 @@ def _share_inputs(shared: Path, link: Path) -> None:
             link.symlink_to(shared, target_is_directory=True)
     except OSError as error:
         raise PoolError(
-            f"the folder of another worker, {link.parent}, cannot be used: {error.strerror}; set"
-            " COMFYUI_DATA_DIR to a folder that this user can write, or GPUS=1"
+            f"the folders of several workers cannot be made: {error}; set WORKER_DIR and"
+            " COMFYUI_DATA_DIR to folders that this user can write, or GPUS=1"
         ) from error
 
 

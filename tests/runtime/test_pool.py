@@ -103,8 +103,14 @@ def test_workers_share_the_input_folder_also_after_a_move_of_their_folders(tmp_p
 def test_folder_that_cannot_be_made_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
 
-    with pytest.raises(PoolError, match="set COMFYUI_DATA_DIR to a folder"):
+    with pytest.raises(PoolError, match=r"data.*COMFYUI_DATA_DIR to folders"):
         pooled_workers(settings(tmp_path, GPUS="2"), {})
+
+
+def test_folder_of_sockets_and_logs_is_of_this_user_alone(tmp_path: Path) -> None:
+    pooled_workers(settings(tmp_path, GPUS="2"), {})
+
+    assert (tmp_path / "worker").stat().st_mode & 0o777 == 0o700
 
 
 def test_report_of_several_workers_has_the_best_state_and_each_worker() -> None:
