@@ -30,8 +30,9 @@ def unit_values(key: str) -> list[str]:
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs the package systemd")
 def test_systemd_accepts_the_unit_where_the_project_is_installed(tmp_path: Path) -> None:
-    for program in ("opt/lambda-comfyui/.venv/bin/lambda-comfyui", "usr/bin/nvidia-modprobe"):
-        (tmp_path / program).parent.mkdir(parents=True)
+    nvidia = ("usr/bin/nvidia-modprobe", "usr/bin/nvidia-smi")
+    for program in ("opt/lambda-comfyui/.venv/bin/lambda-comfyui", *nvidia):
+        (tmp_path / program).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / program).write_text("#!/bin/sh\n")
         (tmp_path / program).chmod(0o755)
     shutil.copytree(
