@@ -188,10 +188,14 @@ class Worker:
 
     def run_benchmark(self) -> BenchmarkResult | str:
         """Wake, and run the benchmark; its result, or why there is none. Blocks until it ends."""
+        before = self._benchmark.last
         self.wake()
         with self._changed:
             if self._idle.jobs or self.state is not State.READY:
                 return f"the worker is {self.state} and has {self._idle.jobs} jobs: try again later"
+            if (last := self._benchmark.last) and last is not before:
+                # The worker has measured it by itself meanwhile, as after its first start.
+                return last
             count = self._benchmark.count
             self._benchmark.force()
             self._changed.notify_all()

@@ -281,6 +281,19 @@ def test_worker_measures_its_score_once_and_keeps_it(
 
 
 @pytest.mark.slow
+def test_benchmark_of_a_worker_that_starts_is_not_run_twice(
+    start_worker: StartWorker, tmp_path: Path
+) -> None:
+    worker = start_worker(BENCHMARK_JSON_PATH=str(write(tmp_path / "quick.json", QUICK)))
+
+    answer = worker.ask(RunBenchmark)
+
+    assert isinstance(answer, BenchmarkDone)
+    assert read_results(worker.folder / RESULTS_NAME) == [answer.result]
+    assert log_of(worker).count("after a run that does not count") == 1
+
+
+@pytest.mark.slow
 def test_job_ends_the_benchmark_and_runs_at_once(start_worker: StartWorker, tmp_path: Path) -> None:
     path = str(write(tmp_path / "endless.json", ENDLESS))
     worker = start_worker(BENCHMARK_JSON_PATH=path)
