@@ -42,7 +42,7 @@ handler/settings.py.
     ├── LocalS3Error               local_s3.py
     ├── MachinesError              fleet/machines.py
     ├── NotGrantedError            fleet/member_front.py  answered with HTTP 401 or 503
-    ├── OwnRunError            worker/own_run.py      a benchmark or a warm-up
+    ├── OwnRunError                worker/own_run.py      a benchmark or a warm-up
     ├── PackageError               custom_nodes/packages.py
     │   └── PipError
     ├── ProvisioningError          provisioning.py

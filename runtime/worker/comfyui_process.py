@@ -56,11 +56,10 @@ class UnfitDeviceError(ComfyUIStartError):
 class ComfyUIProcess:
     """A ComfyUI, started at once; or a prewarmed Python that becomes ComfyUI with `begin`.
 
-    Its lines are logged.
-    `on_end` is called when it has ended by itself or was stopped. Make it in a thread that lives
-    as long as it may: see Child. With `has_self_test`, it becomes ready only if it passes the
-    self-test of runtime/worker/inside_executor.py. Raises ComfyUIStartError if no ComfyUI is
-    installed, and OSError.
+    Its lines are logged. `on_end` is called when it has ended by itself or was stopped. Make it in
+    a thread that lives as long as it may: see Child. With `has_self_test`, it becomes ready only if
+    it passes the self-test of runtime/worker/inside_executor.py. Raises ComfyUIStartError if no
+    ComfyUI is installed, and OSError.
     """
 
     def __init__(
