@@ -5,7 +5,7 @@ docs/decisions/0014-one-worker-per-gpu.md says why.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from handler.settings import Settings
@@ -33,7 +33,8 @@ def pooled_workers(settings: Settings, environ: Mapping[str, str]) -> Sequence[P
     One of several workers may fail while the others go on: they write no lines to PYWORKER_LOG.
     The first one uses the folders and the port of the settings. The others have theirs in `gpu-N`
     and the next ports, or any ports if none is set. They share the first one's input folder, into
-    which the HTTP API puts uploads. Makes the folders that they share.
+    which the HTTP API puts uploads, and the workflow that `provision` has fetched for benchmarks.
+    Makes the folders that they share.
     """
     devices = _devices(environ)
     count = settings.gpus or max(len(devices), 1)
@@ -57,7 +58,8 @@ def _worker(
         return PooledWorker(socket=settings.worker_dir / SOCKET_NAME, variables=variables)
     name = f"gpu-{number}"
     worker_dir, data = settings.worker_dir / name, settings.comfyui_data / name
-    _make_folders(settings.worker_dir, settings.comfyui_data / "input", data / "input")
+    own = replace(settings, worker_dir_given=worker_dir, comfyui_data_dir=data)
+    _make_folders(settings, own)
     port = settings.comfyui_port + number if settings.comfyui_port else 0
     variables |= {
         "WORKER_DIR": str(worker_dir),
@@ -67,22 +69,30 @@ def _worker(
     return PooledWorker(socket=worker_dir / SOCKET_NAME, variables=variables)
 
 
-def _make_folders(worker_dir: Path, shared: Path, link: Path) -> None:
+def _make_folders(first: Settings, own: Settings) -> None:
+    """The folders of a worker with the settings `own`, and its links to what all of them share."""
     try:
-        # Made as the parent of another worker's folder, it would be open to all users.
-        worker_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (first.worker_dir, own.worker_dir):
+            # One by one, because the mode is that of the last folder alone.
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shared = first.comfyui_data / "input"
         shared.mkdir(parents=True, exist_ok=True)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if link.is_symlink() and link.readlink() != shared:
-            # The folder was moved since.
-            link.unlink()
-        if not link.is_symlink():
-            link.symlink_to(shared, target_is_directory=True)
+        own.comfyui_data.mkdir(parents=True, exist_ok=True)
+        _link(own.comfyui_data / "input", shared)
+        _link(own.provisioned_benchmark, first.provisioned_benchmark)
     except OSError as error:
         raise PoolError(
             f"the folders of several workers cannot be made: {error}; set WORKER_DIR and"
             " COMFYUI_DATA_DIR to folders that this user can write, or GPUS=1"
         ) from error
+
+
+def _link(link: Path, target: Path) -> None:
+    if link.is_symlink() and link.readlink() != target:
+        # The folder was moved since.
+        link.unlink()
+    if not link.is_symlink():
+        link.symlink_to(target)
 
 
 def _devices(environ: Mapping[str, str]) -> Sequence[str]:

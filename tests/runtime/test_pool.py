@@ -19,6 +19,7 @@ from runtime.lambda_host.function import Function
 from runtime.lambda_host.host import LambdaHost
 from runtime.lambda_host.pool import PoolError, pooled_workers
 from runtime.local_s3 import LocalS3
+from runtime.worker.benchmark import benchmark_workflow
 from tests import workflows
 from tests.aws import objects_in
 from tests.processes import wait_until
@@ -105,6 +106,17 @@ def test_folder_that_cannot_be_made_is_an_error_that_names_the_setting(tmp_path:
 
     with pytest.raises(PoolError, match=r"data.*COMFYUI_DATA_DIR to folders"):
         pooled_workers(settings(tmp_path, GPUS="2"), {})
+
+
+def test_workers_run_the_same_provisioned_benchmark(tmp_path: Path) -> None:
+    given = settings(tmp_path, GPUS="2")
+    _, second = pooled_workers(given, {})
+    image = workflows.image()
+    given.provisioned_benchmark.write_text(json.dumps(image))
+
+    chosen = benchmark_workflow(Settings.from_env(second.variables))
+
+    assert chosen == ("BENCHMARK_JSON_URL", image)
 
 
 def test_folder_of_sockets_and_logs_is_of_this_user_alone(tmp_path: Path) -> None:
