@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from handler.worker_protocol import State
 from runtime.errors import LambdaComfyUIError
 from runtime.fleet.registry import Measured, Report, Status, Worker
 from runtime.fleet.router import Request, Routed
@@ -164,20 +165,21 @@ def worker_view(worker: Worker, now: float) -> dict[str, Any]:
     }
 
 
+# The words that a worker of ours reports; the others mean that it does not take jobs yet.
 _STATES = {
-    "ready": Status.READY,
-    "inactive": Status.INACTIVE,
-    "draining": Status.DRAINING,
-    "failed": Status.FAILED,
+    State.READY.value: Status.READY,
+    State.INACTIVE.value: Status.INACTIVE,
+    State.DRAINING.value: Status.DRAINING,
+    State.FAILED.value: Status.FAILED,
 }
 
 
 def _status(state: str, score: float, error: str) -> Status:
-    if error and state in ("", "failed"):
+    if error and state in ("", State.FAILED):
         return Status.FAILED
     if score <= 0:
         # A PyWorker has a score once its benchmark is over.
-        return Status.DRAINING if state == "draining" else Status.STARTING
+        return Status.DRAINING if state == State.DRAINING else Status.STARTING
     return _STATES.get(state, Status.STARTING) if state else Status.READY
 
 

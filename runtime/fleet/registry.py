@@ -9,6 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from handler.worker_protocol import State
+
 # A worker reports every 10 seconds.
 SILENT_AFTER_S = 30.0
 # A worker that is silent for longer is forgotten, with what it has done.
@@ -23,11 +25,11 @@ USUAL_COLD_START_S = 60.0
 class Status(StrEnum):
     """What the router may do with a worker."""
 
-    STARTING = "starting"
-    READY = "ready"
-    INACTIVE = "inactive"
-    DRAINING = "draining"
-    FAILED = "failed"
+    STARTING = State.STARTING.value
+    READY = State.READY.value
+    INACTIVE = State.INACTIVE.value
+    DRAINING = State.DRAINING.value
+    FAILED = State.FAILED.value
     LOST = "lost"
 
 

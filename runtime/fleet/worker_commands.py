@@ -8,7 +8,7 @@ from pathlib import Path
 from handler.worker_protocol import Depth, ProtocolError, Request, Sleep, Wake
 from runtime.worker_request import ask_worker
 
-WAKE, SLEEP = "wake", "sleep"
+WAKE, SLEEP = Wake.NAME, Sleep.NAME
 ACTIONS = (WAKE, SLEEP)
 
 

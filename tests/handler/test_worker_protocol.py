@@ -230,7 +230,7 @@ def test_deeper_sleep_includes_the_lighter_ones() -> None:
 
 # Words of the response, of what commands print, and of ComfyUI's messages, that mean something else
 # there.
-OTHER_MEANINGS = {"status", "failed", "stopped", "state"}
+OTHER_MEANINGS = {"status", "failed", "stopped", "state", "stop"}
 
 
 def test_words_of_the_protocol_are_in_its_module_alone() -> None:
