@@ -5,7 +5,8 @@ go to another environment.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Self
 
@@ -112,9 +113,19 @@ class LambdaHost:
         """Whether new invocations are refused."""
         return self._queue.is_closed
 
-    def wait_until_free(self, timeout_s: float) -> bool:
-        """Block until a client is free; False after `timeout_s` seconds, or when stopping."""
-        return self._queue.wait_until_free(timeout_s)
+    @contextmanager
+    def reserved_client(self, timeout_s: float) -> Iterator[bool]:
+        """Wait for a free client, and let nobody else count on it while an event is fetched.
+
+        False after `timeout_s` seconds, or when stopping.
+        """
+        if not self._queue.reserve(timeout_s):
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            self._queue.unreserve()
 
     def free_models(self) -> Sequence[frozenset[str]]:
         """For each free client: the model files that its ComfyUI has most probably loaded."""
@@ -145,13 +156,17 @@ class LambdaHost:
             state=lambda text: self._on_state(label + text),
             ready=self._on_ready,
             start_failed=self._note_failed_start,
+            is_needed=self._are_all_failing,
             ended=partial(self._note_end, label),
         )
 
     def _note_failed_start(self, failure: Failure) -> None:
         # The next start would most likely fail, too: the callers get the reason now.
-        if all(supervisor.is_failing for supervisor in self._supervisors):
+        if self._are_all_failing():
             self._queue.fail_waiting(failure)
+
+    def _are_all_failing(self) -> bool:
+        return all(supervisor.is_failing for supervisor in self._supervisors)
 
     def _note_end(self, label: str, failure: Failure | None) -> None:
         with self._lock:

@@ -124,6 +124,7 @@ class InvocationQueue:
         self._waiting: deque[Invocation] = deque()
         self._consumers: set[QueueConsumer] = set()
         self._asking: list[QueueConsumer] = []
+        self._reserved = 0
         self._is_closed = False
 
     @property
@@ -210,16 +211,38 @@ class InvocationQueue:
         with self.changed:
             return [consumer.gate.loaded for consumer in self._free()]
 
-    def wait_until_free(self, timeout_s: float) -> bool:
-        """Block until a consumer is free; False after `timeout_s` seconds, or once closed."""
+    def reserve(self, timeout_s: float) -> bool:
+        """Block until a consumer is free that nobody else has reserved, and reserve it.
+
+        False after `timeout_s` seconds, or once closed. A reservation holds back no invocation; it
+        says how many more to fetch. `unreserve` ends it.
+        """
         with self.changed:
             self.changed.wait_for(lambda: self._has_free_consumer() or self._is_closed, timeout_s)
-            return self._has_free_consumer() and not self._is_closed
+            if self._is_closed or not self._has_free_consumer():
+                return False
+            self._reserved += 1
+            return True
 
-    def wait_until_needed(self, timeout_s: float, or_until: Callable[[], bool]) -> bool:
-        """Block until an invocation waits, `timeout_s` at most; False once the queue is closed."""
+    def unreserve(self) -> None:
         with self.changed:
-            self.changed.wait_for(lambda: self._waiting or self._is_closed or or_until(), timeout_s)
+            self._reserved -= 1
+            self.changed.notify_all()
+
+    def wait_until_needed(
+        self,
+        timeout_s: float,
+        or_until: Callable[[], bool],
+        is_needed: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Block until an invocation waits and `is_needed`; False once the queue is closed.
+
+        For `timeout_s` at most, or until `or_until`.
+        """
+        with self.changed:
+            self.changed.wait_for(
+                lambda: (self._waiting and is_needed()) or self._is_closed or or_until(), timeout_s
+            )
             return not self._is_closed
 
     def wait_until_idle(self, timeout_s: float) -> bool:
@@ -250,7 +273,7 @@ class InvocationQueue:
 
     def _has_free_consumer(self) -> bool:
         # Those that wait are handed out at once while a consumer is free.
-        return bool(self._free())
+        return len(self._free()) > self._reserved
 
     def _free(self) -> list[QueueConsumer]:
         return [consumer for consumer in self._asking if consumer.gate.is_open]

@@ -90,12 +90,8 @@ class SqsPoller:
     def _poll(self) -> None:
         failures = 0
         while not self._stopping.is_set() and not self._host.is_closed:
-            if not self._host.wait_until_free(_FREE_WITHIN_S):
-                continue
             try:
-                messages = self._queue.receive(
-                    self._rules.batch_size, visibility_s=self._rules.visibility_s
-                )
+                messages = self._receive()
                 if not messages:
                     continue
                 is_success = self._process(messages)
@@ -106,6 +102,15 @@ class SqsPoller:
             failures = 0 if is_success else failures + 1
             # A machine on which every job fails must not empty the queue.
             self._stopping.wait(back_off_s(failures, first_s=1.0, most_s=_MAX_PAUSE_S))
+
+    def _receive(self) -> Sequence[Message]:
+        """Messages for a client that is free; none if there is none. Raises QueueError."""
+        with self._host.reserved_client(_FREE_WITHIN_S) as is_free:
+            if not is_free:
+                return []
+            return self._queue.receive(
+                self._rules.batch_size, visibility_s=self._rules.visibility_s
+            )
 
     def _process(self, messages: Sequence[Message]) -> bool:
         """Invoke the function with the messages. False if all of them failed. Raises QueueError."""

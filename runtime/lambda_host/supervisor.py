@@ -30,6 +30,7 @@ class Listeners:
     state: Callable[[str], object]
     ready: Callable[[], object]
     start_failed: Callable[[Failure], object]
+    is_needed: Callable[[], bool]
     ended: Callable[[Failure | None], object]
 
 
@@ -98,9 +99,11 @@ class EnvironmentSupervisor:
             is_hopeless = failures >= MAX_FAILURES or failure.error_type == WORKER_UNFIT
             if self._gives_up and is_hopeless:
                 return failure
-            # No pause after the first failure; an event ends every other pause.
+            # No pause after the first failure. An event that needs this environment ends a pause.
             pause_s = back_off_s(failures - 1, first_s=1.0, most_s=_MAX_PAUSE_S)
-            if not self._queue.wait_until_needed(pause_s, or_until=lambda: self._is_closed):
+            if not self._queue.wait_until_needed(
+                pause_s, or_until=lambda: self._is_closed, is_needed=self._listeners.is_needed
+            ):
                 return None
         return None
 

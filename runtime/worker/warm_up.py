@@ -18,16 +18,24 @@ def warm_up(
     prefetcher: Prefetcher,
     is_cancelled: Callable[[], bool],
     folders: dict[str, Path],
+    within_s: float,
 ) -> None:
-    """Run the workflow at `path` until `is_cancelled`. One that fails is logged, and no error."""
+    """Run the workflow at `path` until `is_cancelled`, for `within_s` seconds at most.
+
+    One that fails or takes longer is logged, and no error.
+    """
     began = time.monotonic()
+
+    def must_end() -> bool:
+        return is_cancelled() or time.monotonic() - began > within_s
+
     try:
         workflow = read_workflow(path)
         prefetcher.begin(model_names(workflow))
         with contextlib.closing(process.api()) as api:
-            has_run = run_workflow(api, workflow, is_cancelled, folders) is not None
+            has_run = run_workflow(api, workflow, must_end, folders) is not None
     except (OwnRunError, OSError) as error:
         log(f"WARMUP_WORKFLOW: {error}")
         return
-    end = "has run" if has_run else "was ended by a job"
+    end = "has run" if has_run else "was ended, for a job or because it takes too long,"
     log(f"WARMUP_WORKFLOW: {path.name} {end} after {time.monotonic() - began:.1f} s")

@@ -1,5 +1,6 @@
 """The queue of invocations, when clients die or the host stops at the worst moment."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from runtime.lambda_host.failures import UNAVAILABLE
@@ -55,3 +56,34 @@ def test_invocation_of_a_client_that_dies_while_the_host_stops_ends_as_unavailab
 
     assert invocation.result is not None
     assert invocation.result.function_error == UNAVAILABLE.error_type
+
+
+def test_free_client_is_reserved_once() -> None:
+    queue, consumer = InvocationQueue(1), QueueConsumer(Gate(is_open=True))
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(queue.take, consumer)
+
+        assert queue.reserve(30)
+        assert not queue.reserve(0)
+        queue.unreserve()
+        assert queue.reserve(0)
+
+        queue.put(Invocation(b"{}", 60))
+        assert taken.result() is not None
+        queue.unreserve()
+        assert not queue.reserve(0)
+
+
+def test_invocation_that_others_will_take_does_not_end_the_pause_of_an_environment() -> None:
+    queue = InvocationQueue(1)
+    queue.put(Invocation(b"{}", 60))
+    others_fail = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        paused = pool.submit(
+            queue.wait_until_needed, 60, or_until=lambda: False, is_needed=others_fail.is_set
+        )
+        assert not wait_until(paused.done, 0.2)
+        others_fail.set()
+        with queue.changed:
+            queue.changed.notify_all()
+        assert paused.result(30)

@@ -151,7 +151,8 @@ def test_client_that_served_and_died_is_replaced_without_an_event(
 
     host.invoke(b'{"do": "die"}', timeout_s=10)
 
-    assert host.wait_until_free(30)
+    with host.reserved_client(30) as is_free:
+        assert is_free
 
 
 def test_exception_is_answered_as_on_aws(start_host: StartHost) -> None:
