@@ -47,6 +47,7 @@ from handler.job_webhook import JobWebhook
 from handler.jobs import Claim
 from handler.jobs.record import WebhookState
 from handler.leftovers import Attempt
+from handler.load_order import models_in_order
 from handler.log import logger
 from handler.machine_faults import cause_of, is_machine_fault
 from handler.model_folders import standins_used
@@ -158,7 +159,7 @@ class JobRun:
                 lambda: self._cancellation.check("while its input files were fetched"),
             )
             wake = Wake(
-                self._connections.worker, model_names(workflow), self._timings, self._deadline
+                self._connections.worker, models_in_order(workflow), self._timings, self._deadline
             )
         with inputs, self._uploads(job, attempt) as uploads:
             worker = wake.wait(self._cancellation)

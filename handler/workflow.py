@@ -54,7 +54,7 @@ def explain_links(workflow: dict[str, Any]) -> None:
     Raises WorkflowRejected that names the node: a link to a node that is not there, or a cycle.
     Both are harmless in a branch that no output needs, so ComfyUI is asked first.
     """
-    links = {node_id: list(_links(node["inputs"])) for node_id, node in workflow.items()}
+    links = {node_id: list(links_of(node["inputs"])) for node_id, node in workflow.items()}
     for node_id, targets in links.items():
         for name, target in targets:
             if target not in workflow:
@@ -75,8 +75,12 @@ def explain_links(workflow: dict[str, Any]) -> None:
 
 def model_names(workflow: dict[str, Any]) -> list[str]:
     """The model files that a workflow names, in the order in which it names them."""
-    named = (value for node in workflow.values() for value in _strings(node["inputs"]))
-    return list(dict.fromkeys(name for name in named if name.endswith(MODEL_SUFFIXES)))
+    return list(dict.fromkeys(name for node in workflow.values() for name in files_named_in(node)))
+
+
+def files_named_in(node: Mapping[str, Any]) -> list[str]:
+    """The model files that a node names."""
+    return [value for value in _strings(node["inputs"]) if value.endswith(MODEL_SUFFIXES)]
 
 
 def unneeded_nodes(workflow: Mapping[str, Any], is_output: Callable[[str], bool]) -> frozenset[str]:
@@ -84,7 +88,9 @@ def unneeded_nodes(workflow: Mapping[str, Any], is_output: Callable[[str], bool]
 
     `is_output` says whether nodes of a class are outputs. It is asked about ends of the graph only.
     """
-    readers = Counter(target for node in workflow.values() for _, target in _links(node["inputs"]))
+    readers = Counter(
+        target for node in workflow.values() for _, target in links_of(node["inputs"])
+    )
     ends = [node_id for node_id in workflow if not readers[node_id]]
     unneeded = set()
     while ends:
@@ -92,7 +98,7 @@ def unneeded_nodes(workflow: Mapping[str, Any], is_output: Callable[[str], bool]
         if is_output(workflow[node_id]["class_type"]):
             continue
         unneeded.add(node_id)
-        for _, target in _links(workflow[node_id]["inputs"]):
+        for _, target in links_of(workflow[node_id]["inputs"]):
             readers[target] -= 1
             if not readers[target] and target in workflow:
                 ends.append(target)
@@ -104,7 +110,7 @@ def nodes_to_run(workflow: Mapping[str, Any], cached: Collection[str]) -> frozen
 
     What only cached nodes read does not run either, whether or not its own result is still there.
     """
-    read = {target for node in workflow.values() for _, target in _links(node["inputs"])}
+    read = {target for node in workflow.values() for _, target in links_of(node["inputs"])}
     waiting = [node_id for node_id in workflow if node_id not in read]
     found: set[str] = set()
     while waiting:
@@ -112,7 +118,7 @@ def nodes_to_run(workflow: Mapping[str, Any], cached: Collection[str]) -> frozen
         if node_id in found or node_id in cached or node_id not in workflow:
             continue
         found.add(node_id)
-        waiting += [target for _, target in _links(workflow[node_id]["inputs"])]
+        waiting += [target for _, target in links_of(workflow[node_id]["inputs"])]
     return frozenset(found)
 
 
@@ -120,7 +126,8 @@ def _draw() -> int:
     return secrets.randbelow(2**32)
 
 
-def _links(inputs: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def links_of(inputs: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The inputs that are linked to a node: the name of each, and the node's id."""
     for name, value in inputs.items():
         if _is_link(value):
             yield name, value[0]
