@@ -3,6 +3,7 @@
 JobError
 ├── InvalidRequest      the event breaks the contract                     not retryable
 ├── InputUnavailable    an input file cannot be fetched now               retryable
+├── ModelUnavailable    a model file cannot be downloaded                 retryable
 ├── WorkflowRejected    ComfyUI refuses the graph                         not retryable
 ├── ExecutionFailed     a node raised, or gave a result without a file    not retryable
 ├── OutOfMemory         the GPU ran out of memory; models were unloaded   retryable
@@ -82,6 +83,12 @@ class InvalidRequest(JobError):
 
 class InputUnavailable(JobError):
     """An input file of the workflow cannot be fetched now."""
+
+    retryable = True
+
+
+class ModelUnavailable(JobError):
+    """A model file of the workflow did not reach the worker. Another worker may have it."""
 
     retryable = True
 

@@ -12,6 +12,7 @@ STAGES = (
     "queue_ms",
     "cold_start_ms",
     "preprocess_ms",
+    "weights_ms",
     "generation_ms",
     "upload_ms",
     "postprocess_ms",

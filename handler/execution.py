@@ -14,7 +14,13 @@ from handler.comfyui import Message
 from handler.comfyui_api import HistoryEntry
 from handler.emit import emit
 from handler.graph_progress import GraphProgress
-from handler.job_events import JobWaiting, NodeProgress, NodeStarted
+from handler.job_events import (
+    JobWaiting,
+    NodeProgress,
+    NodeStarted,
+    WeightsArrived,
+    WeightsAwaited,
+)
 from handler.node_durations import NodeDurations
 from handler.run_progress import RunProgress
 
@@ -46,6 +52,8 @@ class Execution:
         self.workflow = workflow
         self.began = False
         self.queue_ms = 0.0
+        # By model file: how long its loader has waited for it, in milliseconds.
+        self._waits: dict[str, float] = {}
         self.nodes_executed: list[str] = []
         self.history_entry: HistoryEntry | None = None
         self._on_output = on_output
@@ -62,6 +70,11 @@ class Execution:
     @property
     def percentage(self) -> float:
         return self._graph.percentage
+
+    @property
+    def weights_ms(self) -> float:
+        """How long the run has waited for model files."""
+        return sum(self._waits.values())
 
     @property
     def nodes_total(self) -> int:
@@ -91,6 +104,8 @@ class Execution:
                 self._note_states(data.get("nodes") or {})
             case "progress":
                 self._note_progress(data)
+            case "lambda_comfyui.weights":
+                self._note_weights(data)
             case "executed" if data.get("output"):
                 self._on_output(str(data.get("display_node") or data["node"]), data["output"])
 
@@ -170,6 +185,21 @@ class Execution:
             return node_id
         # The message that says what it is shown as was lost.
         return self._graph.node_id or node_id
+
+    def _note_weights(self, data: dict[str, Any]) -> None:
+        """The running node waits for a model file: runtime/worker/inside_gate.py."""
+        waited_ms = round(data["waited_s"] * 1000, 1)
+        self._waits[data["file"]] = waited_ms
+        if data["is_complete"]:
+            emit(WeightsArrived(file=data["file"], ms=waited_ms))
+        elif not data["failure"]:
+            emit(
+                WeightsAwaited(
+                    file=data["file"],
+                    done_bytes=data["done_bytes"],
+                    total_bytes=data["total_bytes"],
+                )
+            )
 
     def _names_of(self, node_id: str) -> tuple[str, str]:
         """The class and the title of a node."""

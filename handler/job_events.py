@@ -126,6 +126,30 @@ class JobWaiting(JobEvent):
         return f"waiting behind {self.position} {'job' if self.position == 1 else 'jobs'}"
 
 
+class WeightsAwaited(JobEvent):
+    """The running node waits for a model file that is being downloaded. At most two a second."""
+
+    name = "weights.awaited"
+    file: str
+    done_bytes: int
+    total_bytes: int
+
+    def log_message(self) -> str:
+        done, total = self.done_bytes / 1e9, self.total_bytes / 1e9
+        return f"waiting for weights, {done:.1f} of {total:.1f} GB"
+
+
+class WeightsArrived(JobEvent):
+    """The model file is complete; the node has waited `ms` for it."""
+
+    name = "weights.arrived"
+    file: str
+    ms: float
+
+    def log_message(self) -> str:
+        return f"{self.file} is there, after {self.ms / 1000:.1f} s"
+
+
 class NodeStarted(JobEvent):
     """A node began. `done` counts the nodes before it, cached ones included.
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 _OUT_OF_MEMORY_CLASS = "OutOfMemoryError"
+# Of runtime/worker/inside_gate.py.
+_MISSING_MODEL_CLASS = "ModelUnavailable"
 # torch raises OutOfMemoryError on a GPU; a plain RuntimeError where a library of CUDA, or on a CPU
 # its own allocator, has no memory.
 _OUT_OF_MEMORY = re.compile(
@@ -82,6 +84,11 @@ def is_out_of_memory(cause: Cause) -> bool:
     if any(name.rpartition(".")[2] == _OUT_OF_MEMORY_CLASS for name in cause.types):
         return True
     return _is_of_torch(cause) and bool(_OUT_OF_MEMORY.match(cause.message))
+
+
+def is_missing_model(cause: Cause) -> bool:
+    """Whether a model file did not reach the machine: the gate's exception says so."""
+    return cause.types[0].rpartition(".")[2] == _MISSING_MODEL_CLASS
 
 
 def is_machine_fault(cause: Cause) -> bool:

@@ -6,9 +6,22 @@ execution.py of ComfyUI, `PromptExecutor.handle_execution_error`.
 
 from typing import Any
 
-from events.errors import Cancelled, ExecutionFailed, JobError, OutOfMemory, WorkerUnavailable
+from events.errors import (
+    Cancelled,
+    ExecutionFailed,
+    JobError,
+    ModelUnavailable,
+    OutOfMemory,
+    WorkerUnavailable,
+)
 from handler.comfyui_api import HistoryEntry
-from handler.machine_faults import Cause, causes_in, is_machine_fault, is_out_of_memory
+from handler.machine_faults import (
+    Cause,
+    causes_in,
+    is_machine_fault,
+    is_missing_model,
+    is_out_of_memory,
+)
 
 MAX_EXCEPTION_MESSAGE = 2000
 # A run ends with one of these: `PromptExecutor.execute_async`.
@@ -19,7 +32,7 @@ def failure_in(entry: HistoryEntry) -> JobError | None:
     """What the run failed of; None when it succeeded.
 
     WorkerUnavailable: the failure is the machine's, and the worker must be tested. Otherwise
-    Cancelled, OutOfMemory or ExecutionFailed.
+    Cancelled, ModelUnavailable, OutOfMemory or ExecutionFailed.
 
     Only the entry decides, and in it the last message: ComfyUI's `completed` is true also for a run
     that ended at a cycle in an expanded subgraph. An `execution_error` before the last message, or
@@ -56,6 +69,8 @@ def _node_failure(data: dict[str, Any]) -> JobError:
     node_id = str(data["node_id"])
     node = f"node {node_id} ({data['node_type']})"
     text = _shortened(" caused by ".join(map(str, causes[:1] + _faults_below(causes))))
+    if missing := next(filter(is_missing_model, causes), None):
+        return ModelUnavailable(f"{node}: {_shortened(missing.message)}", node_id=node_id)
     if any(map(is_machine_fault, causes)):
         return WorkerUnavailable(f"{node} met a fault of the machine: {text}", node_id=node_id)
     if problem := data.get("self_test"):

@@ -14,6 +14,8 @@ from handler.job_events import (
     JobWaiting,
     NodeProgress,
     NodeStarted,
+    WeightsArrived,
+    WeightsAwaited,
 )
 from handler.jobs import Claim
 from handler.jobs.record import Progress
@@ -46,6 +48,14 @@ def progress_after(progress: Progress, event: JobEvent) -> Progress:
             return Progress(percentage=progress.percentage, nodes_total=event.nodes)
         case JobWaiting():
             return replace(progress, queue_position=event.position)
+        case WeightsAwaited():
+            return replace(
+                progress,
+                weights_done_bytes=event.done_bytes,
+                weights_total_bytes=event.total_bytes,
+            )
+        case WeightsArrived():
+            return replace(progress, weights_done_bytes=None, weights_total_bytes=None)
         case NodeStarted() | NodeProgress():
             return replace(
                 progress,

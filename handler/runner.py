@@ -121,7 +121,8 @@ class Runner:
         finally:
             ran_ms = (time.monotonic() - began) * 1000
             self._timings.add("queue_ms", execution.queue_ms)
-            self._timings.add("generation_ms", ran_ms - execution.queue_ms)
+            self._timings.add("weights_ms", execution.weights_ms)
+            self._timings.add("generation_ms", ran_ms - execution.queue_ms - execution.weights_ms)
 
     def node_info(self, class_type: str) -> dict[str, Any]:
         """The declaration of a node class. Raises WorkerUnavailable, ValueError."""

@@ -70,6 +70,9 @@ class Renderer(Protocol):
         seconds left, None if unknown.
         """
 
+    def update(self, text: str) -> None:
+        """Show another text for the current activity."""
+
     def step(self, value: float, maximum: float, percentage: float, eta_s: float | None) -> None:
         """Show that the current activity has done `value` of `maximum` steps."""
 
@@ -96,10 +99,14 @@ class PlainRenderer:
         self._stepped_at = float("-inf")
         self.note(text if percentage is None else f"{text}, {_of_run(percentage, eta_s)}")
 
+    def update(self, text: str) -> None:
+        if self._is_due():
+            self._stepped_at = self._elapsed_s()
+            self.note(f"  {text}")
+
     def step(self, value: float, maximum: float, percentage: float, eta_s: float | None) -> None:
-        now = self._elapsed_s()
-        if now - self._stepped_at >= _STEP_EVERY_S or value >= maximum:
-            self._stepped_at = now
+        if self._is_due() or value >= maximum:
+            self._stepped_at = self._elapsed_s()
             self.note(f"  step {value:g}/{maximum:g}, {_of_run(percentage, eta_s)}")
 
     def end(self, text: str = "") -> None:
@@ -108,6 +115,9 @@ class PlainRenderer:
 
     def close(self) -> None:
         """A stream needs no clean-up."""
+
+    def _is_due(self) -> bool:
+        return self._elapsed_s() - self._stepped_at >= _STEP_EVERY_S
 
 
 class Progress:
@@ -130,6 +140,8 @@ class Progress:
         self._is_closed = False
         self._cold_start_s: float | None = None
         self._files: list[str] = []
+        # The model file that the run waits for.
+        self._awaited = ""
 
     def __enter__(self) -> Self:
         return self
@@ -214,6 +226,20 @@ class Progress:
         # At the end of the run, nothing is left to show.
         if event.max > 0 and event.node_id is not None:
             self._renderer.step(event.value, event.max, event.percentage, event.eta_s)
+
+    @_show.register
+    def _(self, event: job_events.WeightsAwaited) -> None:
+        text = f"{event.log_message()}  {_one_line(event.file)}"
+        if self._awaited == event.file:
+            self._renderer.update(text)
+        else:
+            self._awaited = event.file
+            self._renderer.begin(text)
+
+    @_show.register
+    def _(self, event: job_events.WeightsArrived) -> None:
+        self._awaited = ""
+        self._renderer.end(_one_line(event.log_message()))
 
     @_show.register
     def _(self, event: job_events.JobCancelled) -> None:

@@ -68,6 +68,11 @@ class TerminalRenderer:
         if percentage is not None:
             self._show_run("", percentage, eta_s)
 
+    def update(self, text: str) -> None:
+        self._activity_text = text
+        for task in self._activity.task_ids:
+            self._activity.update(task, description=text)
+
     def step(self, value: float, maximum: float, percentage: float, eta_s: float | None) -> None:
         self._show_run(f"step {value:g}/{maximum:g}", percentage, eta_s)
 

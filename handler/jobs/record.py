@@ -83,6 +83,9 @@ class Progress:
     nodes_total: int = 0
     queue_position: int | None = None
     eta_s: float | None = None
+    # Of the model file that the running node waits for; None while it waits for none.
+    weights_done_bytes: int | None = None
+    weights_total_bytes: int | None = None
     # The prompt has left ComfyUI's queue.
     is_generating: bool = False
 

@@ -24,6 +24,8 @@ from runtime.process.child import Child, describe_exit
 from runtime.worker.comfyui_arguments import HOST, arguments, child_environment
 from runtime.worker.device_fault import device_fault
 from runtime.worker.start_reports import StartReports
+from runtime.worker.gate import gate_socket
+from runtime.worker.inside_gate import SOCKET_VARIABLE
 
 if TYPE_CHECKING:
     from handler.comfyui_api import ComfyUIApi
@@ -86,7 +88,7 @@ class ComfyUIProcess:
         self._child = Child(
             [str(settings.comfyui_interpreter), "-u", str(_INSIDE_COMFYUI), *program],
             cwd=settings.comfyui_code,
-            env=child_environment(os.environ),
+            env=child_environment(os.environ) | {SOCKET_VARIABLE: str(gate_socket(settings))},
             on_line=self._take,
             on_end=on_end,
             has_stdin=is_prewarmed,

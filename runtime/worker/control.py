@@ -37,6 +37,7 @@ from handler.worker_protocol import (
     decode_request,
     encode,
 )
+from runtime.models.supply import JobModels
 from runtime.worker.housekeeper import RunningJob
 from runtime.worker.lifecycle import Worker
 
@@ -94,7 +95,7 @@ class _Connection(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         self._write_lock = threading.Lock()
-        self._running_job = RunningJob(time.time())
+        self._running_job, self._models = RunningJob(time.time()), JobModels()
         self.server.lease()
         pid = _peer_pid(self.request)
         try:
@@ -143,7 +144,7 @@ class _Connection(socketserver.StreamRequestHandler):
         status = worker.describe()
         is_ready = status.state is State.READY
         self._write(Status(id=request.id, is_final=is_ready, worker=status))
-        worker.prefetch(request.models)
+        self._models = worker.models.begin_job(request.models)
         if not is_ready:
             self._in_thread(self._wait_awake, request)
 
@@ -179,6 +180,7 @@ class _Connection(socketserver.StreamRequestHandler):
         if self._has_job:
             self._has_job, self._prompt_id = False, ""
             self.server.worker.housekeeper.end_job(self._running_job)
+            self.server.worker.models.end_job(self._models)
             self.server.worker.end_job(has_completed=has_completed)
 
     def _in_thread(self, action: Callable[[SlowRequest], None], request: SlowRequest) -> None:

@@ -103,6 +103,7 @@ def main() -> None:
     def start(thread: threading.Thread) -> None:
         frozen_start(thread, command, has_self_test=has_self_test)
 
+    load("inside_gate").install()
     threading.Thread.start = start  # type: ignore[method-assign,assignment]
     threading.excepthook = end_with_the_executor
     threading.Thread(target=collect_when_serving, args=(command,), daemon=True).start()

@@ -17,7 +17,7 @@ from handler.settings import Settings
 from handler.worker_protocol import BenchmarkResult, Depth, State, WorkerStatus
 from runtime.hooks import Change, HookDispatcher, Hooks
 from runtime.log import log
-from runtime.models.prefetch import Prefetcher
+from runtime.models.supply import ModelSupply
 from runtime.process.child import describe_exit
 from runtime.worker.benchmark import Benchmark
 from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError, UnfitDeviceError
@@ -56,19 +56,20 @@ class Worker:
         self._hung_process: ComfyUIProcess | None = None
         self._killed_by = ""
         self._prewarmed = Prewarmed(settings, self._notify)
-        self._prefetcher = Prefetcher(settings)
         self._idle = Idle(settings)
         self._failures = StartFailures()
         self._soundness = Soundness()
         self._benchmark = Benchmark(settings)
         self._drain_until = math.inf
         self._dispatcher = HookDispatcher(hooks, log)
+        self.models = ModelSupply(settings)
         self.housekeeper = Housekeeper(settings, self._forget_prompts, self._drop_cache)
 
     def supervise(self) -> None:
         """Start ComfyUI whenever the state is `starting`, and watch it; returns after `stop`."""
         self._dispatcher.start()
         self.housekeeper.start()
+        self.models.start()
         try:
             while self._wait_for_start():
                 if process := self._start():
@@ -77,6 +78,7 @@ class Worker:
             self.stop()
             self.housekeeper.stop()
             self._end_processes()
+            self.models.stop()
             self._move(State.STOPPED)
             self._dispatcher.stop(_HOOKS_WITHIN_S)
 
@@ -91,10 +93,6 @@ class Worker:
             self._changed.wait_for(
                 lambda: self.state.is_settled or self._failures.failed_starts_ever > failed_before
             )
-
-    def prefetch(self, model_names: Sequence[str]) -> None:
-        """Begin to read the model files of these names into the page cache."""
-        self._prefetcher.begin(model_names)
 
     def begin_job(self) -> None:
         """Count a job: while there is one, the worker does not sleep."""
@@ -231,7 +229,7 @@ class Worker:
                 comfyui_version=process.version.text if process else "",
                 comfyui_pid=process.pid if process else None,
                 prewarmed_pid=self._prewarmed.pid,
-                prefetched_bytes=self._prefetcher.read_bytes,
+                prefetched_bytes=self.models.read_bytes,
                 running_since=self.housekeeper.running_since(),
                 device=self._reports.device,
                 failed_nodes=self._reports.failed_nodes,
@@ -414,7 +412,7 @@ class Worker:
         self._forget_process()
 
     def _stop_process(self) -> None:
-        self._prefetcher.stop()
+        self.models.forget_loads()
         if self._process:
             self._process.stop()
 

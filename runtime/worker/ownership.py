@@ -19,6 +19,7 @@ from runtime.errors import UsageError
 from runtime.hooks import Hooks, PyWorkerLines, StateMetrics, load_hooks
 from runtime.log import log_to
 from runtime.worker.control import ControlServer, OnGone
+from runtime.worker.gate import gate_socket, open_gate
 from runtime.worker.housekeeping import LOCK_NAME
 from runtime.worker.lifecycle import Worker
 
@@ -62,6 +63,7 @@ def owned_worker(
         with (
             _sole_writer(settings),
             _listening(path, worker, is_leased=is_leased, on_gone=on_gone) as server,
+            open_gate(gate_socket(settings), worker.models),
         ):
             serve = threading.Thread(
                 target=server.serve_forever, args=(_SERVER_ENDS_WITHIN_S,), daemon=True

@@ -30,6 +30,8 @@ from handler.job_events import (
     NodeStarted,
     WebhookDelivered,
     WebhookFailed,
+    WeightsArrived,
+    WeightsAwaited,
     WorkerReady,
     WorkerStarting,
     decode,
@@ -55,6 +57,8 @@ EXAMPLES: list[JobEvent] = [
         percentage=20.5,
         eta_s=None,
     ),
+    WeightsAwaited(file="a.safetensors", done_bytes=4_100_000_000, total_bytes=14_300_000_000),
+    WeightsArrived(file="a.safetensors", ms=5123.4),
     NodeProgress(
         node_id="96",
         class_type="KSampler",

@@ -1,0 +1,69 @@
+"""Files that stand for models while these are downloaded, and the removal of models that can be.
+
+ComfyUI's validation asks only whether a file of the name is there. A placeholder has the size of
+the model and takes no space on the disk; whoever reads it without asking first meets a header of
+zeros. The names of the files are explained in runtime/models/parts.py.
+"""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from runtime.models.manifest import ModelFile
+from runtime.models.parts import Parts, is_placeholder
+
+# Where the size is not known: more than the header of an empty model.
+_SIZE_IF_UNKNOWN = 1 << 20
+_BLOCK_BYTES = 512
+
+
+def put_placeholder(file: ModelFile, target: Path) -> None:
+    """Make a placeholder under the model's name, if nothing is there. Raises OSError."""
+    if os.path.lexists(target):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _write_sparse_file(file, target)
+    # Another worker may have been faster.
+    with contextlib.suppress(FileExistsError):
+        target.symlink_to(Parts(target).placeholder.name)
+
+
+def remove_model(file: ModelFile, target: Path) -> bool:
+    """Replace the model by a placeholder, and remove what was downloaded of it so far.
+
+    False when another process loads it at this moment. Raises OSError.
+    """
+    parts = Parts(target)
+    parts.state.unlink(missing_ok=True)
+    parts.part.unlink(missing_ok=True)
+    if is_placeholder(target) or not target.exists():
+        return True
+    with target.open("rb") as model:
+        try:
+            fcntl.flock(model, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        _write_sparse_file(file, target)
+        link = target.with_name(f"{target.name}.placeholder.link")
+        link.unlink(missing_ok=True)
+        link.symlink_to(parts.placeholder.name)
+        link.replace(target)
+    return True
+
+
+def used_bytes(target: Path) -> int:
+    """The disk space of the model, or of what was downloaded of it so far."""
+    return sum(_allocated_bytes(path) for path in (target, Parts(target).part))
+
+
+def _write_sparse_file(file: ModelFile, target: Path) -> None:
+    with Parts(target).placeholder.open("wb") as placeholder:
+        placeholder.truncate(file.size_bytes or file.expected_bytes or _SIZE_IF_UNKNOWN)
+
+
+def _allocated_bytes(path: Path) -> int:
+    try:
+        return path.lstat().st_blocks * _BLOCK_BYTES
+    except OSError:
+        return 0
