@@ -157,6 +157,7 @@ class ModelSupply:
         finally:
             with self._lock:
                 self._loads.remove(load)
+                self._prefetcher.note_loaded(load.target)
                 if load.is_complete and load.target in self._files:
                     self._loaded.add(load.target)
                     self._last_used[load.target] = time.time()

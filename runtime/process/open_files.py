@@ -7,14 +7,14 @@ from pathlib import Path
 
 
 def open_files(paths: Iterable[Path]) -> set[Path]:
-    """Those of the paths that a process of this machine has open or mapped into its memory.
+    """Those of the paths that another process of this machine has open or mapped.
 
     Processes of other users cannot be asked, unless this one is root.
     """
     wanted = {os.path.realpath(path): path for path in paths}
     found: set[Path] = set()
     for process in Path("/proc").iterdir():
-        if process.name.isdigit():
+        if process.name.isdigit() and int(process.name) != os.getpid():
             names = [*_mapped_by(process), *_opened_by(process)]
             found.update(wanted[name] for name in names if name in wanted)
     return found
