@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
+from typing import IO, Any
 
 from runtime.models.manifest import ModelFile
 from runtime.models.parts import Parts, is_placeholder
@@ -32,17 +33,19 @@ def put_placeholder(file: ModelFile, target: Path) -> None:
 def remove_model(file: ModelFile, target: Path) -> bool:
     """Replace the model by a placeholder, and remove what was downloaded of it so far.
 
-    False when another process loads it at this moment. Raises OSError.
+    False when another process loads or downloads it at this moment. Raises OSError.
     """
     parts = Parts(target)
-    parts.state.unlink(missing_ok=True)
-    parts.part.unlink(missing_ok=True)
+    if parts.part.exists():
+        with parts.lock.open("a") as lock:
+            if not _is_locked(lock):
+                return False
+            parts.state.unlink(missing_ok=True)
+            parts.part.unlink(missing_ok=True)
     if is_placeholder(target) or not target.exists():
         return True
     with target.open("rb") as model:
-        try:
-            fcntl.flock(model, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _is_locked(model):
             return False
         _write_sparse_file(file, target)
         link = target.with_name(f"{target.name}.placeholder.link")
@@ -55,6 +58,15 @@ def remove_model(file: ModelFile, target: Path) -> bool:
 def used_bytes(target: Path) -> int:
     """The disk space of the model, or of what was downloaded of it so far."""
     return sum(_allocated_bytes(path) for path in (target, Parts(target).part))
+
+
+def _is_locked(file: IO[Any]) -> bool:
+    """Whether this process alone holds the file now, until it closes it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _write_sparse_file(file: ModelFile, target: Path) -> None:

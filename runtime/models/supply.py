@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from handler.model_folders import download_root, model_path
 from handler.settings import Settings
 from runtime.log import log
-from runtime.models.manifest import Manifest, read_manifest
+from runtime.models.manifest import Manifest
 from runtime.models.need import Need
 from runtime.models.parts import is_complete, is_placeholder
 from runtime.models.placeholders import put_placeholder, remove_model, used_bytes
@@ -60,16 +60,13 @@ class JobModels:
 
 
 class ModelSupply:
-    """The models of one worker. Call `start` before ComfyUI starts. Any thread may call it.
+    """The models of one worker. Call `start` before ComfyUI starts. Any thread may call it."""
 
-    Raises ManifestError for a manifest of MODEL_MANIFESTS that cannot be read.
-    """
-
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, manifests: Iterable[Manifest]) -> None:
         self._settings = settings
         self._files = {
             _real(model_path(file.folder, file.name, settings)): file
-            for manifest in _manifests(settings)
+            for manifest in manifests
             for file in manifest.files
         }
         self._root = _real(download_root(settings) / "any").parent
@@ -302,10 +299,6 @@ class ModelSupply:
         while not self._stopped.wait(_LOOK_FOR_ROOM_EVERY_S):
             with self._lock:
                 self._schedule()
-
-
-def _manifests(settings: Settings) -> list[Manifest]:
-    return [read_manifest(Path(name)) for name in settings.model_manifests]
 
 
 def _real(path: Path) -> Path:

@@ -17,6 +17,7 @@ from handler.settings import Settings
 from handler.worker_protocol import BenchmarkResult, Depth, State, WorkerStatus
 from runtime.hooks import Change, HookDispatcher, Hooks
 from runtime.log import log
+from runtime.models.manifest import configured_manifests
 from runtime.models.supply import ModelSupply
 from runtime.process.child import describe_exit
 from runtime.worker.benchmark import Benchmark
@@ -62,7 +63,7 @@ class Worker:
         self._benchmark = Benchmark(settings)
         self._drain_until = math.inf
         self._dispatcher = HookDispatcher(hooks, log)
-        self.models = ModelSupply(settings)
+        self.models = ModelSupply(settings, configured_manifests(settings))
         self.housekeeper = Housekeeper(settings, self._forget_prompts, self._drop_cache)
 
     def supervise(self) -> None:

@@ -1,0 +1,129 @@
+"""Placeholders: what they look like to ComfyUI, to readers that do not ask, and after a removal."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from handler.model_folders import find_models, kinds_in
+from handler.settings import Settings
+from runtime.models.manifest import ModelFile
+from runtime.models.parts import Parts, is_complete, is_placeholder
+from runtime.models.placeholders import put_placeholder, remove_model, used_bytes
+from runtime.process.open_files import open_files
+from tests.processes import wait_until
+
+SIZE = 5_000_000
+MODEL = ModelFile(name="a.safetensors", folder="vae", sources=("https://x",), size_bytes=SIZE)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "vae" / "a.safetensors"
+
+
+def test_placeholder_has_the_size_of_the_model_and_takes_no_space(target: Path) -> None:
+    put_placeholder(MODEL, target)
+
+    assert target.stat().st_size == SIZE
+    assert used_bytes(target) == 0
+    assert find_models(["a.safetensors"], kinds_in(target.parent.parent)) == [target]
+
+
+def test_placeholder_is_not_taken_for_the_model(target: Path) -> None:
+    put_placeholder(MODEL, target)
+
+    assert is_placeholder(target)
+    assert not is_complete(MODEL, target)
+
+
+@pytest.mark.parametrize("size", [SIZE, 10])
+def test_file_that_is_there_stays(target: Path, size: int) -> None:
+    target.parent.mkdir()
+    target.write_bytes(bytes(size))
+
+    put_placeholder(MODEL, target)
+
+    assert not target.is_symlink()
+    assert target.stat().st_size == size
+
+
+def test_removed_model_is_a_placeholder_whose_space_is_free(target: Path) -> None:
+    target.parent.mkdir()
+    target.write_bytes(os.urandom(SIZE))
+
+    assert remove_model(MODEL, target)
+
+    assert is_placeholder(target)
+    assert used_bytes(target) == 0
+    assert target.stat().st_size == SIZE
+
+
+def test_removal_takes_what_was_downloaded_so_far(target: Path) -> None:
+    put_placeholder(MODEL, target)
+    Parts(target).part.write_bytes(os.urandom(SIZE))
+
+    assert remove_model(MODEL, target)
+
+    assert used_bytes(target) == 0
+
+
+def test_model_that_a_loader_holds_is_not_removed(target: Path) -> None:
+    target.parent.mkdir()
+    target.write_bytes(os.urandom(SIZE))
+
+    with target.open("rb") as loader:
+        fcntl.flock(loader, fcntl.LOCK_SH)
+        assert not remove_model(MODEL, target)
+
+    assert is_complete(MODEL, target)
+
+
+def test_part_that_another_process_downloads_is_not_removed(target: Path) -> None:
+    put_placeholder(MODEL, target)
+    parts = Parts(target)
+    parts.part.write_bytes(os.urandom(SIZE))
+
+    with parts.lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert not remove_model(MODEL, target)
+
+    assert parts.part.exists()
+
+
+@pytest.mark.parametrize("mode", ["mapped", "open"])
+def test_file_that_another_process_has_mapped_or_open_is_found(target: Path, mode: str) -> None:
+    target.parent.mkdir()
+    target.write_bytes(os.urandom(SIZE))
+    program = (
+        "import mmap, sys\n"
+        "file = open(sys.argv[1], 'rb')\n"
+        "mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)\n"
+        "{'mapped': file, 'open': mapped}[sys.argv[2]].close()\n"
+        "sys.stdin.read()\n"
+    )
+    line = [sys.executable, "-c", program, str(target), mode]
+    with subprocess.Popen(line, stdin=subprocess.PIPE) as other:
+        assert wait_until(lambda: open_files([target]) == {target})
+        other.communicate()
+
+    assert open_files([target]) == set()
+
+
+@pytest.mark.comfyui
+@pytest.mark.slow
+@pytest.mark.parametrize("reader", ["safetensors.torch.load_file(path)", "torch.load(path)"])
+def test_reader_that_does_not_ask_fails_loudly(target: Path, reader: str) -> None:
+    put_placeholder(MODEL, target)
+    program = f"import safetensors.torch, sys, torch; path = sys.argv[1]; {reader}"
+    python = Settings.from_env(os.environ).comfyui_interpreter
+
+    process = subprocess.run(
+        [python, "-c", program, target], capture_output=True, text=True, check=False
+    )
+
+    assert process.returncode == 1
+    assert "Error" in process.stderr.splitlines()[-1]
