@@ -83,8 +83,10 @@ class ModelServer:
             return
         with self.lock:
             self._free_at = max(self._free_at, time.monotonic()) + size / self.bytes_per_s
-            pause_s = self._free_at - time.monotonic()
-        time.sleep(max(0.0, pause_s))
+            until = self._free_at
+        # In steps: the rate may be changed meanwhile.
+        while self.bytes_per_s is not None and (left_s := until - time.monotonic()) > 0:
+            time.sleep(min(left_s, 0.05))
 
 
 @contextmanager
