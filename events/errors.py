@@ -8,7 +8,7 @@ JobError
 ├── ExecutionFailed     a node raised, or gave a result without a file    not retryable
 ├── OutOfMemory         the GPU ran out of memory; models were unloaded   retryable
 ├── Cancelled           the job was interrupted from outside              not retryable
-├── DeadlineExceeded    the invocation's time ran out                     if the job never began
+├── DeadlineExceeded    the invocation's time ran out                     if the job had only waited
 ├── WorkerUnavailable   ComfyUI did not start, or died; a broken machine  retryable
 ├── KilledTheWorker     ComfyUI died each time that it ran the job        not retryable
 ├── AlreadyRunning      another invocation runs the same request          retryable
@@ -112,7 +112,7 @@ class Cancelled(JobError):
 
 
 class DeadlineExceeded(JobError):
-    """The invocation's time ran out. Retryable only if the job never began."""
+    """The invocation's time ran out. Retryable if the job never began, or waited for a model."""
 
     def __init__(self, message: str, *, began: bool) -> None:
         super().__init__(message)

@@ -54,6 +54,8 @@ class Execution:
         self.queue_ms = 0.0
         # By model file: how long its loader has waited for it, in milliseconds.
         self._waits: dict[str, float] = {}
+        # The model file that the run waits for now, '' for none.
+        self.awaited = ""
         self.nodes_executed: list[str] = []
         self.history_entry: HistoryEntry | None = None
         self._on_output = on_output
@@ -120,6 +122,8 @@ class Execution:
         """What the run does now, as the end of a sentence."""
         if not self.began:
             return "while it waited in ComfyUI's queue"
+        if self.awaited:
+            return f"while it waited for {self.awaited}, which is being downloaded"
         return f"at node {self.nodes_executed[-1]}" if self.nodes_executed else "as its run began"
 
     def finish(self) -> None:
@@ -190,6 +194,7 @@ class Execution:
         """The running node waits for a model file: runtime/worker/inside_gate.py."""
         waited_ms = round(data["waited_s"] * 1000, 1)
         self._waits[data["file"]] = waited_ms
+        self.awaited = "" if data["is_complete"] else data["file"]
         if data["is_complete"]:
             emit(WeightsArrived(file=data["file"], ms=waited_ms))
         elif not data["failure"]:

@@ -250,6 +250,12 @@ def _deadline_exceeded(execution: Execution) -> DeadlineExceeded:
         return DeadlineExceeded(
             "the invocation ran out of time while the job waited in ComfyUI's queue", began=False
         )
+    if execution.awaited:
+        return DeadlineExceeded(
+            f"the invocation ran out of time while the job waited for {execution.awaited},"
+            " which is still being downloaded",
+            began=False,
+        )
     node = execution.nodes_executed[-1] if execution.nodes_executed else "?"
     return DeadlineExceeded(
         f"the invocation ran out of time at node {node}; raise the function's timeout,"

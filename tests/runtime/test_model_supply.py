@@ -51,9 +51,7 @@ def start(folder: Path, server: ModelServer) -> Iterator[Start]:
                 )
                 for name, size in (sizes or SIZES).items()
             ]
-            settings = Settings(
-                models_dirs=(folder,), comfyui_dir=folder / "no", clean_below_mb=0
-            )
+            settings = Settings(models_dirs=(folder,), comfyui_dir=folder / "no", clean_below_mb=0)
             supply = ModelSupply(settings, [Manifest(name="test", files=tuple(files))])
             stack.callback(supply.stop)
             supply.start()
@@ -115,9 +113,7 @@ def test_file_that_a_loader_waits_for_gets_the_whole_line(
     assert server.sent_bytes["/high.safetensors"] < SIZES["high"] / 2
 
 
-def test_models_of_a_job_come_in_its_order(
-    start: Start, folder: Path, server: ModelServer
-) -> None:
+def test_models_of_a_job_come_in_its_order(start: Start, folder: Path, server: ModelServer) -> None:
     server.bytes_per_s = 8 * MB
     supply = start()
 
