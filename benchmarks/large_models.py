@@ -20,13 +20,13 @@ def main() -> None:
     import comfy.cli_args  # noqa: PLC0415 - importable only with the changed path
 
     comfy.cli_args.args.cpu = True
-    shapes = wan_shapes()
+    shapes = wan_shapes(layers=8)
     for noise in ("high", "low"):
         write(folder / "diffusion_models" / f"large_{noise}.safetensors", shapes)
 
 
-def wan_shapes() -> dict[str, list[int]]:
-    """The tensors of a Wan text-to-video model of 0.5 billion parameters."""
+def wan_shapes(layers: int) -> dict[str, list[int]]:
+    """The tensors of a Wan text-to-video model: with 8 layers, it has 0.5 billion parameters."""
     import comfy.ops  # noqa: PLC0415
     import torch  # noqa: PLC0415
     from comfy.ldm.wan.model import WanModel  # noqa: PLC0415
@@ -36,7 +36,7 @@ def wan_shapes() -> dict[str, list[int]]:
         dim=2048,
         ffn_dim=8192,
         num_heads=16,
-        num_layers=8,
+        num_layers=layers,
         in_dim=16,
         out_dim=16,
         freq_dim=256,

@@ -28,6 +28,7 @@ class RawClient:
         prompt_id = self._ask("POST", "/prompt", json.dumps(body).encode())["prompt_id"]
         while True:
             message = json.loads(self._socket.recv())
+            self.on_message(message)
             data = message["data"]
             if message["type"] == "executing" and data["node"] is None:
                 assert data["prompt_id"] == prompt_id
@@ -35,6 +36,9 @@ class RawClient:
         entry: dict[str, Any] = self._ask("GET", f"/history/{prompt_id}")[prompt_id]
         assert entry["status"]["completed"], entry["status"]
         return entry
+
+    def on_message(self, message: dict[str, Any]) -> None:
+        """For a benchmark that measures within a run."""
 
     def close(self) -> None:
         self._socket.close()
