@@ -114,14 +114,14 @@ def publish(models: Path, server: ModelServer, manifest: Path) -> Manifest:
             content = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         files.append(
             {
-                "name": path.name,
+                "file": path.name,
                 "folder": path.parent.name,
-                "size_bytes": path.stat().st_size,
+                "size": path.stat().st_size,
                 "sources": [server.add(path.name, content)],  # type: ignore[arg-type]
             }
         )
     manifest.write_text(yaml.safe_dump({"name": "scaled", "files": files}))
-    return read_manifest(manifest)
+    return read_manifest(manifest, Settings())
 
 
 @contextmanager

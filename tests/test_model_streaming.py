@@ -76,9 +76,9 @@ def start_worker(
     manifest = tmp_path / "manifest.yaml"
     files = [
         {
-            "name": path.name,
+            "file": path.name,
             "folder": path.parent.name,
-            "size_bytes": path.stat().st_size,
+            "size": path.stat().st_size,
             "sources": [f"{server.url}/{path.name}"],
         }
         for kind in KINDS

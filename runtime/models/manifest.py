@@ -17,8 +17,6 @@ SHIPPED = PROJECT / "infra" / "models"
 _SCHEMA = SHIPPED / "manifest.schema.json"
 _MAX_PROBLEMS = 5
 
-from handler.settings import Settings
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFile:
@@ -83,11 +81,6 @@ def read_manifest(path: Path, settings: Settings) -> Manifest:
     if settings.models_s3_uri:
         files = [_with_copy(file, settings.models_s3_uri) for file in files]
     return Manifest(name=content["name"], files=tuple(files))
-
-
-def configured_manifests(settings: Settings) -> list[Manifest]:
-    """The manifests of MODEL_MANIFESTS. Raises ManifestError."""
-    return [read_manifest(Path(name)) for name in settings.model_manifests]
 
 
 def find_file(manifests: Iterable[Manifest], folder: str | None, name: str) -> ModelFile | None:
