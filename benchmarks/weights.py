@@ -1,7 +1,7 @@
 """Measures how long a job waits for its models on an empty disk, at a tenth of the real sizes.
 
 `python -m benchmarks.weights`: the models of Wan 2.2 (3.7 GB, see scaled_wan.py) come over a line
-of 0.2 GB/s from a server on this machine, which counts the bytes. Two sides, in turn:
+of 0.2 GB/s (`--rate`) from a server on this machine, which counts the bytes. Two sides, in turn:
 
 - fetched first: all models are on the disk before the worker starts.
 - streamed: the worker starts at once, and each model comes when it is needed.
@@ -22,6 +22,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,14 +40,16 @@ from handler.worker_client import WorkerClient
 from handler.worker_protocol import SOCKET_NAME
 from runtime.models.download import Downloader
 from runtime.models.manifest import Manifest, read_manifest
+from runtime.models.parts import is_placeholder
 from tests.model_server import ModelServer, model_server
 
 _FOLDER = Path(__file__).parent
 _SAMPLE = PROJECT / "events" / "samples" / "direct_wan22_t2v_small.json"
-BYTES_PER_S = 0.2e9
 FIRST_ENCODE, FIRST_STEP, END = "first encode", "first step", "end"
+TEXT_IS_THERE, HIGH_IS_THERE = "text encoder is there", "first diffusion model is there"
 # The shares of the bytes that are needed by then, with what the order of need may miss.
-BYTE_GOALS = {FIRST_ENCODE: 0.22, FIRST_STEP: 0.63}
+BYTE_GOALS = {TEXT_IS_THERE: 0.22, FIRST_ENCODE: 0.22, HIGH_IS_THERE: 0.63, FIRST_STEP: 0.63}
+_LOOK_EVERY_S = 0.05
 TIME_GOAL = 1.15
 
 
@@ -187,19 +190,51 @@ def measure(side: str, graph: dict[str, Any], place: "Place") -> Clock:
         clock = Clock(place.server)
         if not is_streamed:
             fetch_all(place.manifest, folder, settings)
-        run_job(graph, clock, settings)
+        with ExitStack() as stack:
+            if is_streamed:
+                stack.enter_context(noting_arrivals(folder, graph, clock))
+            run_job(graph, clock, settings)
         return clock
+
+
+@contextmanager
+def noting_arrivals(folder: Path, graph: dict[str, Any], clock: Clock) -> Iterator[None]:
+    """Note when the models are complete, whether or not a loader waits for them."""
+    _, text, high, _ = models_in_order(graph)
+    targets = {
+        TEXT_IS_THERE: folder / "text_encoders" / text,
+        HIGH_IS_THERE: folder / "diffusion_models" / high,
+    }
+    has_ended = threading.Event()
+
+    def look() -> None:
+        while not has_ended.wait(_LOOK_EVERY_S):
+            for what, target in targets.items():
+                if target.exists() and not is_placeholder(target):
+                    clock.note(what)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        has_ended.set()
+        thread.join()
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What all runs share. `disk` is the size of the disk as a share of the models, 0 for any."""
+    """What all runs share.
+
+    `disk` is the size of the disk as a share of the models, 0 for any; `rate` is in bytes a second.
+    """
 
     server: ModelServer
     manifest: Manifest
     manifest_path: Path
     nodes: Path
     disk: float
+    rate: float
 
     @property
     def total_bytes(self) -> int:
@@ -217,15 +252,15 @@ def report(sides: dict[str, Clock], graph: dict[str, Any], place: Place) -> None
             share = clock.bytes[what] / place.total_bytes
             goal = BYTE_GOALS.get(what) if side == "streamed" else None
             verdict = f"  <= {goal:g}: {'met' if share <= goal else 'MISSED'}" if goal else ""
-            print(f"{side:14} {what:13} {seconds:7.1f} s  bytes {share:5.3f}{verdict}")
+            print(f"{side:14} {what:30} {seconds:7.1f} s  bytes {share:5.3f}{verdict}")
     streamed = sides["streamed"].seconds
     # The other side has nothing to wait for between these two.
     other = sides["fetched first"].seconds
     encode_s = other[FIRST_STEP] - other[FIRST_ENCODE]
     boot_s = streamed["boot"]
     floors = {
-        FIRST_ENCODE: max(boot_s, place.needed_bytes(graph, 2) / BYTES_PER_S),
-        FIRST_STEP: max(boot_s + encode_s, place.needed_bytes(graph, 3) / BYTES_PER_S),
+        FIRST_ENCODE: max(boot_s, place.needed_bytes(graph, 2) / place.rate),
+        FIRST_STEP: max(boot_s + encode_s, place.needed_bytes(graph, 3) / place.rate),
     }
     for what, floor_s in floors.items():
         ratio = streamed[what] / floor_s
@@ -237,6 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weights")
     parser.add_argument("--encode", choices=["trivial", "real"], default="trivial")
     parser.add_argument("--disk", type=float, default=0.0, help="e.g. 0.9 (needs root)")
+    parser.add_argument("--rate", type=float, default=0.2, help="GB/s, default: %(default)s")
     parser.add_argument("--models", type=Path, help="a folder that scaled_wan.py has written")
     args = parser.parse_args()
     graph = workflow(args.encode)
@@ -248,9 +284,9 @@ def main() -> None:
         nodes.write_text(yaml.safe_dump({"nodes": {"custom_nodes": str(_FOLDER / "nodes")}}))
         manifest_path = Path(name) / "manifest.yaml"
         manifest = publish(models, server, manifest_path)
-        server.bytes_per_s = BYTES_PER_S
-        place = Place(server, manifest, manifest_path, nodes, args.disk)
-        print(f"{place.total_bytes / 1e9:.2f} GB at {BYTES_PER_S / 1e9:g} GB/s")
+        server.bytes_per_s = args.rate * 1e9
+        place = Place(server, manifest, manifest_path, nodes, args.disk, server.bytes_per_s)
+        print(f"{place.total_bytes / 1e9:.2f} GB at {args.rate:g} GB/s")
         sides = {side: measure(side, graph, place) for side in ("fetched first", "streamed")}
         report(sides, graph, place)
 
