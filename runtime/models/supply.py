@@ -6,7 +6,6 @@ a disk that is too small, is decided in need.py; how files are downloaded, in do
 """
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,9 +20,9 @@ from runtime.log import log
 from runtime.models.manifest import Manifest
 from runtime.models.need import Need
 from runtime.models.parts import is_complete, is_placeholder
-from runtime.models.placeholders import put_placeholder, remove_model, used_bytes
+from runtime.models.placeholders import put_placeholder, used_bytes
 from runtime.models.prefetch import Prefetcher
-from runtime.process.open_files import open_files
+from runtime.models.room import Room
 
 if TYPE_CHECKING:
     from runtime.models.download import Downloader, FileState
@@ -69,7 +68,8 @@ class ModelSupply:
             for manifest in manifests
             for file in manifest.files
         }
-        self._root = _real(download_root(settings) / "any").parent
+        root = _real(download_root(settings) / "any").parent
+        self._room = Room(root, settings.clean_below_mb * 1_000_000, self._files)
         self._prefetcher = Prefetcher(settings)
         self._lock = threading.RLock()
         self._jobs: list[JobModels] = []
@@ -94,7 +94,7 @@ class ModelSupply:
         # Not at the top: a worker without manifests downloads nothing.
         from runtime.models.download import Downloader  # noqa: PLC0415
 
-        self._root.mkdir(parents=True, exist_ok=True)
+        self._room.root.mkdir(parents=True, exist_ok=True)
         for target, file in self._files.items():
             try:
                 put_placeholder(file, target)
@@ -234,22 +234,11 @@ class ModelSupply:
 
     def _make_room(self, target: Path, need: Need) -> bool:
         """Whether the disk has room for the whole file; models that may go are removed for it."""
-        missing = self._size(target) - used_bytes(target) - self._free_bytes()
-        if missing <= 0:
-            return True
+        missing = self._missing_bytes(target) - self._free_bytes()
         removable = need.removable_for(target, self._last_used)
-        in_use = {load.target for load in self._loads} | open_files(removable)
-        going = []
-        for other in removable:
-            if missing > 0 and other not in in_use and self._is_ours(other):
-                going.append(other)
-                missing -= used_bytes(other)
-        if missing > 0:
-            return False
-        for other in going:
-            if remove_model(self._files[other], other):
-                log(f"removed {other.name} from the disk, to make room for {target.name}")
-        return self._size(target) - used_bytes(target) <= self._free_bytes()
+        coming = {path for path in self._files if self._is_coming(path)}
+        kept = coming.union(load.target for load in self._loads)
+        return missing <= 0 or self._room.remove(missing, removable, kept)
 
     def _note_blocked(self, target: Path | None, need: Need) -> None:
         """A loader's file for which there is no room, for a while now, will not come."""
@@ -261,23 +250,18 @@ class ModelSupply:
         elif now - self._blocked_since > _RELEASED_WITHIN_S:
             self._blocked_since = None
             self._no_room[target] = (
-                f"{self._root} has no room for {target.name}, {self._size(target)} bytes:"
+                f"{self._room.root} has no room for {target.name}, {self._size(target)} bytes:"
                 f" {max(self._free_bytes(), 0)} bytes may be used, CLEAN_BELOW stays free, and"
                 " ComfyUI has the other models open"
             )
 
     def _free_bytes(self) -> int:
-        """What the downloads that were added leave free, and CLEAN_BELOW."""
+        """What the downloads that were added leave free."""
         coming = [target for target in self._files if self._is_coming(target)]
-        promised = sum(self._size(target) - used_bytes(target) for target in coming)
-        kept = self._settings.clean_below_mb * 1_000_000
-        return shutil.disk_usage(self._root).free - promised - kept
+        return self._room.free_bytes() - sum(map(self._missing_bytes, coming))
 
-    def _is_ours(self, target: Path) -> bool:
-        """Whether the model is here, in the folder that takes downloads."""
-        return (
-            self._root in target.parents and used_bytes(target) > 0 and not self._is_coming(target)
-        )
+    def _missing_bytes(self, target: Path) -> int:
+        return self._size(target) - used_bytes(target)
 
     def _is_coming(self, target: Path) -> bool:
         download = self._download(target)
