@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from events.errors import Cancelled, ExecutionFailed, OutOfMemory, WorkerUnavailable
+from events.errors import (
+    Cancelled,
+    ExecutionFailed,
+    ModelUnavailable,
+    OutOfMemory,
+    WorkerUnavailable,
+)
 from handler.node_failure import MAX_EXCEPTION_MESSAGE, failure_in
 
 
@@ -158,3 +164,18 @@ def test_interruption_is_not_a_failure_of_the_node() -> None:
 
 def test_error_without_a_message_is_a_failure() -> None:
     assert isinstance(failure_in(entry()), ExecutionFailed)
+
+
+def test_model_that_did_not_arrive_is_no_fault_of_the_machine() -> None:
+    reason = "vae/a.safetensors: https://host/a: No space left on device"
+    missing = {"types": ["inside_gate.ModelUnavailable", "Exception"], "message": reason}
+    wrapped = {"types": ["RuntimeError", "Exception"], "message": "the loader failed"}
+    name, data = node_error("RuntimeError", "the loader failed")
+    causes = [wrapped | {"errno": None}, missing | {"errno": None}]
+
+    failure = failure_in(entry((name, data | {"causes": causes})))
+
+    assert isinstance(failure, ModelUnavailable)
+    assert failure.retryable
+    assert failure.node_id == "7"
+    assert failure.message == f"node 7 (KSampler): {reason}"

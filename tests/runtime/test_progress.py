@@ -21,6 +21,8 @@ from handler.job_events import (
     NodeStarted,
     WebhookDelivered,
     WebhookFailed,
+    WeightsArrived,
+    WeightsAwaited,
     WorkerReady,
     WorkerStarting,
 )
@@ -169,6 +171,43 @@ def test_second_sampling_in_one_node_does_not_put_the_bar_back() -> None:
         assert is_shown(console, "step 1/20")
         assert is_shown(console, "60 %")
         assert is_shown(console, "node 1/1  1 [red]X")
+
+
+def feed_a_wait(feed: Callable[[JobEvent, float], None]) -> None:
+    feed(started("90", "CLIPLoader", "", 2, 14), 12.0)
+    for done, at in [(4_100_000_000, 12.5), (4_200_000_000, 13.0), (9_000_000_000, 14.0)]:
+        event = WeightsAwaited(file="a.pt", done_bytes=done, total_bytes=14_300_000_000)
+        feed(event, at)
+    feed(WeightsArrived(file="a.pt", ms=2345.0), 14.3)
+
+
+def test_wait_for_a_model_is_shown_in_plain_lines() -> None:
+    watched = Watched()
+
+    feed_a_wait(watched.feed)
+
+    assert watched.lines() == [
+        "[  12.0 s] node 3/14  90 CLIPLoader, 0 %",
+        "[  12.5 s] waiting for weights, 4.1 of 14.3 GB  a.pt",
+        "[  13.0 s]   waiting for weights, 4.2 of 14.3 GB  a.pt",
+        "[  14.0 s]   waiting for weights, 9.0 of 14.3 GB  a.pt",
+        "[  14.3 s] a.pt is there, after 2.3 s",
+    ]
+
+
+def test_wait_for_a_model_is_shown_on_a_terminal() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, record=True)
+
+    def feed(event: JobEvent, at: float) -> None:
+        progress.feed(line(event))
+        if isinstance(event, WeightsAwaited):
+            assert is_shown(console, event.log_message())
+
+    with Progress(lambda: TerminalRenderer(console), elapsed_s=lambda: 0.0) as progress:
+        feed_a_wait(feed)
+
+    # One line that stays for the whole wait.
+    assert console.export_text().count("s  waiting for weights, 9.0 of 14.3 GB  a.pt\n") == 1
 
 
 def test_failures_are_shown() -> None:
