@@ -55,7 +55,7 @@ NOT_IN_TEMPLATE = {
     "BENCHMARK_TEST_STEPS",
     *("SERVE_GRACE", "JOBS_DB", "PYWORKER_LOG", "SHUTDOWN_GRACE"),
     # ModelStorage copies the weights of a prefix.
-    *("MODEL_MANIFESTS", "MODEL_URLS", "PROVISIONING_SCRIPT", "BENCHMARK_JSON_URL"),
+    *("MODEL_URLS", "PROVISIONING_SCRIPT", "BENCHMARK_JSON_URL"),
     # Lambda takes the whole instance down.
     *("IDLE_FREE_AFTER", "IDLE_STOP_AFTER", "IDLE_EXIT_AFTER"),
     # The default is right.
