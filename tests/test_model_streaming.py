@@ -115,7 +115,7 @@ def test_job_on_an_empty_disk_waits_for_its_models_and_says_so(
 
     def note(event: JobEvent) -> None:
         events.append(event)
-        if isinstance(event, WeightsAwaited) and event.file == VAE:
+        if isinstance(event, WeightsAwaited):
             server.bytes_per_s = None
 
     with subscribed(note):
@@ -125,10 +125,11 @@ def test_job_on_an_empty_disk_waits_for_its_models_and_says_so(
     assert response["status"] == "completed", response["message"]
     assert response["timings"]["weights_ms"] > 0
     waits = [event for event in events if isinstance(event, WeightsAwaited)]
-    assert waits[0].file == VAE
+    # Which of the two outputs comes first is ComfyUI's choice.
+    assert waits[0].file in (VAE, LOW)
     assert all(0 <= event.done_bytes <= event.total_bytes for event in waits)
     arrived = [event.file for event in events if isinstance(event, WeightsArrived)]
-    assert arrived[0] == VAE
+    assert arrived[0] == waits[0].file
     assert (models / "diffusion_models" / LOW).read_bytes() == server.files[f"/{LOW}"]
 
 
@@ -158,7 +159,8 @@ def test_download_that_fails_fails_the_jobs_that_need_it_and_no_other(
 def test_job_that_waits_for_a_model_ends_at_its_deadline(
     start_worker: Callable[[], Any], server: ModelServer
 ) -> None:
-    server.bytes_per_s = NEARLY_NOTHING
+    # The source asks for patience: nothing comes meanwhile.
+    server.faults[f"/{VAE}"] = Faults(statuses=[503], retry_after="600")
     start_worker()
     assert run(workflows.image())["status"] == "completed"
 
@@ -172,8 +174,7 @@ def test_job_that_waits_for_a_model_ends_at_its_deadline(
     assert response["timings"]["weights_ms"] > 0
     # The loader has read the interrupt.
     assert worker_status().starts == 1
-    server.bytes_per_s = None
-    assert run(loads(VAE))["status"] == "completed"
+    assert run(loads(LOW))["status"] == "completed"
 
 
 def test_worker_that_was_killed_in_a_download_leaves_no_half_model(
