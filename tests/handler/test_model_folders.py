@@ -7,6 +7,8 @@ import pytest
 
 from handler.model_folders import ModelFolder, find_models, model_folders, standins_used
 from handler.settings import Settings
+from runtime.models.manifest import ModelFile
+from runtime.models.placeholders import put_placeholder
 
 NAME = "a.safetensors"
 
@@ -46,6 +48,14 @@ def test_stand_in_is_used_where_there_is_no_real_file(settings: Settings) -> Non
 @pytest.mark.parametrize("folder", ["comfyui/models/vae", "mount/vae"])
 def test_real_file_is_no_stand_in(folder: str, settings: Settings, tmp_path: Path) -> None:
     add_file(tmp_path / folder)
+
+    assert standins_used([NAME], settings) == []
+
+
+def test_model_that_is_being_downloaded_is_no_stand_in(settings: Settings, tmp_path: Path) -> None:
+    # ComfyUI waits for the real one.
+    file = ModelFile(name=NAME, folder="vae", sources=("https://host/a",))
+    put_placeholder(file, tmp_path / "mount" / "vae" / NAME)
 
     assert standins_used([NAME], settings) == []
 
