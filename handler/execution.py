@@ -196,6 +196,7 @@ class Execution:
         self._waits[data["file"]] = waited_ms
         self.awaited = "" if data["is_complete"] else data["file"]
         if data["is_complete"]:
+            self._graph.note_wait(data["waited_s"])
             emit(WeightsArrived(file=data["file"], ms=waited_ms))
         elif not data["failure"]:
             emit(

@@ -123,6 +123,10 @@ class GraphProgress:
         self._shares[self._current] = max(self._shares[self._current], share)
         self._update()
 
+    def note_wait(self, seconds: float) -> None:
+        """The current node has waited so long for a model file: the next time it need not."""
+        self._entered_at += seconds
+
     def finish(self) -> None:
         """The run has succeeded: keep what its nodes took."""
         self._leave_current()

@@ -243,3 +243,17 @@ def test_small_differences_are_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / FILE_NAME).exists()
     durations.store({"1": 3.0}, {"1": node("A")})
     assert (tmp_path / FILE_NAME).exists()
+
+
+def test_wait_for_a_model_is_not_learned_as_the_time_of_its_loader(
+    tmp_path: Path, clock: Clock
+) -> None:
+    workflow = {"load": WORKFLOW["load"]}
+    durations = NodeDurations(tmp_path)
+    progress = GraphProgress(workflow, durations, clock)
+    progress.enter("load")
+    clock.now += 101
+    progress.note_wait(100)
+    progress.finish()
+
+    assert GraphProgress(workflow, durations, clock).eta_s == pytest.approx(1)
