@@ -133,6 +133,15 @@ class ModelSupply:
             if job in self._jobs:
                 self._jobs.remove(job)
 
+    @contextmanager
+    def needed_by_a_job(self, names: Sequence[str]) -> Iterator[None]:
+        """For a workflow of the worker's own, until the context ends."""
+        job = self.begin_job(names)
+        try:
+            yield
+        finally:
+            self.end_job(job)
+
     def forget_loads(self) -> None:
         """ComfyUI has ended: the next one loads everything again."""
         self._prefetcher.stop()

@@ -23,6 +23,7 @@ from handler.worker_protocol import BenchmarkResult
 from handler.workflow import model_names
 from runtime.installation.driver import installed_driver
 from runtime.log import log
+from runtime.models.parts import is_placeholder
 from runtime.worker.own_run import OwnRunError, read_workflow, run_workflow
 
 if TYPE_CHECKING:
@@ -199,7 +200,9 @@ def benchmark_workflow(settings: Settings) -> tuple[str, dict[str, Any]]:
     if settings.provisioned_benchmark.is_file():
         return "BENCHMARK_JSON_URL", read_workflow(settings.provisioned_benchmark)
     sd15 = read_workflow(_WORKFLOWS / "sd15.json")
-    if find_models(model_names(sd15), model_folders(settings)):
+    found = find_models(model_names(sd15), model_folders(settings))
+    # The score must not be that of the download.
+    if found and not any(map(is_placeholder, found)):
         sd15["4"]["inputs"] |= {
             "width": settings.benchmark_test_width,
             "height": settings.benchmark_test_height,

@@ -23,9 +23,9 @@ from runtime.log import log
 from runtime.process.child import Child, describe_exit
 from runtime.worker.comfyui_arguments import HOST, arguments, child_environment
 from runtime.worker.device_fault import device_fault
-from runtime.worker.start_reports import StartReports
 from runtime.worker.gate import gate_socket
 from runtime.worker.inside_gate import SOCKET_VARIABLE
+from runtime.worker.start_reports import StartReports
 
 if TYPE_CHECKING:
     from handler.comfyui_api import ComfyUIApi

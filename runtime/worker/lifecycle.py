@@ -283,7 +283,7 @@ class Worker:
                 return None
             if (path := self.settings.warmup_workflow) and not self._idle.jobs:
                 folders = self._folders()
-                warm_up(path, process, self._prefetcher, self._has_job_or_ends, folders, timeout_s)
+                warm_up(path, process, self.models, self._has_job_or_ends, folders, timeout_s)
         except (ComfyUIStartError, OSError) as error:
             has_ended = prewarmed is not None and prewarmed.wait(0) is not None
             self._end_processes()

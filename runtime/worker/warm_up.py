@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from handler.workflow import model_names
+from handler.load_order import models_in_order
 from runtime.log import log
-from runtime.models.prefetch import Prefetcher
+from runtime.models.supply import ModelSupply
 from runtime.worker.comfyui_process import ComfyUIProcess
 from runtime.worker.own_run import OwnRunError, read_workflow, run_workflow
 
@@ -15,7 +15,7 @@ from runtime.worker.own_run import OwnRunError, read_workflow, run_workflow
 def warm_up(
     path: Path,
     process: ComfyUIProcess,
-    prefetcher: Prefetcher,
+    models: ModelSupply,
     is_cancelled: Callable[[], bool],
     folders: dict[str, Path],
     within_s: float,
@@ -31,8 +31,10 @@ def warm_up(
 
     try:
         workflow = read_workflow(path)
-        prefetcher.begin(model_names(workflow))
-        with contextlib.closing(process.api()) as api:
+        with (
+            models.needed_by_a_job(models_in_order(workflow)),
+            contextlib.closing(process.api()) as api,
+        ):
             has_run = run_workflow(api, workflow, must_end, folders) is not None
     except (OwnRunError, OSError) as error:
         log(f"WARMUP_WORKFLOW: {error}")
