@@ -40,6 +40,20 @@ def server() -> Iterator[ModelServer]:
 
 
 @pytest.fixture
+def slow_server(server: ModelServer) -> ModelServer:
+    """Named before `address`, it is slow before the download begins."""
+    server.bytes_per_s = NEARLY_NOTHING
+    return server
+
+
+@pytest.fixture
+def broken_server(server: ModelServer) -> ModelServer:
+    """Named before `address`, it is broken before the download begins."""
+    server.faults["/a.safetensors"] = Faults(always_status=404)
+    return server
+
+
+@pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "models" / "vae" / "a.safetensors"
 
@@ -63,10 +77,8 @@ def test_loader_gets_the_complete_file_and_its_other_arguments(address: Path, ta
 
 
 def test_failure_reaches_the_loader_with_its_reason(
-    address: Path, target: Path, server: ModelServer
+    broken_server: ModelServer, address: Path, target: Path
 ) -> None:
-    server.faults[f"/{target.name}"] = Faults(always_status=404)
-
     with pytest.raises(ModelUnavailable, match=f"vae/{target.name}: .* 404"):
         gated(read, str(address))(str(target))
 
@@ -111,9 +123,8 @@ def test_link_of_the_user_is_a_model(address: Path, tmp_path: Path) -> None:
 
 
 def test_interrupted_job_waits_no_longer(
-    address: Path, target: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+    slow_server: ModelServer, address: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.bytes_per_s = NEARLY_NOTHING
     interrupted = threading.Event()
 
     def throw_exception_if_processing_interrupted() -> None:
@@ -132,14 +143,13 @@ def test_interrupted_job_waits_no_longer(
 
 
 def test_client_of_the_prompt_is_told_how_far_the_file_is(
-    address: Path, target: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+    slow_server: ModelServer, address: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.bytes_per_s = NEARLY_NOTHING
     sent: list[tuple[str, dict[str, Any], str]] = []
 
     def send_sync(*message: Any) -> None:
         sent.append(message)
-        server.bytes_per_s = None
+        slow_server.bytes_per_s = None
 
     instance = SimpleNamespace(last_prompt_id="p", client_id="c", send_sync=send_sync)
     prompt_server = SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
