@@ -51,6 +51,7 @@ from handler.load_order import models_in_order
 from handler.log import logger
 from handler.machine_faults import cause_of, is_machine_fault
 from handler.model_folders import standins_used
+from handler.model_urls import take_model_urls
 from handler.node_failure import failure_in
 from handler.outputs import JobOutputs
 from handler.recorded_progress import RecordedProgress
@@ -150,7 +151,8 @@ class JobRun:
         with self._timings.stage("preprocess_ms"):
             self._result.return_base64 = job.return_base64
             refuse_forbidden(job, self._settings)
-            workflow = fill_random_ints(job.workflow)
+            workflow, model_urls = take_model_urls(job.workflow, self._settings)
+            workflow = fill_random_ints(workflow)
             self._warn_of_standins(workflow)
             inputs = JobInputs(
                 job,
@@ -159,7 +161,11 @@ class JobRun:
                 lambda: self._cancellation.check("while its input files were fetched"),
             )
             wake = Wake(
-                self._connections.worker, models_in_order(workflow), self._timings, self._deadline
+                self._connections.worker,
+                models_in_order(workflow),
+                self._timings,
+                self._deadline,
+                model_urls,
             )
         with inputs, self._uploads(job, attempt) as uploads:
             worker = wake.wait(self._cancellation)

@@ -21,6 +21,7 @@ from handler.input_files import LoadableFiles, check_files
 from handler.job_events import JobQueued, WorkerReady, WorkerStarting
 from handler.node_failure import failure_in
 from handler.worker_client import ReadyWorker, WorkerClient
+from handler.worker_protocol import ModelUrl
 from handler.workflow import unneeded_nodes
 
 _INTERRUPT_WAIT_S = 5.0
@@ -41,15 +42,22 @@ class Wake:
     """A worker that was asked for a ready ComfyUI when this object was made."""
 
     def __init__(
-        self, worker: WorkerClient, models: Sequence[str], timings: Timings, deadline: Deadline
+        self,
+        worker: WorkerClient,
+        models: Sequence[str],
+        timings: Timings,
+        deadline: Deadline,
+        model_urls: Sequence[ModelUrl] = (),
     ) -> None:
         """Ask without waiting for a cold ComfyUI; `models` are the files that the job will read.
+
+        Those of `model_urls` are downloaded before.
 
         Raises WorkerUnavailable.
         """
         self._worker, self._timings, self._deadline = worker, timings, deadline
         try:
-            self._is_warm = worker.begin_wake(models, deadline.work_left_s())
+            self._is_warm = worker.begin_wake(models, deadline.work_left_s(), model_urls)
         except OSError as error:
             reason = error.strerror or "it does not react"
             raise WorkerUnavailable(f"the worker does not answer: {reason}") from error

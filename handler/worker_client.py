@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from handler.worker_protocol import (
     GetLog,
     GetState,
     LogLines,
+    ModelUrl,
     ProtocolError,
     Refused,
     ReportFault,
@@ -92,22 +93,28 @@ class WorkerClient:
         self._wake: Status | None = None
         self._started: StartedWorker | None = None
 
-    def begin_wake(self, model_names: Sequence[str], timeout_s: float | None = None) -> bool:
+    def begin_wake(
+        self,
+        model_names: Sequence[str],
+        timeout_s: float | None = None,
+        model_urls: Sequence[ModelUrl] = (),
+    ) -> bool:
         """Begin a job: ask for a ready ComfyUI without waiting. True when it is ready now.
 
-        A cold worker reads the files of these names from the disk while ComfyUI starts. Raises
+        A cold worker reads the files of these names from the disk while ComfyUI starts, and
+        downloads those of `model_urls`. Raises
         WorkerUnavailable when no worker answers and none can be started, OSError when one does not
         answer within CONNECT_TIMEOUT_S and `timeout_s`.
         """
         limit_s = CONNECT_TIMEOUT_S
         if timeout_s is not None:
             limit_s = min(max(timeout_s, _ANSWER_TIMEOUT_S), CONNECT_TIMEOUT_S)
-        models = tuple(model_names)
-        self._wake = self._send_wake(models, limit_s)
+        wake = Wake(id=self._id(), models=tuple(model_names), model_urls=tuple(model_urls))
+        self._wake = self._send_wake(wake, limit_s)
         if self._wake.worker.state in (State.DRAINING, State.STOPPED):
             # If it ends because its last handler has gone, another one can be started.
             self._wait_for_end()
-            self._wake = self._send_wake(models, limit_s)
+            self._wake = self._send_wake(wake, limit_s)
         return self._wake.worker.state is State.READY
 
     def wait_ready(
@@ -221,18 +228,19 @@ class WorkerClient:
         if self._started:
             self._started.wait(CONNECT_TIMEOUT_S)
 
-    def _send_wake(self, models: tuple[str, ...], limit_s: float) -> Status:
+    def _send_wake(self, wake: Wake, limit_s: float) -> Status:
         """The first answer to a wake."""
         try:
-            return self._try_wake(models, limit_s)
+            return self._try_wake(wake, limit_s)
         except ConnectionError:
             # The worker of the last job has ended; a new connection finds or starts another.
-            return self._try_wake(models, limit_s)
+            return self._try_wake(wake, limit_s)
 
-    def _try_wake(self, models: tuple[str, ...], limit_s: float) -> Status:
+    def _try_wake(self, wake: Wake, limit_s: float) -> Status:
         if self._connection is None:
             self._connection = self._connect()
-        return _as_status(self._ask(Wake(id=self._id(), models=models), limit_s))
+        # An id of its own for each time that it is sent.
+        return _as_status(self._ask(replace(wake, id=self._id()), limit_s))
 
     def _status(self) -> WorkerStatus:
         return _as_status(self._ask(GetState(id=self._id()), _ANSWER_TIMEOUT_S)).worker

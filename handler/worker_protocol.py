@@ -10,7 +10,7 @@ with a request in runtime/worker/control.py, how long a handler waits in handler
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from types import NoneType
@@ -128,8 +128,22 @@ class Message:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelUrl:
+    """A model that a request names by its URL, which may hold secrets.
+
+    `folder` is its kind, `name` the one that it gets on the worker.
+    """
+
+    url: str = field(repr=False)
+    folder: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wake(Message):
     """Begin a job, and have ComfyUI ready for it. The files named `models` are read ahead.
+
+    Those of `model_urls`, which are among them, are downloaded.
 
     Answered by a Status at once, and by a second one when ComfyUI is ready or its start has failed,
     unless the first was final.
@@ -137,6 +151,7 @@ class Wake(Message):
 
     NAME: ClassVar[str] = "wake"
     models: tuple[str, ...]
+    model_urls: tuple[ModelUrl, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,11 +277,11 @@ Answer = Status | BenchmarkDone | LogLines | Refused
 _REQUESTS: dict[str, type[Any]] = {kind.NAME: kind for kind in get_args(Request)}
 _ANSWERS: dict[str, type[Any]] = {kind.NAME: kind for kind in get_args(Answer)}
 _FIELDS = {
-    kind: [(field.name, field.type) for field in fields(kind)]
+    kind: [(each.name, each.type) for each in fields(kind)]
     for kind in (
         *_REQUESTS.values(),
         *_ANSWERS.values(),
-        *(WorkerStatus, BenchmarkResult, Device, FailedNode),
+        *(WorkerStatus, BenchmarkResult, Device, FailedNode, ModelUrl),
     )
 }
 _NAME_KEY = "type"
@@ -366,6 +381,8 @@ def _read(kind: Any, given: Any, name: str) -> Any:
         return _WORDS[kind][given]
     if kind == tuple[str, ...] and isinstance(given, list) and _are_strings(given):
         return tuple(given)
+    if kind == tuple[ModelUrl, ...] and isinstance(given, list):
+        return tuple(_read_fields(ModelUrl, each) for each in given)
     if kind == dict[str, Path] and isinstance(given, dict) and _are_strings(given.values()):
         return {key: Path(path) for key, path in given.items()}
     if kind in _OBJECTS:
