@@ -109,7 +109,7 @@ class WorkerClient:
         limit_s = CONNECT_TIMEOUT_S
         if timeout_s is not None:
             limit_s = min(max(timeout_s, _ANSWER_TIMEOUT_S), CONNECT_TIMEOUT_S)
-        wake = Wake(id=self._id(), models=tuple(model_names), model_urls=tuple(model_urls))
+        wake = Wake(id=0, models=tuple(model_names), model_urls=tuple(model_urls))
         self._wake = self._send_wake(wake, limit_s)
         if self._wake.worker.state in (State.DRAINING, State.STOPPED):
             # If it ends because its last handler has gone, another one can be started.

@@ -193,3 +193,46 @@ def test_worker_that_was_killed_in_a_download_leaves_no_half_model(
     response = run(loads(HIGH))
     assert response["status"] == "completed", response["message"]
     assert (models / "diffusion_models" / HIGH).read_bytes() == server.files[f"/{HIGH}"]
+
+
+def test_model_by_its_url_is_downloaded_and_loaded(
+    start_worker: Callable[[], Any],
+    server: ModelServer,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also by a worker that has no manifest."""
+    monkeypatch.setenv("MODEL_MANIFESTS", "")
+    monkeypatch.setenv("MODEL_URLS", "127.0.0.1")
+    start_worker()
+    workflow = {
+        "1": node("VAELoader", vae_name=f"{server.url}/{VAE}?token=s3cret"),
+        "2": node("PreviewAny", source=["1", 0]),
+    }
+
+    response = run(workflow)
+
+    assert response["status"] == "completed", response
+    assert "s3cret" not in str(response)
+    (model,) = (path for path in models.rglob(VAE) if not is_placeholder(path))
+    assert model.read_bytes() == server.files[f"/{VAE}"]
+    requests = len(server.requests)
+    assert run(workflow)["status"] == "completed"
+    assert len(server.requests) == requests
+
+
+def test_model_by_a_url_that_leads_nowhere_fails_its_job_with_the_reason(
+    start_worker: Callable[[], Any], server: ModelServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_MANIFESTS", "")
+    monkeypatch.setenv("MODEL_URLS", "127.0.0.1")
+    start_worker()
+
+    response = run({
+        "1": node("VAELoader", vae_name=f"{server.url}/none.safetensors?token=s3cret"),
+        "2": node("PreviewAny", source=["1", 0]),
+    })  # fmt: skip
+
+    assert response["status"] == "failed"
+    assert "HTTP 404" in response["message"]
+    assert "s3cret" not in str(response)

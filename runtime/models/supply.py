@@ -8,7 +8,7 @@ a disk that is too small, is decided in need.py; how files are downloaded, in do
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from handler.model_folders import download_root, model_path
 from handler.settings import Settings
+from handler.worker_protocol import ModelUrl
 from runtime.log import log
-from runtime.models.manifest import Manifest
+from runtime.models.manifest import Manifest, ModelFile
 from runtime.models.need import Need
 from runtime.models.parts import is_complete, is_placeholder
 from runtime.models.placeholders import put_placeholder, used_bytes
@@ -72,6 +73,7 @@ class ModelSupply:
         self._room = Room(root, settings.clean_below_mb * 1_000_000, self._files)
         self._prefetcher = Prefetcher(settings)
         self._lock = threading.RLock()
+        self._of_callers: set[Path] = set()
         self._jobs: list[JobModels] = []
         self._loads: list[_Load] = []
         self._loaded: set[Path] = set()
@@ -89,22 +91,45 @@ class ModelSupply:
 
     def start(self) -> None:
         """Put placeholders where models are missing, and begin to download."""
-        if not self._files:
-            return
-        # Not at the top: a worker without manifests downloads nothing.
-        from runtime.models.download import Downloader  # noqa: PLC0415
+        with self._lock:
+            if self._files:
+                self._put_placeholders(self._files)
+                self._start_downloader()
+                self._schedule()
 
+    def add_urls(self, models: Iterable[ModelUrl]) -> None:
+        """Download the models that a request names by URL, too. Call it before `begin_job`."""
+        with self._lock:
+            files = {
+                _real(model_path(model.folder, model.name, self._settings)): ModelFile(
+                    name=model.name, folder=model.folder, sources=(model.url,)
+                )
+                for model in models
+            }
+            new = {target: file for target, file in files.items() if target not in self._files}
+            if not new or self._stopped.is_set():
+                return
+            self._files.update(new)
+            self._of_callers.update(new)
+            self._put_placeholders(new)
+            self._start_downloader()
+
+    def _put_placeholders(self, files: Mapping[Path, ModelFile]) -> None:
         self._room.root.mkdir(parents=True, exist_ok=True)
-        for target, file in self._files.items():
+        for target, file in files.items():
             try:
                 put_placeholder(file, target)
             except OSError as error:
                 log(f"no placeholder can be put at {target}: {error.strerror}")
             self._last_used[target] = _last_access(target)
-        with self._lock:
+
+    def _start_downloader(self) -> None:
+        if self._downloader is None:
+            # Not at the top: a worker without manifests downloads nothing.
+            from runtime.models.download import Downloader  # noqa: PLC0415
+
             self._downloader = Downloader(self._settings)
-            self._schedule()
-        threading.Thread(target=self._look_for_room, name="model room", daemon=True).start()
+            threading.Thread(target=self._look_for_room, name="model room", daemon=True).start()
 
     def stop(self) -> None:
         """End the downloads and the reading ahead. What was downloaded stays on the disk."""
@@ -225,7 +250,8 @@ class ModelSupply:
             if not self._make_room(target, need):
                 blocked = target
                 break
-            self._downloader.add(self._files[target], target)
+            allowed = self._settings.outbound_allow if target in self._of_callers else None
+            self._downloader.add(self._files[target], target, allowed)
         self._note_blocked(blocked, need)
         coming = [target for target in order if self._is_coming(target)]
         if coming != self._last_order:

@@ -144,6 +144,7 @@ class _Connection(socketserver.StreamRequestHandler):
         status = worker.describe()
         is_ready = status.state is State.READY
         self._write(Status(id=request.id, is_final=is_ready, worker=status))
+        worker.models.add_urls(request.model_urls)
         self._models = worker.models.begin_job(request.models)
         if not is_ready:
             self._in_thread(self._wait_awake, request)

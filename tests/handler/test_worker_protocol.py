@@ -27,6 +27,7 @@ from handler.worker_protocol import (
     GetState,
     LogLines,
     Message,
+    ModelUrl,
     ProtocolError,
     Refused,
     ReportFault,
@@ -89,6 +90,7 @@ RESULT = BenchmarkResult(
 REQUESTS: list[Request] = [
     Wake(id=1, models=("a.safetensors", "sub/b.pt")),
     Wake(id=2, models=()),
+    Wake(id=3, models=("n",), model_urls=(ModelUrl(url="https://h/n", folder="vae", name="n"),)),
     AnnouncePrompt(id=3, prompt_id="0b3b"),
     EndJob(id=4),
     EndJob(id=4, has_completed=True),
