@@ -219,8 +219,13 @@ class Settings:
 
     @property
     def has_benchmark(self) -> bool:
-        """Whether the worker measures its score: BENCHMARK, else whether a workflow is named."""
-        return self.benchmark_json_path is not None if self.benchmark is None else self.benchmark
+        """Whether the worker measures its score.
+
+        BENCHMARK decides; without it, whether a workflow is named or a router uses the score.
+        """
+        if self.benchmark is not None:
+            return self.benchmark
+        return self.benchmark_json_path is not None or bool(self.router_url)
 
     @property
     def comfyui_code(self) -> Path:

@@ -25,6 +25,7 @@ from tests.runtime.fleet.fleet import (
     router_process,
     vastai_client,
 )
+from tests.runtime.test_benchmark import QUICK
 from tests.test_http_api import Api, serve
 from tests.workflows import event
 
@@ -82,6 +83,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def member_of(router: RouterProcess) -> dict[str, str]:
     (port,) = free_ports(1)
     return {
+        "BENCHMARK": "0",
         "ROUTER_URL": router.url,
         "ROUTER_WORKER_TOKEN": WORKERS,
         "PUBLIC_URL": f"http://127.0.0.1:{port}",
@@ -217,6 +219,7 @@ def test_worker_without_its_router_goes_on(tmp_path: Path) -> None:
     variables = {
         "ROUTER_URL": f"http://127.0.0.1:{port}",
         "PUBLIC_URL": "http://127.0.0.1:1",
+        "BENCHMARK": "0",
         "API_TOKEN": "of-the-api",
     }
     headers = {"Authorization": "Bearer of-the-api"}
@@ -228,3 +231,19 @@ def test_worker_without_its_router_goes_on(tmp_path: Path) -> None:
         assert answer.json()["status"] == "completed"
         assert granted.status_code == 401
         assert worker.log.count("gives no key") == 1
+
+
+def test_worker_that_is_ready_reports_the_score_that_it_has_measured(tmp_path: Path) -> None:
+    path = tmp_path / "quick.json"
+    path.write_text(json.dumps(QUICK))
+    with router_process(tmp_path) as router:
+        variables = member_of(router) | {"BENCHMARK": "", "BENCHMARK_JSON_PATH": str(path)}
+        headers = {"Authorization": "Bearer of-the-api"}
+        with serve(tmp_path, API_TOKEN="of-the-api", **variables) as worker:
+            assert wait_until(lambda: router.statuses() == ["ready"], 180), worker.log
+            (view,) = router.fleet()["workers"]
+
+            measured = worker.get("/worker", headers=headers).json()["score"]
+
+    assert view["score"] == measured
+    assert measured > 1.0

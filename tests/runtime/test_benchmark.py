@@ -237,6 +237,13 @@ def test_benchmark_runs_if_a_workflow_is_named_or_it_is_switched_on() -> None:
     assert not Settings.from_env({"BENCHMARK_JSON_PATH": "/a", "BENCHMARK": "0"}).has_benchmark
 
 
+def test_benchmark_runs_in_a_fleet_unless_it_is_switched_off() -> None:
+    fleet = {"ROUTER_URL": "http://router", "PUBLIC_URL": "http://worker"}
+
+    assert Settings.from_env(fleet).has_benchmark
+    assert not Settings.from_env(fleet | {"BENCHMARK": "0"}).has_benchmark
+
+
 def test_table_has_a_line_for_each_result() -> None:
     lines = table([RESULT, RESULT]).splitlines()
 
