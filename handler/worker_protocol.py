@@ -112,6 +112,7 @@ class WorkerStatus:
     running_since: float | None
     # Of the last benchmark; None before the first one.
     score: float | None
+    benchmark: BenchmarkResult | None
     # Of the last start of ComfyUI; None before it was seen.
     device: Device | None
     failed_nodes: tuple[FailedNode, ...]
@@ -361,11 +362,13 @@ _PLAIN: dict[Any, tuple[type[Any], ...]] = {
     int | None: (int, NoneType),
     float | None: (float, int, NoneType),
     Device | None: (NoneType,),
+    BenchmarkResult | None: (NoneType,),
 }
 _OBJECTS: dict[Any, type[Any]] = {
     WorkerStatus: WorkerStatus,
     BenchmarkResult: BenchmarkResult,
     Device | None: Device,
+    BenchmarkResult | None: BenchmarkResult,
 }
 _WORDS: dict[Any, Mapping[str, Any]] = {
     State: {state.value: state for state in State},

@@ -245,5 +245,5 @@ def test_worker_that_is_ready_reports_the_score_that_it_has_measured(tmp_path: P
 
             measured = worker.get("/worker", headers=headers).json()["score"]
 
-    assert view["score"] == measured
+    assert (view["score"], view["gpus"]) == (measured, ["cpu"])
     assert measured > 1.0

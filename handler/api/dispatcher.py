@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from events.event_context import Response
 from events.job import Job
 from handler.start_report import Device, FailedNode
-from handler.worker_protocol import State
+from handler.worker_protocol import BenchmarkResult, State
 
 MIN_RETRY_AFTER_S = 1
 
@@ -66,6 +66,7 @@ class WorkerReport:
     failure: str = ""
     running_since: float | None = None
     score: float | None = None
+    benchmark: BenchmarkResult | None = None
     device: Device | None = None
     failed_nodes: tuple[FailedNode, ...] = ()
     workers: "tuple[WorkerReport, ...]" = ()

@@ -151,7 +151,7 @@ async def fleet(request: Request) -> Response:
     queue = context.router.waiting.queue(now)
     return JsonAnswer(
         {
-            "workers": [protocol.worker_view(each, now) for each in context.router.workers()],
+            "workers": protocol.worker_views(context.router.workers(), now),
             "queue": {"requests": queue.requests, "oldest_s": round(queue.oldest_s, 1)},
             "load": round(context.router.waiting.load(now), 3),
             "events": [{"at": each.at, "text": each.text} for each in context.router.events()],
@@ -185,8 +185,7 @@ def _context(request: Request) -> RouterContext:
 
 
 def _workers(context: RouterContext) -> Response:
-    now = time.time()
-    return JsonAnswer([protocol.worker_view(each, now) for each in context.router.workers()])
+    return JsonAnswer(protocol.worker_views(context.router.workers(), time.time()))
 
 
 def _endpoint(context: RouterContext, number: int) -> dict[str, Any]:

@@ -184,6 +184,15 @@ class Member:
             "url": self.public_url,
             "state": State.DRAINING.value if self._is_draining else state.value,
             "max_perf": self._score_of(worker),
+            "benchmarks": [
+                {
+                    "gpu": each.benchmark.gpu,
+                    "workflow_hash": each.benchmark.workflow_hash,
+                    "score": each.benchmark.score,
+                }
+                for each in worker.workers or (worker,)
+                if each.benchmark
+            ],
             "cold_start_s": worker.cold_start_ms / 1000,
             "error_msg": worker.failure if state is State.FAILED else "",
             "cur_load": sum(work.cost for work in working.values()),

@@ -1,7 +1,7 @@
 """The bodies that clients and workers send to the router, and what it answers.
 
 The fields are those of `vastai` 1.9.1, its client and its PyWorker. Reports of our own workers have
-two more: `state`, because a PyWorker knows no sleep, and `cold_start_s`.
+three more: `state`, because a PyWorker knows no sleep, `cold_start_s` and `benchmarks`.
 """
 
 import math
@@ -11,7 +11,8 @@ from typing import Any
 
 from handler.worker_protocol import State
 from runtime.errors import LambdaComfyUIError
-from runtime.fleet.registry import Measured, Report, Status, Worker
+from runtime.fleet.deviations import score_warnings
+from runtime.fleet.registry import Benchmarked, Measured, Report, Status, Worker
 from runtime.fleet.router import Request, Routed
 from runtime.fleet.signature import Grant, Signer
 
@@ -115,6 +116,7 @@ def status_call(body: Mapping[str, Any]) -> StatusCall:
         cold_start_s=_number(body, "cold_start_s", 0.0),
         error=error[:500],
         working=frozenset(idx for idx in working if isinstance(idx, int)),
+        benchmarks=_benchmarks(body),
         measured=Measured(
             cur_load=_number(body, "cur_load", 0.0),
             new_load=_number(body, "new_load", 0.0),
@@ -138,8 +140,14 @@ def ended_call(body: Mapping[str, Any]) -> EndedCall:
     )
 
 
-def worker_view(worker: Worker, now: float) -> dict[str, Any]:
-    """One item of `get_endpoint_workers`; the fields after `started_at` are ours."""
+def worker_views(workers: Sequence[Worker], now: float) -> list[dict[str, Any]]:
+    """The items of `get_endpoint_workers`."""
+    warnings = score_warnings(workers)
+    return [_worker_view(worker, warnings.get(worker.id, ""), now) for worker in workers]
+
+
+def _worker_view(worker: Worker, warning: str, now: float) -> dict[str, Any]:
+    """One item; the fields after `started_at` are ours."""
     return {
         "id": worker.id,
         "status": worker.status.value,
@@ -162,6 +170,8 @@ def worker_view(worker: Worker, now: float) -> dict[str, Any]:
         "wait_s": round(max(worker.expected_free_at(now) - now, 0.0), 3),
         "reported_s": round(max(now - worker.reported_at, 0.0), 3),
         "error": worker.error,
+        "gpus": [each.gpu for each in worker.benchmarks],
+        "warning": warning,
     }
 
 
@@ -181,6 +191,17 @@ def _status(state: str, score: float, error: str) -> Status:
         # A PyWorker has a score once its benchmark is over.
         return Status.DRAINING if state == State.DRAINING else Status.STARTING
     return _STATES.get(state, Status.STARTING) if state else Status.READY
+
+
+def _benchmarks(body: Mapping[str, Any]) -> tuple[Benchmarked, ...]:
+    given = body.get("benchmarks", [])
+    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+        raise BadBodyError("benchmarks: expected a list of objects")
+    found = (
+        Benchmarked(_text(each, "gpu"), _text(each, "workflow_hash"), _number(each, "score", 0.0))
+        for each in given
+    )
+    return tuple(each for each in found if each.score > 0)
 
 
 def _whole(body: Mapping[str, Any], name: str, default: int | None = None) -> int:

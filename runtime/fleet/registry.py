@@ -46,11 +46,21 @@ class Held:
     given_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class Benchmarked:
+    """The score of one GPU. Those of the same GPU model and workflow can be compared."""
+
+    gpu: str
+    workflow_hash: str
+    score: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """What a worker says about itself. `working` are the requests that it has now.
 
-    `cold_start_s` is how long its last start took. `measured` goes to clients as it came.
+    `cold_start_s` is how long its last start took. `benchmarks` are those of its GPUs. `measured`
+    goes to clients as it came.
     """
 
     id: int
@@ -60,6 +70,7 @@ class Report:
     cold_start_s: float = 0.0
     error: str = ""
     working: frozenset[int] = frozenset()
+    benchmarks: tuple[Benchmarked, ...] = ()
     measured: "Measured"
 
 
@@ -99,6 +110,7 @@ class Worker:
     free_at: float = 0.0
     loaded: str = ""
     is_doubted: bool = False
+    benchmarks: tuple[Benchmarked, ...] = ()
     measured: Measured = Measured()
     version: int = 0
 
@@ -149,6 +161,7 @@ def reported(worker: Worker | None, report: Report, now: float, average_s: float
         error=report.error,
         virtual_s=max(known.virtual_s, average_s) if has_come_back else known.virtual_s,
         is_doubted=False,
+        benchmarks=report.benchmarks,
         measured=report.measured,
     )
     unclaimed = [

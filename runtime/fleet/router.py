@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from runtime.fleet import registry
+from runtime.fleet.deviations import score_warnings
 from runtime.fleet.registry import FORGOTTEN_AFTER_S, Report, Status, Worker
 from runtime.fleet.route import RouteRules, WorkerIndex
 from runtime.fleet.store import FleetStore, FleetStoreError, next_version
@@ -72,6 +73,7 @@ class Router:
         self._lock, self._route_lock = threading.Lock(), threading.Lock()
         self._index = WorkerIndex(rules)
         self._holders: dict[int, int] = {}
+        self._warned: frozenset[int] = frozenset()
         self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
         self.waiting = Waiting()
         self.refresh()
@@ -139,7 +141,10 @@ class Router:
         return after if after and after.status is Status.DRAINING else None
 
     def sweep(self) -> None:
-        """Take the requests of silent workers back, and forget workers that stay silent."""
+        """Take the requests of silent workers back, and forget workers that stay silent.
+
+        Note the scores that have come to differ from those of equal GPUs.
+        """
         now = self._clock()
         for worker in self.workers():
             if worker.reported_at < now - FORGOTTEN_AFTER_S:
@@ -147,6 +152,7 @@ class Router:
             elif worker.is_silent(now) and worker.status is not Status.LOST:
                 self._lose(worker, now)
         self.waiting.sweep(now)
+        self._note_warnings()
 
     def refresh(self) -> None:
         """Read what other routers have changed."""
@@ -253,6 +259,14 @@ class Router:
             self._note(f"worker {after.id} at {after.url} has joined, {after.status}{reason}")
         elif before.status is not after.status or before.error != after.error:
             self._note(f"worker {after.id} at {after.url} is {after.status}{reason}")
+
+    def _note_warnings(self) -> None:
+        workers = self.workers()
+        warnings = score_warnings(workers)
+        for worker in workers:
+            if worker.id in warnings and worker.id not in self._warned:
+                self._note(f"worker {worker.id} at {worker.url}: {warnings[worker.id]}")
+        self._warned = frozenset(warnings)
 
     def _note(self, text: str) -> None:
         self._events.append(Event(self._clock(), text))

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from handler.settings import Settings
 from runtime.errors import LambdaComfyUIError
-from runtime.fleet.registry import Held, Measured, Status, Worker
+from runtime.fleet.registry import Benchmarked, Held, Measured, Status, Worker
 
 
 class FleetStoreError(LambdaComfyUIError):
@@ -68,6 +68,7 @@ def from_json(text: str) -> Worker:
     """The worker of a text that `to_json` has made."""
     values = json.loads(text)
     values["held"] = tuple(Held(**held) for held in values["held"])
+    values["benchmarks"] = tuple(Benchmarked(**each) for each in values.get("benchmarks", []))
     values["measured"] = Measured(**values["measured"])
     values["status"] = Status(values["status"])
     return Worker(**values)

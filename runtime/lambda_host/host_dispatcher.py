@@ -195,6 +195,7 @@ def _report(status: WorkerStatus | None) -> WorkerReport:
         failure=status.failure,
         running_since=status.running_since,
         score=status.score,
+        benchmark=status.benchmark,
         device=status.device,
         failed_nodes=status.failed_nodes,
     )

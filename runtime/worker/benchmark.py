@@ -24,6 +24,7 @@ from handler.workflow import model_names
 from runtime.installation.driver import installed_driver
 from runtime.log import log
 from runtime.models.parts import is_placeholder
+from runtime.score_deviation import deviation
 from runtime.worker.own_run import OwnRunError, read_workflow, run_workflow
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 RESULTS_NAME = "benchmark.json"
 WORK = 100.0
-# The most that equal GPUs differ by; more is heat, a power limit or a wrong configuration.
-TOLERANCE = 0.2
 _WORKFLOWS = Path(__file__).with_name("benchmark_workflows")
 _MOST_RUNS = 3
 # One more run is only made while all of them together are shorter.
@@ -132,7 +131,7 @@ class Benchmark:
     def _note(self, name: str, digest: str, machine: Machine, seconds: Sequence[float]) -> None:
         median_s = statistics.median(seconds)
         score = score_of(median_s)
-        others = [
+        earlier = [
             result.score
             for result in self._results
             if (result.gpu, result.workflow_hash) == (machine.gpu, digest)
@@ -144,7 +143,7 @@ class Benchmark:
             runs=len(seconds),
             workflow=name,
             workflow_hash=digest,
-            warning=deviation(score, others),
+            warning=warning_of(score, earlier),
             **asdict(machine),
         )
         self._results = [*self._results, result][-_KEPT:]
@@ -173,20 +172,12 @@ def score_of(seconds: float) -> float:
     return float(f"{WORK / max(seconds, 0.001):.4g}")
 
 
-def deviation(score: float, others: Sequence[float]) -> str:
+def warning_of(score: float, earlier: Sequence[float]) -> str:
     """What is wrong with a score, by those of the same GPU model and workflow; '' if nothing."""
-    if not others:
+    if not earlier:
         return ""
-    median = statistics.median(others)
-    difference = score / median - 1
-    if abs(difference) <= TOLERANCE:
-        return ""
-    side = "below" if difference < 0 else "above"
-    return (
-        f"score {score:g} is {abs(difference):.0%} {side} {median:g}, the median of"
-        f" {len(others)} earlier results of this GPU model: check its temperature, power limit and"
-        " configuration"
-    )
+    of = f"the median of {len(earlier)} earlier results of this GPU model"
+    return deviation(score, statistics.median(earlier), of)
 
 
 def benchmark_workflow(settings: Settings) -> tuple[str, dict[str, Any]]:

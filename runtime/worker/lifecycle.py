@@ -235,6 +235,7 @@ class Worker:
                 device=self._reports.device,
                 failed_nodes=self._reports.failed_nodes,
                 score=self._benchmark.last.score if self._benchmark.last else None,
+                benchmark=self._benchmark.last,
                 folders=self._folders(),
             )
 

@@ -3,7 +3,7 @@
 import ast
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -44,6 +44,19 @@ from handler.worker_protocol import (
     encode,
 )
 
+RESULT = BenchmarkResult(
+    at=1.7e9,
+    score=1.25,
+    seconds=80.0,
+    runs=1,
+    workflow="Stable Diffusion 1.5",
+    workflow_hash="0b3b",
+    gpu="NVIDIA L40S",
+    driver="580.95.05",
+    comfyui="0.3.75",
+    torch="2.14.1",
+    warning="",
+)
 READY = WorkerStatus(
     state=State.READY,
     starts=2,
@@ -58,6 +71,7 @@ READY = WorkerStatus(
     prefetched_bytes=10**12,
     running_since=1.7e9,
     score=1.25,
+    benchmark=RESULT,
     device=Device(
         kind="cuda",
         name="NVIDIA L4",
@@ -73,19 +87,6 @@ READY = WorkerStatus(
     ),
     failed_nodes=(FailedNode("broken", "SyntaxError: invalid syntax"),),
     folders={"output": Path("/data/output"), "temp": Path("/data/temp")},
-)
-RESULT = BenchmarkResult(
-    at=1.7e9,
-    score=1.25,
-    seconds=80.0,
-    runs=1,
-    workflow="Stable Diffusion 1.5",
-    workflow_hash="0b3b",
-    gpu="NVIDIA L40S",
-    driver="580.95.05",
-    comfyui="0.3.75",
-    torch="2.14.1",
-    warning="",
 )
 REQUESTS: list[Request] = [
     Wake(id=1, models=("a.safetensors", "sub/b.pt")),
@@ -104,6 +105,7 @@ REQUESTS: list[Request] = [
 ]
 ANSWERS: list[Answer] = [
     Status(id=1, is_final=False, worker=READY),
+    Status(id=1, is_final=True, worker=replace(READY, score=None, benchmark=None)),
     LogLines(id=2, lines=("one", "two\nand a half")),
     BenchmarkDone(id=2, result=RESULT),
     Refused(id=3, reason="a job runs"),

@@ -23,10 +23,10 @@ from runtime.worker.benchmark import (
     RESULTS_NAME,
     Machine,
     benchmark_workflow,
-    deviation,
     machine_of,
     read_results,
     score_of,
+    warning_of,
     workflow_hash,
 )
 from runtime.worker.own_run import OwnRunError, made_files, read_workflow, run_workflow
@@ -71,16 +71,16 @@ def test_score_is_100_divided_by_the_seconds(seconds: float, score: float) -> No
 
 
 def test_score_far_from_the_median_of_its_gpu_model_is_named() -> None:
-    warning = deviation(0.7, [0.9, 1.0, 1.1])
+    warning = warning_of(0.7, [0.9, 1.0, 1.1])
 
     assert warning.startswith("score 0.7 is 30% below 1, the median of 3 earlier results")
     assert "temperature, power limit" in warning
-    assert "40% above" in deviation(1.4, [1.0])
+    assert "40% above" in warning_of(1.4, [1.0])
 
 
-@pytest.mark.parametrize("others", [[], [1.0], [1.24, 0.1, 1.24]])
-def test_score_within_the_tolerance_is_not(others: list[float]) -> None:
-    assert deviation(1.0, others) == ""
+@pytest.mark.parametrize("earlier", [[], [1.0], [1.24, 0.1, 1.24]])
+def test_score_within_the_tolerance_is_not(earlier: list[float]) -> None:
+    assert warning_of(1.0, earlier) == ""
 
 
 def test_workflow_is_the_one_that_is_named(tmp_path: Path) -> None:

@@ -10,11 +10,20 @@ import pytest
 import requests
 
 from runtime.fleet.signature import Grant, Signer, Verifier, new_key
+from tests.processes import wait_until
 from tests.runtime.fleet.fleet import CALLERS, WORKERS, RouterProcess, router_process
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 REPORT = {"id": 1, "mtoken": WORKERS, "url": "http://worker", "max_perf": 2.0}
+
+
+def of_gpu(number: int, gpu: str, score: float) -> dict[str, Any]:
+    """The report of a worker with a measured score."""
+    benchmark = {"gpu": gpu, "workflow_hash": "0b3b", "score": score}
+    return REPORT | {"id": number, "max_perf": score, "benchmarks": [benchmark]}
+
+
 CHROMIUM = shutil.which("chromium")
 
 
@@ -103,6 +112,8 @@ def test_wrong_field_of_a_request_is_named(
         ({"url": 5}, "url: expected a text"),
         ({"max_perf": "fast"}, "max_perf: expected a number"),
         ({"working_request_idxs": 3}, "working_request_idxs: expected a list"),
+        ({"benchmarks": [1]}, "benchmarks: expected a list of objects"),
+        ({"benchmarks": [{"gpu": 1}]}, "gpu: expected a text"),
     ],
 )
 def test_wrong_field_of_a_report_is_named(
@@ -162,6 +173,23 @@ def test_ended_requests_are_taken_from_their_worker(worker: RouterProcess) -> No
     assert wrong.json()["error"].startswith("requests: expected a list of objects")
 
 
+def test_worker_that_is_slower_than_its_equals_is_warned_about(router: RouterProcess) -> None:
+    for number, score in enumerate((1.0, 1.1, 0.7), start=1):
+        router.post("/worker_status/", of_gpu(number, "NVIDIA L4", score))
+    router.post("/worker_status/", of_gpu(4, "NVIDIA L40S", 4.0))
+    warning = "score 0.7 is 30% below 1, the median of 3 GPUs of the fleet, NVIDIA L4"
+
+    warnings = [each["warning"].partition(":")[0] for each in router.get("/workers").json()]
+
+    assert warnings == ["", "", warning, ""]
+    # It is logged once, however often it is seen.
+    line = f"router: worker 3 at http://worker: {warning}: check its temperature"
+    assert wait_until(lambda: line in router.log), router.log
+    assert router.log.count(line) == 1
+    for number in range(1, 5):
+        router.post("/worker_status/", REPORT | {"id": number, "state": "stopped"})
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
@@ -202,6 +230,8 @@ def test_unknown_path_and_broken_body_have_an_answer(router: RouterProcess) -> N
 @pytest.mark.skipif(not CHROMIUM, reason="needs Debian's package chromium")
 def test_page_shows_the_fleet_in_a_browser(worker: RouterProcess, tmp_path: Path) -> None:
     worker.route()
+    worker.post("/worker_status/", of_gpu(1, "NVIDIA L4", 2.0))
+    worker.post("/worker_status/", of_gpu(2, "NVIDIA L4", 1.0) | {"state": "inactive"})
     address = worker.url.replace("http://", f"http://reader:{CALLERS}@")
 
     assert CHROMIUM
@@ -218,7 +248,9 @@ def test_page_shows_the_fleet_in_a_browser(worker: RouterProcess, tmp_path: Path
     ).stdout
 
     assert "http://worker</td>" in page
-    assert "1 workers, 1 ready with a score of 2.00 together" in page
+    worker.post("/worker_status/", REPORT | {"id": 2, "state": "stopped"})
+    assert "50% below 2, the median of 2 GPUs of the fleet, NVIDIA L4" in page
+    assert "2 workers, 1 ready with a score of 2.00 together" in page
     assert "100.0 %" in page
     assert "has joined, ready" in page
     assert 'role="alert"></p>' in page

@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from handler.settings import Settings
-from runtime.fleet.registry import SILENT_AFTER_S, Held, Measured, Report, Status, Worker
+from runtime.fleet.registry import (
+    SILENT_AFTER_S,
+    Benchmarked,
+    Held,
+    Measured,
+    Report,
+    Status,
+    Worker,
+)
 from runtime.fleet.route import RouteRules
 from runtime.fleet.router import Request, Router
 from runtime.fleet.store import FleetStore, FleetStoreError, open_fleet_store
@@ -29,6 +37,7 @@ WORKER = Worker(
     joined_at=NOW,
     reported_at=NOW,
     held=(Held(3, 100.0, NOW),),
+    benchmarks=(Benchmarked("NVIDIA L4", "0b3b", 1.5),),
     measured=Measured(cur_load=100.0),
     version=1,
 )
