@@ -35,6 +35,7 @@ from handler.emit import emit, subscribed
 from handler.execution import Execution
 from handler.input_files import LoadableFiles, mark_as_used
 from handler.inputs.job_inputs import JobInputs
+from handler.job_cost import cost_of
 from handler.job_events import (
     JobCancelled,
     JobCompleted,
@@ -308,7 +309,7 @@ class JobRun:
         if self._result.outputs:
             self._result.outputs.record_delivery(self._settings.worker_dir)
         # After the claim: a job whose end was logged does not run again.
-        _emit_end(response)
+        _emit_end(response, cost_of(response["timings"], self._settings.price_per_hour))
         return response
 
     def _repeat(self, claim: Claim, stored: dict[str, Any]) -> dict[str, Any]:
@@ -343,14 +344,14 @@ class JobRun:
             logger.warning(text)
 
 
-def _emit_end(response: dict[str, Any]) -> None:
+def _emit_end(response: dict[str, Any], cost: float | None) -> None:
     error, timings = response.get("error"), response["timings"]
     if error is None:
-        emit(JobCompleted(timings=timings))
+        emit(JobCompleted(timings=timings, cost=cost))
     elif class_of(error) is AlreadyRunning:
         # Not a failure: the job runs elsewhere.
         emit(JobPostponed(message=error["message"]))
     elif class_of(error) is Cancelled:
-        emit(JobCancelled(message=error["message"], timings=timings))
+        emit(JobCancelled(message=error["message"], timings=timings, cost=cost))
     else:
-        emit(JobFailed(error=error, timings=timings))
+        emit(JobFailed(error=error, timings=timings, cost=cost))

@@ -46,8 +46,12 @@ class JobEvent:
         return str(getattr(self, "message", self.name))
 
     def log_fields(self) -> dict[str, Any]:
-        """The keys of the log line beside `event` and `message`."""
-        return {name: value for name, value in vars(self).items() if name != "message"}
+        """The keys of the log line beside `event` and `message`; `cost` only if it is known."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name != "message" and (name, value) != ("cost", None)
+        }
 
 
 class JobReceived(JobEvent):
@@ -262,10 +266,14 @@ class WebhookFailed(JobEvent):
 
 
 class JobCompleted(JobEvent):
-    """The job has succeeded; `timings` is that of the response."""
+    """The job has succeeded; `timings` is that of the response.
+
+    `cost` of this event, and of the other two, is None without PRICE_PER_HOUR.
+    """
 
     name = "job.completed"
     timings: dict[str, float]
+    cost: float | None
 
     def log_message(self) -> str:
         return "job completed"
@@ -277,6 +285,7 @@ class JobCancelled(JobEvent):
     name = "job.cancelled"
     message: str
     timings: dict[str, float]
+    cost: float | None
 
 
 class JobFailed(JobEvent):
@@ -286,6 +295,7 @@ class JobFailed(JobEvent):
     level = "ERROR"
     error: dict[str, Any]
     timings: dict[str, float]
+    cost: float | None
 
     def log_message(self) -> str:
         return str(self.error.get("message"))

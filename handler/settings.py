@@ -191,6 +191,8 @@ class Settings:
     shutdown_grace_s: float = _var("SHUTDOWN_GRACE", _seconds, 0.0)
     deadline_margin_s: float = _var("DEADLINE_MARGIN", _seconds, 10.0)
 
+    price_per_hour: float | None = _var("PRICE_PER_HOUR", _amount, None)
+
     jobs_table: str = _var("JOBS_TABLE")
     jobs_db: Path | None = _var("JOBS_DB", _path, None)
     jobs_expire_s: float = _var("JOBS_EXPIRE", _seconds, 86_400.0)

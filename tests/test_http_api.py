@@ -92,7 +92,9 @@ def serve(folder: Path, **variables: str) -> Iterator[Api]:
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A host that the tests of this module share; two handlers."""
     folder = tmp_path_factory.mktemp("api")
-    with serve(folder, SERVE_CONCURRENCY="2", API_MAX_BODY="1") as api:
+    # A price of 10 a second.
+    variables = {"SERVE_CONCURRENCY": "2", "API_MAX_BODY": "1", "PRICE_PER_HOUR": "36000"}
+    with serve(folder, **variables) as api:
         yield api
 
 
@@ -208,6 +210,8 @@ def test_events_of_a_job_are_streamed_and_resumed(api: Api) -> None:
     assert (names[0], names[-1]) == ("status", "end")
     assert "node.started" in names
     assert json.loads(seen[-1]["data"])["status"] == "completed"
+    # That is for the operator.
+    assert not any("cost" in json.loads(frame["data"]) for frame in seen)
     numbers = [int(frame["id"]) for frame in seen if "id" in frame]
     assert numbers == sorted(set(numbers))
     percentages = [
@@ -292,6 +296,23 @@ def test_reports_of_the_host(api: Api) -> None:
     assert api.get("/worker").json()["state"] == "ready"
     assert api.get("/queue-info").json()["jobs"]["completed"] > 0
     assert 'lambda_comfyui_worker{lambda_comfyui_worker="ready"} 1.0' in api.get("/metrics").text
+
+
+def test_cost_of_a_job_is_in_the_log_and_the_metrics_alone(api: Api) -> None:
+    answer = api.post("/generate/sync", event(workflows.image(), request_id="priced")).json()
+    ends: list[dict[str, Any]] = []
+
+    def has_ended() -> bool:
+        lines = [json.loads(line) for line in api.log.splitlines() if '"cost"' in line]
+        ends[:] = [line for line in lines if line["request_id"] == "priced"]
+        return bool(ends)
+
+    assert wait_until(has_ended)
+    ms = answer["timings"]["cold_start_ms"] + answer["timings"]["generation_ms"]
+    assert ends[0]["cost"] == pytest.approx(ms / 100)
+    assert "cost" not in answer
+    total = api.get("/metrics").text.partition("\nlambda_comfyui_cost_total ")[2].split()[0]
+    assert float(total) >= ends[0]["cost"]
 
 
 def test_uploaded_file_is_an_input(api: Api) -> None:

@@ -146,6 +146,9 @@ class Dispatcher(Protocol):
     def waiting(self) -> int | None:
         """How many jobs wait; None if that is not known."""
 
+    def cost(self) -> float | None:
+        """What the jobs of this front door have cost since it began; None if that is not known."""
+
     async def worker(self) -> WorkerReport | None:
         """The state of the worker; None if this front door has none."""
 

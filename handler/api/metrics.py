@@ -22,10 +22,20 @@ def render(
     waiting: int | None,
     usual_run_s: float | None,
     worker: WorkerReport | None,
+    cost: float | None,
 ) -> str:
     """The metrics as text; what is not known is left out."""
-    from prometheus_client import CollectorRegistry, Enum, Gauge, generate_latest  # noqa: PLC0415
+    from prometheus_client import (  # noqa: PLC0415
+        CollectorRegistry,
+        Counter,
+        Enum,
+        Gauge,
+        disable_created_metrics,
+        generate_latest,
+    )
 
+    # They would be the times of this call.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry: CollectorRegistry = CollectorRegistry()
     jobs = Gauge("lambda_comfyui_jobs", "Jobs on record", ["status"], registry=registry)
     for status in Status:
@@ -36,6 +46,9 @@ def render(
     if usual_run_s is not None:
         text = "Median time of the latest jobs that completed"
         Gauge("lambda_comfyui_job_seconds", text, registry=registry).set(usual_run_s)
+    if cost is not None:
+        text = "What the jobs have cost since the start, by PRICE_PER_HOUR"
+        Counter("lambda_comfyui_cost", text, registry=registry).inc(cost)
     if worker is not None:
         states = Enum(
             "lambda_comfyui_worker",

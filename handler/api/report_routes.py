@@ -65,7 +65,7 @@ async def prometheus(request: Request) -> Response:
     usual_s = await to_thread.run_sync(context.board.usual_run_s)
     status = await context.dispatcher.worker()
     waiting = await to_thread.run_sync(context.dispatcher.waiting)
-    text = metrics.render(counts, waiting, usual_s, status)
+    text = metrics.render(counts, waiting, usual_s, status, context.dispatcher.cost())
     return PlainTextResponse(text, media_type=metrics.CONTENT_TYPE)
 
 

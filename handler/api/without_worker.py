@@ -20,6 +20,9 @@ class WithoutWorker:
     def waiting(self) -> int | None:
         return None
 
+    def cost(self) -> float | None:
+        return None
+
     async def worker(self) -> WorkerReport | None:
         return None
 

@@ -123,6 +123,9 @@ class HostDispatcher:
     def waiting(self) -> int | None:
         return self._events.waiting()
 
+    def cost(self) -> float | None:
+        return self._live.cost
+
     async def worker(self) -> WorkerReport | None:
         return pool_report([_report(status) for status in await self._worker_statuses()])
 

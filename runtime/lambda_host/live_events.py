@@ -44,6 +44,8 @@ class LiveEvents:
         # Numbers of an earlier host are smaller.
         self._number = time.time_ns() // 1_000_000
         self.happened_at = time.monotonic()
+        # Of all jobs that have ended; None while no event had one.
+        self.cost: float | None = None
 
     def feed(self, line: str) -> None:
         """Take one line of output; most are no events."""
@@ -62,7 +64,11 @@ class LiveEvents:
             self.happened_at = time.monotonic()
             job = self._job(request_id)
             self._number += 1
-            job.events.append(NumberedEvent(self._number, event.name, dict(vars(event))))
+            data = dict(vars(event))
+            # The operator's, not the caller's.
+            if (cost := data.pop("cost", None)) is not None:
+                self.cost = (self.cost or 0.0) + cost
+            job.events.append(NumberedEvent(self._number, event.name, data))
             job.has_ended = isinstance(event, _ENDS)
             listeners = tuple(job.listeners)
         for notify in listeners:

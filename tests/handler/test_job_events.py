@@ -72,15 +72,19 @@ EXAMPLES: list[JobEvent] = [
         eta_s=12.5,
     ),
     JobWaiting(position=2),
-    JobCancelled(message="the job was cancelled by a request, at node 3", timings={"total_ms": 1}),
+    JobCancelled(
+        message="the job was cancelled by a request, at node 3", timings={"total_ms": 1}, cost=0.0
+    ),
     ArtifactStored(file="a.mp4", size_bytes=1_234_567, ms=210.4),
     ArtifactFailed(file="a.mp4", reason="S3 refused the upload"),
     ArtifactRemoved(file="r-1/a.mp4"),
     ArtifactKept(reason="S3 refused the clean-up"),
     WebhookDelivered(host="example.com", status=204),
     WebhookFailed(host="example.com", reason="HTTP 500"),
-    JobCompleted(timings=TIMINGS),
-    JobFailed(error={"type": "OutOfMemory", "message": "m", "retryable": True}, timings=TIMINGS),
+    JobCompleted(timings=TIMINGS, cost=0.25),
+    JobFailed(
+        error={"type": "OutOfMemory", "message": "m", "retryable": True}, timings=TIMINGS, cost=None
+    ),
 ]
 
 

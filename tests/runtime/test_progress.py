@@ -113,7 +113,7 @@ def feed_a_run(feed: Callable[[JobEvent, float], None]) -> None:
     feed(started("7", "SaveVideo", "", 13, 14, 98.7, 1.2), 14.0)
     feed(ArtifactStored(file="a.mp4", size_bytes=1_234_567, ms=210.4), 15.0)
     feed(WebhookDelivered(host="h", status=204), 15.1)
-    feed(JobCompleted(timings={"total_ms": 15_200}), 15.2)
+    feed(JobCompleted(timings={"total_ms": 15_200}, cost=None), 15.2)
 
 
 def test_run_is_shown_in_plain_lines() -> None:
@@ -216,7 +216,7 @@ def test_failures_are_shown() -> None:
 
     watched.feed(ArtifactFailed(file="a.mp4", reason="AccessDenied"))
     watched.feed(WebhookFailed(host="h", reason="HTTP 500"))
-    watched.feed(JobFailed(error=error, timings={}))
+    watched.feed(JobFailed(error=error, timings={}, cost=None))
     watched.progress.feed(json.dumps({"level": "WARNING", "message": "disk\nis low"}))
 
     assert watched.lines() == [
