@@ -16,7 +16,7 @@ import requests
 from handler.api.dispatcher import WorkerReport
 from handler.worker_protocol import State
 from runtime.fleet.protocol import STOPPED
-from runtime.fleet.score import score_of
+from runtime.fleet.score import score_of, usable_workers
 from runtime.fleet.signature import Verifier
 
 _TICK_S = 1.0
@@ -177,6 +177,7 @@ class Member:
         worker = self._worker_report()
         # A worker that does not answer has not begun yet.
         state = State.STARTING if worker.state is State.STOPPED else worker.state
+        workers = usable_workers(worker)
         with self._lock:
             working = dict(self._working)
         return {
@@ -184,13 +185,14 @@ class Member:
             "url": self.public_url,
             "state": State.DRAINING.value if self._is_draining else state.value,
             "max_perf": self._score_of(worker),
+            "places": len(workers),
             "benchmarks": [
                 {
                     "gpu": each.benchmark.gpu,
                     "workflow_hash": each.benchmark.workflow_hash,
                     "score": each.benchmark.score,
                 }
-                for each in worker.workers or (worker,)
+                for each in workers
                 if each.benchmark
             ],
             "cold_start_s": worker.cold_start_ms / 1000,

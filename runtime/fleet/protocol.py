@@ -1,7 +1,7 @@
 """The bodies that clients and workers send to the router, and what it answers.
 
 The fields are those of `vastai` 1.9.1, its client and its PyWorker. Reports of our own workers have
-three more: `state`, because a PyWorker knows no sleep, `cold_start_s` and `benchmarks`.
+more: `state`, because a PyWorker knows no sleep, `cold_start_s`, `places` and `benchmarks`.
 """
 
 import math
@@ -116,6 +116,7 @@ def status_call(body: Mapping[str, Any]) -> StatusCall:
         cold_start_s=_number(body, "cold_start_s", 0.0),
         error=error[:500],
         working=frozenset(idx for idx in working if isinstance(idx, int)),
+        places=max(_whole(body, "places", 1), 1),
         benchmarks=_benchmarks(body),
         measured=Measured(
             cur_load=_number(body, "cur_load", 0.0),
@@ -170,6 +171,7 @@ def _worker_view(worker: Worker, warning: str, now: float) -> dict[str, Any]:
         "wait_s": round(max(worker.expected_free_at(now) - now, 0.0), 3),
         "reported_s": round(max(now - worker.reported_at, 0.0), 3),
         "error": worker.error,
+        "places": worker.places,
         "gpus": [each.gpu for each in worker.benchmarks],
         "warning": warning,
     }

@@ -59,8 +59,8 @@ class Benchmarked:
 class Report:
     """What a worker says about itself. `working` are the requests that it has now.
 
-    `cold_start_s` is how long its last start took. `benchmarks` are those of its GPUs. `measured`
-    goes to clients as it came.
+    `score` is that of its `places` GPUs together. `cold_start_s` is how long its last start took.
+    `benchmarks` are those of its GPUs. `measured` goes to clients as it came.
     """
 
     id: int
@@ -70,6 +70,7 @@ class Report:
     cold_start_s: float = 0.0
     error: str = ""
     working: frozenset[int] = frozenset()
+    places: int = 1
     benchmarks: tuple[Benchmarked, ...] = ()
     measured: "Measured"
 
@@ -90,9 +91,11 @@ class Worker:
 
     `work` is the cost of all that it was given and has not failed. `virtual_s` is that work, each
     request divided by the score of its time: the seconds that the worker was needed for. The worker
-    with the least of it is furthest behind its share. `given` counts what it was given. `free_at`
-    is when it should have finished what it holds. `loaded` names whose models it used last.
-    `is_doubted`: a client has failed to get its answer there, and no report has come since.
+    with the least of it is furthest behind its share. `given` counts what it was given. `places` is
+    how many requests it does at the same time, each with its part of the score. `ends_at` is when
+    it should have finished what it holds, `free_at` when it should have a free place. `loaded`
+    names whose models it used last. `is_doubted`: a client has failed to get its answer there, and
+    no report has come since.
     """
 
     id: int
@@ -107,6 +110,8 @@ class Worker:
     virtual_s: float = 0.0
     given: int = 0
     held: tuple[Held, ...] = ()
+    places: int = 1
+    ends_at: float = 0.0
     free_at: float = 0.0
     loaded: str = ""
     is_doubted: bool = False
@@ -129,16 +134,34 @@ class Worker:
         is_able = self.status in USABLE or is_woken
         return is_able and self.score > 0 and not (self.is_doubted or self.is_silent(now))
 
+    @property
+    def speed(self) -> float:
+        """The score of one place."""
+        return self.score / self.places
+
+    @property
+    def has_free_place(self) -> bool:
+        """Whether a request would begin at once, or once the worker is awake."""
+        is_partly_free = self.status is Status.READY and len(self.held) < self.places
+        return is_partly_free or not self.held
+
     def expected_free_at(self, now: float) -> float:
+        """When it should have a free place. See `expected_end`."""
+        if self.held and self.has_free_place:
+            return now
+        return self._expected(self.free_at, now)
+
+    def expected_end(self, now: float) -> float:
         """When it should have finished all that it holds.
 
         A worker that takes longer than its score promises is expected to need as long again.
         """
+        return self._expected(self.ends_at, now)
+
+    def _expected(self, at: float, now: float) -> float:
         if not self.held:
             return now + (self.cold_start_s if self.status is Status.INACTIVE else 0.0)
-        if self.free_at >= now:
-            return self.free_at
-        return now + self.held[0].cost / self.score
+        return at if at >= now else now + self.held[0].cost / self.speed
 
 
 def reported(worker: Worker | None, report: Report, now: float, average_s: float) -> Worker:
@@ -161,6 +184,7 @@ def reported(worker: Worker | None, report: Report, now: float, average_s: float
         error=report.error,
         virtual_s=max(known.virtual_s, average_s) if has_come_back else known.virtual_s,
         is_doubted=False,
+        places=report.places,
         benchmarks=report.benchmarks,
         measured=report.measured,
     )
@@ -175,13 +199,16 @@ def reported(worker: Worker | None, report: Report, now: float, average_s: float
 def given(worker: Worker, request_idx: int, cost: float, loads: str, now: float) -> Worker:
     """The worker with one more request, which uses the models of `loads`."""
     seconds = cost / worker.score
+    held = (*worker.held, Held(request_idx, cost, now))
+    ends_at = worker.expected_end(now) + seconds
     return replace(
         worker,
         work=worker.work + cost,
         virtual_s=worker.virtual_s + seconds,
         given=worker.given + 1,
-        held=(*worker.held, Held(request_idx, cost, now)),
-        free_at=worker.expected_free_at(now) + seconds,
+        held=held,
+        ends_at=ends_at,
+        free_at=_free_at(len(held), worker.places, ends_at, now),
         loaded=loads,
     )
 
@@ -192,7 +219,19 @@ def finished(worker: Worker, request_idxs: Collection[int], now: float) -> Worke
     if len(held) == len(worker.held):
         return worker
     left = sum(each.cost for each in held)
-    return replace(worker, held=held, free_at=now + left / worker.score if held else now)
+    ends_at = now + left / worker.score if held else now
+    free_at = _free_at(len(held), worker.places, ends_at, now)
+    return replace(worker, held=held, ends_at=ends_at, free_at=free_at)
+
+
+def _free_at(held: int, places: int, ends_at: float, now: float) -> float:
+    """When a worker that should end `held` requests by `ends_at` should have a free place.
+
+    They are taken to end one after another, in equal intervals.
+    """
+    if places == 1 or not held:
+        return ends_at
+    return now + (ends_at - now) * max(held - places + 1, 1) / held
 
 
 def taken_back(worker: Worker, request_idxs: Collection[int], now: float) -> Worker:

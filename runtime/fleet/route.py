@@ -1,8 +1,9 @@
 """Which worker gets the next request.
 
-The rule `proportional`: the least expected wait first, and among workers with the same wait, as the
-idle ones have, the one that is furthest behind its share, work so far ÷ score. Among idle workers,
-one that has the request's models loaded goes first if it is not far ahead of the others.
+The rule `proportional`: the least expected wait for a free place first, and among workers with the
+same wait, as the idle ones have, the one that is furthest behind its share, work so far ÷ score.
+Among idle workers, one that has the request's models loaded goes first if it is not far ahead of
+the others.
 
 The rule `fastest`: the earliest expected end, wait + cost ÷ score. Fast workers get more than their
 share with it, and slow ones little.
@@ -110,7 +111,7 @@ class WorkerIndex:
                 continue
             figure_s = wait_s = worker.expected_free_at(self._now) - self._now
             if self._rules.balance is Balance.FASTEST:
-                figure_s += cost / worker.score
+                figure_s += cost / worker.speed
             if wait_s <= self._rules.max_queue_s and figure_s < best_s:
                 best, best_s = worker, figure_s
         return best
@@ -157,7 +158,7 @@ class WorkerIndex:
         """Put a worker that can work into its heap; one that is there already stays."""
         lane = self._lane_of(worker)
         loads = ""
-        if worker.held:
+        if not worker.has_free_place:
             heap, key = lane.busy, free_at
         elif worker.status is Status.INACTIVE:
             heap, key = lane.asleep, worker.cold_start_s
@@ -176,7 +177,7 @@ class WorkerIndex:
     def _lane_of(self, worker: Worker) -> "_Lane":
         number = 0
         if self._rules.balance is Balance.FASTEST:
-            number = round(math.log(worker.score, _SCORE_STEP))
+            number = round(math.log(worker.speed, _SCORE_STEP))
         if number not in self._lanes:
             self._lanes[number] = _Lane(self._is_current)
         return self._lanes[number]

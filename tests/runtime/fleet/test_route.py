@@ -104,6 +104,53 @@ def test_without_a_queue_only_a_free_worker_has_a_place() -> None:
     assert route(index, NOW + 500) == 1
 
 
+def test_worker_of_several_gpus_has_no_wait_while_one_is_free() -> None:
+    index = index_of(worker(1, 4.0, places=4), max_queue_s=0)
+
+    assert [route(index, request_idx=number) for number in range(5)] == [1, 1, 1, 1, None]
+    busy = index.get(1)
+    assert busy is not None
+    index.put(finished(busy, {2}, NOW + 20))
+    assert [route(index, NOW + 20), route(index, NOW + 20)] == [1, None]
+
+
+def test_wait_for_a_worker_of_several_gpus_is_that_for_the_first_of_them() -> None:
+    busy = worker(1, 4.0, places=4)
+    for number in range(5):
+        busy = given(busy, number, COST, "", NOW)
+
+    # All of it takes 125 s, and the second of five ends before the next one begins.
+    assert busy.expected_end(NOW) == NOW + 125
+    assert busy.expected_free_at(NOW) == NOW + 50
+    # One that is late is expected to need as long again, on its own GPU.
+    assert busy.expected_free_at(NOW + 51) == NOW + 151
+
+
+def test_several_gpus_get_the_share_of_their_scores() -> None:
+    index = index_of(worker(1, 4.0, places=4), worker(2, 1.0), worker(3, 2.0), max_queue_s=1e6)
+
+    chosen = Counter(route(index, request_idx=number) for number in range(70))
+
+    assert chosen == {1: 40, 2: 10, 3: 20}
+
+
+def test_fastest_compares_single_gpus() -> None:
+    many_slow, one_fast = worker(1, 4.0, places=4), worker(2, 2.0)
+
+    assert route(index_of(many_slow, one_fast, balance=Balance.FASTEST)) == 2
+
+
+def test_worker_of_several_gpus_that_is_woken_has_to_start_first() -> None:
+    asleep = worker(1, 4.0, places=4, status=Status.INACTIVE, cold_start_s=20.0)
+    index = index_of(asleep, max_queue_s=30)
+
+    assert [route(index), route(index)] == [1, None]
+    waking = index.get(1)
+    assert waking is not None
+    index.put(replace(waking, status=Status.READY))
+    assert route(index) == 1
+
+
 def test_sleeping_worker_is_woken_only_if_nobody_else_has_a_place() -> None:
     asleep = worker(2, status=Status.INACTIVE, cold_start_s=20.0)
     index = index_of(worker(1, 10.0), asleep, max_queue_s=10)

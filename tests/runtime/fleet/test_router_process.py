@@ -112,6 +112,7 @@ def test_wrong_field_of_a_request_is_named(
         ({"url": 5}, "url: expected a text"),
         ({"max_perf": "fast"}, "max_perf: expected a number"),
         ({"working_request_idxs": 3}, "working_request_idxs: expected a list"),
+        ({"places": 1.5}, "places: expected a whole number"),
         ({"benchmarks": [1]}, "benchmarks: expected a list of objects"),
         ({"benchmarks": [{"gpu": 1}]}, "gpu: expected a text"),
     ],

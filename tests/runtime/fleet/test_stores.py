@@ -37,6 +37,7 @@ WORKER = Worker(
     joined_at=NOW,
     reported_at=NOW,
     held=(Held(3, 100.0, NOW),),
+    places=2,
     benchmarks=(Benchmarked("NVIDIA L4", "0b3b", 1.5),),
     measured=Measured(cur_load=100.0),
     version=1,
