@@ -4,6 +4,7 @@ import base64
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -54,6 +55,7 @@ def create_router_app(context: RouterContext) -> ASGIApp:
             Route("/pubkey/", public_key),
             Route("/worker_status/", worker_status, methods=["POST"]),
             Route("/delete_requests/", delete_requests, methods=["POST"]),
+            Route("/drain/", drain, methods=["POST"]),
             Route("/workers", workers),
             Route("/fleet", fleet),
             Route("/health", health),
@@ -141,6 +143,19 @@ async def delete_requests(request: Request) -> Response:
     call = protocol.ended_call(await _report_body(request))
     await to_thread.run_sync(context.router.finish, call.worker_id, call.done, call.undone)
     return JsonAnswer({"success": True})
+
+
+async def drain(request: Request) -> Response:
+    """Give a worker nothing more, for an operator who is about to stop it."""
+    context, body = _context(request), await _body(request)
+    _require(context.tokens.is_caller(given_token(request, body)))
+    call = protocol.drain_call(body)
+    worker = await to_thread.run_sync(
+        partial(context.router.drain, call.worker_id, is_drained=call.is_drained)
+    )
+    if worker is None:
+        raise HTTPException(404, f"id: there is no worker {call.worker_id}")
+    return JsonAnswer({"id": worker.id, "reqs_working": len(worker.held)})
 
 
 async def fleet(request: Request) -> Response:

@@ -46,6 +46,14 @@ class EndedCall:
     undone: frozenset[int]
 
 
+@dataclass(frozen=True, slots=True)
+class DrainCall:
+    """`POST /drain/`: whether a worker is to be given nothing more."""
+
+    worker_id: int
+    is_drained: bool
+
+
 def route_request(body: Mapping[str, Any], endpoints: Sequence[str]) -> Request:
     """Raises BadBodyError."""
     endpoint = str(body.get("endpoint"))
@@ -139,6 +147,14 @@ def ended_call(body: Mapping[str, Any]) -> EndedCall:
         done=frozenset(idx for idx, success in ended.items() if success),
         undone=frozenset(idx for idx, success in ended.items() if not success),
     )
+
+
+def drain_call(body: Mapping[str, Any]) -> DrainCall:
+    """Raises BadBodyError."""
+    is_drained = body.get("drained", True)
+    if not isinstance(is_drained, bool):
+        raise BadBodyError("drained: expected true or false")
+    return DrainCall(_whole(body, "id"), is_drained)
 
 
 def worker_views(workers: Sequence[Worker], now: float) -> list[dict[str, Any]]:

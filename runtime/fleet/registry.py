@@ -35,6 +35,7 @@ class Status(StrEnum):
 
 # Those that can do a job now, or once they are awake.
 USABLE = frozenset({Status.READY, Status.INACTIVE})
+_MAY_WORK = USABLE | {Status.STARTING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Worker:
     how many requests it does at the same time, each with its part of the score. `ends_at` is when
     it should have finished what it holds, `free_at` when it should have a free place. `loaded`
     names whose models it used last. `is_doubted`: a client has failed to get its answer there, and
-    no report has come since.
+    no report has come since. `is_drained`: an operator wants it to be given nothing more.
     """
 
     id: int
@@ -115,6 +116,7 @@ class Worker:
     free_at: float = 0.0
     loaded: str = ""
     is_doubted: bool = False
+    is_drained: bool = False
     benchmarks: tuple[Benchmarked, ...] = ()
     measured: Measured = Measured()
     version: int = 0
@@ -173,11 +175,12 @@ def reported(worker: Worker | None, report: Report, now: float, average_s: float
     known = worker or Worker(
         id=report.id, url=report.url, status=Status.LOST, score=0.0, joined_at=now, reported_at=now
     )
-    has_come_back = known.status not in USABLE and report.status in USABLE
+    status = Status.DRAINING if known.is_drained and report.status in _MAY_WORK else report.status
+    has_come_back = known.status not in USABLE and status in USABLE
     after = replace(
         known,
         url=report.url,
-        status=report.status,
+        status=status,
         score=report.score,
         reported_at=now,
         cold_start_s=report.cold_start_s or known.cold_start_s,
@@ -194,6 +197,12 @@ def reported(worker: Worker | None, report: Report, now: float, average_s: float
         if held.given_at < now - UNCLAIMED_AFTER_S and held.request_idx not in report.working
     ]
     return finished(after, unclaimed, now) if unclaimed else after
+
+
+def drained(worker: Worker) -> Worker:
+    """The worker, which is given nothing more and goes on with what it holds."""
+    status = Status.DRAINING if worker.status in _MAY_WORK else worker.status
+    return replace(worker, is_drained=True, status=status)
 
 
 def given(worker: Worker, request_idx: int, cost: float, loads: str, now: float) -> Worker:

@@ -140,6 +140,23 @@ class Router:
         after = self._change(worker_id, change)
         return after if after and after.status is Status.DRAINING else None
 
+    def drain(self, worker_id: int, *, is_drained: bool) -> Worker | None:
+        """Give a worker nothing more, or something again after its next report.
+
+        None if there is no such worker. One that leaves and joins again is not drained any more.
+        """
+
+        def change(worker: Worker | None) -> Worker | None:
+            if worker is None or is_drained:
+                return worker and registry.drained(worker)
+            return replace(worker, is_drained=False)
+
+        before = self._index.get(worker_id)
+        after = self._change(worker_id, change)
+        if after:
+            self._note_status(before, after)
+        return after
+
     def sweep(self) -> None:
         """Take the requests of silent workers back, and forget workers that stay silent.
 

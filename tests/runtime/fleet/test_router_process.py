@@ -141,7 +141,7 @@ def test_forged_report_is_refused(router: RouterProcess, path: str, token: str) 
     [
         *[("GET", path) for path in ("/api/v0/endptjobs/", "/workers", "/fleet", "/metrics", "/")],
         ("GET", "/api/v0/endptjobs/1/"),
-        *[("POST", path) for path in ("/route/", "/get_endpoint_workers/")],
+        *[("POST", path) for path in ("/route/", "/get_endpoint_workers/", "/drain/")],
     ],
 )
 def test_stranger_is_refused(router: RouterProcess, method: str, path: str) -> None:
@@ -189,6 +189,46 @@ def test_worker_that_is_slower_than_its_equals_is_warned_about(router: RouterPro
     assert router.log.count(line) == 1
     for number in range(1, 5):
         router.post("/worker_status/", REPORT | {"id": number, "state": "stopped"})
+
+
+def test_drained_worker_gets_nothing_until_it_has_joined_again(worker: RouterProcess) -> None:
+    def drain(**fields: Any) -> requests.Response:
+        return worker.post("/drain/", {"api_key": CALLERS, "id": 1, **fields})
+
+    def report(**fields: Any) -> None:
+        worker.post("/worker_status/", REPORT | fields)
+
+    worker.route()
+
+    assert drain().json() == {"id": 1, "reqs_working": 1}
+    for state in ("ready", "inactive", "starting"):
+        report(state=state)
+        assert worker.statuses() == ["draining"]
+        assert "url" not in worker.route()
+    assert drain(drained=False).json() == {"id": 1, "reqs_working": 1}
+    report()
+    assert worker.statuses() == ["ready"]
+    drain()
+    report(state="stopped")
+    report()
+    assert worker.statuses() == ["ready"]
+    assert worker.route()["url"] == "http://worker"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "error"),
+    [
+        ({"id": 5}, 404, "id: there is no worker 5"),
+        ({"id": "x"}, 400, "id: expected a whole number"),
+        ({"id": 5, "drained": 1}, 400, "drained: expected true or false"),
+    ],
+)
+def test_wrong_call_to_drain_is_answered_with_the_reason(
+    router: RouterProcess, fields: dict[str, Any], status: int, error: str
+) -> None:
+    answer = router.post("/drain/", {"api_key": CALLERS, **fields})
+
+    assert (answer.status_code, answer.json()) == (status, {"error": error})
 
 
 @pytest.mark.parametrize(
