@@ -34,6 +34,7 @@ COMMANDS = {
     "serve": "run events from a queue and from callers of Lambda's Invoke API, until stopped",
     "start-lambda": "serve Lambda's Invoke API alone, as `sam local start-lambda` does",
     "router": "give the requests of a fleet's clients to its workers, by their scores",
+    "update-workers": "restart the workers of a router, one after another",
     "example": "run two samples, or one event, with a local S3 server, and download the files",
     "completion": "print a script that completes commands and options in a shell",
 }

@@ -50,7 +50,8 @@ handler/settings.py.
     ├── RepositoryError            custom_nodes/repository.py
     ├── StartError                 commands/serve.py
     ├── UnreadableWorkerError      commands/clean.py
-    └── UnresolvableError          sam/intrinsics.py      the template's variable is omitted
+    ├── UnresolvableError          sam/intrinsics.py      the template's variable is omitted
+    └── UpdateError                commands/update_workers.py
 
 cli.py prints the message of any that reaches it, one line on stderr without a traceback.
 """
