@@ -62,10 +62,10 @@ def _access_hint(source: str) -> str:
 def _retry_after(answer: http.client.HTTPResponse) -> float | None:
     """Seconds, from a number or a date: https://www.rfc-editor.org/rfc/rfc9110#field.retry-after"""
     raw = answer.headers.get("Retry-After", "").strip()
-    if raw.isdigit():
+    if raw.isdecimal():
         return min(float(raw), _MAX_RETRY_AFTER_S)
     try:
         at = email.utils.parsedate_to_datetime(raw).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return min(max(at - time.time(), 0.0), _MAX_RETRY_AFTER_S)

@@ -25,7 +25,7 @@ from runtime.models.errors import (
     WrongSizeError,
 )
 from runtime.models.file_state import FileState, Phase
-from runtime.models.foreign_errors import disk_errors
+from runtime.models.foreign_errors import defects, disk_errors
 from runtime.models.http_connection import HttpConnection
 from runtime.models.manifest import ModelFile
 from runtime.models.part_file import Origin, PartFile, done_bytes_on_disk
@@ -125,7 +125,7 @@ class FileDownload:
 
     def _run(self) -> None:
         try:
-            with self._locked() as must_download:
+            with defects(str(self.target)), self._locked() as must_download:
                 if must_download:
                     self._download()
             self._enter(Phase.DONE)

@@ -144,7 +144,10 @@ class Sources:
 
 def shown(source: str) -> str:
     """A source without user, password and query, which may be secret."""
-    parts = urlsplit(source)
+    try:
+        parts = urlsplit(source)
+    except ValueError:
+        return "a URL that cannot be read"
     if parts.scheme not in ("http", "https"):
         return source
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
@@ -179,7 +182,7 @@ def _remote(
     length = total[1] if total else answer.headers.get("Content-Length", "")
     if has_ranges:
         answer.read()
-    if not length.isdigit():
+    if not length.isdecimal():
         raise ServerFailedError(f"{shown(source)} does not say how large the file is")
     return Remote(
         source=source,

@@ -8,6 +8,7 @@ import threading
 import time
 
 from runtime.models.errors import DownloadError, TooSlowError
+from runtime.models.foreign_errors import defects
 from runtime.models.http_connection import HttpConnection
 from runtime.models.part_file import PartFile
 from runtime.models.patience import Patience, Retries
@@ -61,7 +62,8 @@ class Transfer:
         error: DownloadError | None = None
         done_before = self._part.done_bytes
         try:
-            receive_range(run, self._remote, self._part)
+            with defects(shown(self._remote.source)):
+                receive_range(run, self._remote, self._part)
         except DownloadError as failure:
             error = failure
         with self._changed:

@@ -247,6 +247,34 @@ def test_secrets_of_a_url_are_in_no_message(server: ModelServer, target: Path) -
     assert server.requests[0][1]["Authorization"].startswith("Basic ")
 
 
+@pytest.mark.parametrize(
+    "url", ["https://x:port/a?s3cret", "http://[x/a?s3cret", "http://127.0.0.1/a?s3cret and more"]
+)
+def test_url_that_is_not_valid_is_an_error_and_not_shown(url: str, target: Path) -> None:
+    message = error_of(download(model(url), target), SourceMissingError)
+
+    assert "is not valid" in message
+    assert "s3cret" not in message
+
+
+def test_redirect_to_a_url_that_is_not_valid_is_an_error(server: ModelServer, target: Path) -> None:
+    url = server.add("a", b"", Faults(redirects_to="https://x:port/?s3cret"))
+
+    message = error_of(download(model(url), target), SourceMissingError)
+
+    assert "is not valid" in message
+    assert "s3cret" not in message
+
+
+def test_unforeseen_error_fails_the_file_instead_of_its_waiters(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    state = download(model(server.add("a", CONTENT)), tmp_path / "a\0b")
+
+    assert state.phase is Phase.FAILED
+    assert "ValueError, a defect of the download" in str(state.error)
+
+
 def test_token_goes_to_its_own_host_alone(
     server: ModelServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
