@@ -18,6 +18,8 @@ from handler.workflow import MODEL_SUFFIXES
 
 # Below the folder of its kind. A name of its own for each URL: none replaces another model.
 _FOLDER = "from_url"
+# Names of files have 255 bytes at most: ext4(5). A download adds endings to them.
+_MAX_NAME_BYTES = 200
 # The others are pickles, which can run code when they are loaded:
 # https://docs.python.org/3/library/pickle.html
 _SAFE_SUFFIXES = (".safetensors", ".sft", ".gguf")
@@ -55,7 +57,12 @@ def _is_model_url(value: str) -> bool:
 
 
 def _model(url: str, folder: str, path: str, settings: Settings) -> ModelUrl:
-    host = (urlsplit(url).hostname or "").lower()
+    try:
+        parts = urlsplit(url)
+        host, _ = (parts.hostname or "").lower(), parts.port
+        encoded = url.encode()
+    except ValueError:
+        raise InvalidRequest(f"{path}: this URL of a model is not valid") from None
     if host not in {allowed.lower() for allowed in settings.model_url_hosts}:
         raise InvalidRequest(
             f"{path}: models by URL come from the hosts of MODEL_URLS alone, which has not {host}"
@@ -66,7 +73,12 @@ def _model(url: str, folder: str, path: str, settings: Settings) -> ModelUrl:
             f"{path}: {file_name} can run code when it is loaded;"
             f" expected one of {', '.join(_SAFE_SUFFIXES)}"
         )
-    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    if not file_name.isprintable() or len(file_name.encode()) > _MAX_NAME_BYTES:
+        raise InvalidRequest(
+            f"{path}: expected a file name of {_MAX_NAME_BYTES} bytes at most, without control"
+            " characters, at the end of the URL's path"
+        )
+    digest = hashlib.sha256(encoded).hexdigest()[:16]
     return ModelUrl(url=url, folder=folder, name=f"{_FOLDER}/{digest}/{file_name}")
 
 

@@ -68,9 +68,13 @@ def test_without_allowed_hosts_nothing_is_taken() -> None:
         ("https://evil.example/a.safetensors?s3cret", "which has not evil.example"),
         ("https://huggingface.co@evil.example/a.safetensors", "which has not evil.example"),
         ("https://huggingface.co/a.ckpt?s3cret", "a.ckpt can run code when it is loaded"),
+        ("https://huggingface.co:port/a.gguf?s3cret", "is not valid"),
+        ("https://huggingface.co/\ud800.gguf?s3cret", "is not valid"),
+        ("https://huggingface.co/a%00b.gguf?s3cret", "without control characters"),
+        (f"https://huggingface.co/{'a' * 200}.gguf?s3cret", "200 bytes at most"),
     ],
 )
-def test_other_hosts_and_pickles_are_refused(url: str, said: str) -> None:
+def test_urls_that_are_not_allowed_are_refused(url: str, said: str) -> None:
     with pytest.raises(InvalidRequest) as raised:
         take_model_urls(loading(url), ALLOWED)
 
