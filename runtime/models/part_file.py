@@ -6,6 +6,8 @@ marked after its bytes are written, so after a kill every marked block is right.
 the machine it may not be: then the SHA-256 says so, or, without one, the header's boot.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -117,7 +119,16 @@ class PartFile:
 
     def finish(self, target: Path) -> None:
         """Give the file its final name, with all its bytes on the disk first."""
-        os.fsync(self._data)
+        try:
+            os.fsync(self._data)
+        except OSError:
+            # The kernel has forgotten the bytes, and reports that once: fsync(2). Without a hash,
+            # the next run would take them to be there.
+            self.discard()
+            raise
+        # Until `close`: no other worker may remove the model while its placeholder is deleted.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._data, fcntl.LOCK_SH)
         self._parts.part.replace(target)
         _sync_folder(target.parent)
         self._parts.state.unlink(missing_ok=True)

@@ -11,6 +11,8 @@ file over it, or a link over a file, is atomic. None of the names has an extensi
 ComfyUI does not list them.
 """
 
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +47,19 @@ class Parts:
 
 def is_placeholder(target: Path) -> bool:
     """Whether there is a placeholder under the model's name."""
-    return target.is_symlink() and target.readlink() == Path(Parts(target).placeholder.name)
+    try:
+        return os.readlink(target) == Parts(target).placeholder.name
+    except (OSError, ValueError):
+        # No link, or no longer: another process may have put the model there.
+        return False
 
 
 def is_complete(file: ModelFile, target: Path) -> bool:
     """Whether the model is there, in the size of its manifest, and is no placeholder."""
-    if is_placeholder(target) or not target.is_file():
+    try:
+        status = target.stat()
+    except (OSError, ValueError):
         return False
-    return file.size_bytes in (None, target.stat().st_size)
+    # Asked last: another process may have put a placeholder there, whose size is that of the model.
+    is_model = stat.S_ISREG(status.st_mode) and not is_placeholder(target)
+    return is_model and file.size_bytes in (None, status.st_size)

@@ -7,12 +7,12 @@ zeros. The names of the files are explained in runtime/models/parts.py.
 
 import contextlib
 import fcntl
-import os
 from pathlib import Path
 from typing import IO, Any
 
 from runtime.models.manifest import ModelFile
 from runtime.models.parts import Parts, is_placeholder
+from runtime.process.file_lock import try_file_lock, unlock_file
 
 # Where the size is not known: more than the header of an empty model.
 _SIZE_IF_UNKNOWN = 1 << 20
@@ -21,7 +21,8 @@ _BLOCK_BYTES = 512
 
 def put_placeholder(file: ModelFile, target: Path) -> None:
     """Make a placeholder under the model's name, if nothing is there. Raises OSError."""
-    if os.path.lexists(target):
+    # False also for a link whose placeholder did not survive a crash.
+    if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     _write_sparse_file(file, target)
@@ -37,11 +38,13 @@ def remove_model(file: ModelFile, target: Path) -> bool:
     """
     parts = Parts(target)
     if parts.part.exists():
-        with parts.lock.open("a") as lock:
-            if not _is_locked(lock):
-                return False
+        if (lock := try_file_lock(parts.lock)) is None:
+            return False
+        try:
             parts.state.unlink(missing_ok=True)
             parts.part.unlink(missing_ok=True)
+        finally:
+            unlock_file(parts.lock, lock)
     if is_placeholder(target) or not target.exists():
         return True
     with target.open("rb") as model:

@@ -109,7 +109,7 @@ def _complete(path: str, address: str) -> Iterator[None]:
                 file = stack.enter_context(open(path, "rb", buffering=0))
                 # A worker that frees disk space leaves a locked file alone.
                 fcntl.flock(file, fcntl.LOCK_SH)
-            if os.path.islink(path) and is_placeholder(path):
+            if is_placeholder(path):
                 # Another worker has removed the file since.
                 continue
             yield
@@ -118,7 +118,10 @@ def _complete(path: str, address: str) -> Iterator[None]:
 
 def is_placeholder(path: str) -> bool:
     """Whether there is a placeholder under the model's name: see runtime/models/parts.py."""
-    return os.readlink(path) == f"{os.path.basename(path)}.placeholder"
+    try:
+        return os.readlink(path) == f"{os.path.basename(path)}.placeholder"
+    except OSError:
+        return False
 
 
 def _wait(path: str, address: str, stack: contextlib.ExitStack) -> None:
@@ -143,7 +146,7 @@ def _wait(path: str, address: str, stack: contextlib.ExitStack) -> None:
     except OSError:
         # Without its worker, this process is about to end.
         pass
-    if os.path.islink(path) and is_placeholder(path):
+    if is_placeholder(path):
         raise ModelUnavailable(
             f"{os.path.basename(path)} is not complete, and no worker downloads it"
         )

@@ -11,6 +11,7 @@ import pytest
 from handler.model_folders import find_models, kinds_in
 from handler.settings import Settings
 from runtime.models.manifest import ModelFile
+from runtime.models.part_file import Origin, PartFile
 from runtime.models.parts import Parts, is_complete, is_placeholder
 from runtime.models.placeholders import put_placeholder, remove_model, used_bytes
 from runtime.process.open_files import open_files
@@ -38,6 +39,16 @@ def test_placeholder_is_not_taken_for_the_model(target: Path) -> None:
 
     assert is_placeholder(target)
     assert not is_complete(MODEL, target)
+
+
+def test_link_whose_placeholder_is_gone_gets_another(target: Path) -> None:
+    put_placeholder(MODEL, target)
+    Parts(target).placeholder.unlink()
+
+    put_placeholder(MODEL, target)
+
+    assert is_placeholder(target)
+    assert target.stat().st_size == SIZE
 
 
 @pytest.mark.parametrize("size", [SIZE, 10])
@@ -69,6 +80,7 @@ def test_removal_takes_what_was_downloaded_so_far(target: Path) -> None:
     assert remove_model(MODEL, target)
 
     assert used_bytes(target) == 0
+    assert not Parts(target).lock.exists()
 
 
 def test_model_that_a_loader_holds_is_not_removed(target: Path) -> None:
@@ -80,6 +92,21 @@ def test_model_that_a_loader_holds_is_not_removed(target: Path) -> None:
         assert not remove_model(MODEL, target)
 
     assert is_complete(MODEL, target)
+
+
+def test_model_that_just_got_its_name_is_not_removed(target: Path) -> None:
+    put_placeholder(MODEL, target)
+    part = PartFile(
+        Parts(target), Origin(size_bytes=SIZE, sha256=None, source="https://x", etag=None)
+    )
+
+    part.finish(target)
+    assert not remove_model(MODEL, target)
+    part.close()
+
+    assert remove_model(MODEL, target)
+    assert is_placeholder(target)
+    assert target.exists()
 
 
 def test_part_that_another_process_downloads_is_not_removed(target: Path) -> None:
