@@ -39,6 +39,9 @@ class Faults:
     """How many answers come at `drip_bytes_per_s`; -1: all."""
     drip_bytes_per_s: float = 10.0
     has_no_ranges: bool = False
+    last_modified: str = ""
+    """Sent instead of the ETag."""
+    content_type: str = "application/octet-stream"
     redirects_to: str = ""
     token: str = ""
     """What the header Authorization must have."""
@@ -174,7 +177,11 @@ class _Handler(BaseHTTPRequestHandler):
         if is_range:
             self.send_header("Content-Range", f"bytes {start}-{last}/{len(content)}")
         self.send_header("Content-Length", str(last + 1 - start))
-        self.send_header("ETag", etag)
+        self.send_header("Content-Type", faults.content_type)
+        if faults.last_modified:
+            self.send_header("Last-Modified", faults.last_modified)
+        else:
+            self.send_header("ETag", etag)
         self.end_headers()
         self._send_bytes(path, memoryview(content)[start : last + 1], start, faults)
 

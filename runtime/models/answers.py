@@ -20,9 +20,15 @@ _MAX_ERROR_BYTES = 4096
 
 
 def check_status(answer: http.client.HTTPResponse, shown_source: str) -> None:
-    """Nothing for the file or a range of it. Raises DownloadError for all else."""
+    """Nothing for the file or a range of it. Raises DownloadError for all else.
+
+    Sites that want a login may send its page with the status 200.
+    """
     status = answer.status
     if status in (200, 206):
+        if answer.headers.get_content_type() == "text/html":
+            hint = _access_hint(shown_source)
+            raise AccessDeniedError(f"{shown_source}: sends a web page instead of a file; {hint}")
         return
     said = f"{shown_source}: HTTP {status} {_code_of_s3(answer) or answer.reason}".rstrip()
     if status in _LATER or status >= 500:

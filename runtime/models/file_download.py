@@ -215,7 +215,7 @@ class FileDownload:
             size_bytes=remote.size_bytes,
             sha256=self.file.sha256 or remote.sha256,
             source=remote.source,
-            etag=remote.etag,
+            version=remote.version,
         )
         with disk_errors(self.target):
             part = PartFile(self._parts, origin)

@@ -72,6 +72,10 @@ def read_manifest(path: Path, settings: Settings) -> Manifest:
 
     try:
         content = yaml.safe_load(path.read_text("utf-8"))
+    except yaml.MarkedYAMLError as error:
+        # Never the whole text of the error, which quotes the lines: a URL may contain a password.
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ManifestError(f"{path}, line {line}: {error.problem}; expected YAML") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ManifestError(f"{path} cannot be read as a manifest: {error}") from error
     problems = list(_problems(content))

@@ -30,7 +30,7 @@ class Origin:
     size_bytes: int
     sha256: str | None
     source: str
-    etag: str | None
+    version: str | None
 
     def may_continue(self, other: "Origin") -> bool:
         """Whether bytes of `other` may be added to these.
@@ -41,7 +41,9 @@ class Origin:
             return False
         if self.sha256:
             return True
-        return self.etag is not None and (self.source, self.etag) == (other.source, other.etag)
+        return self.version is not None and (
+            (self.source, self.version) == (other.source, other.version)
+        )
 
 
 class PartFile:

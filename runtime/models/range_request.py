@@ -8,7 +8,7 @@ from runtime.models.errors import SourceChangedError
 from runtime.models.foreign_errors import disk_errors, network_errors
 from runtime.models.part_file import BLOCK_BYTES, PartFile
 from runtime.models.ranges import RangeRun
-from runtime.models.sources import Remote, shown
+from runtime.models.sources import Remote, shown, version_of
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
@@ -21,9 +21,9 @@ def receive_range(run: RangeRun, remote: Remote, part: PartFile) -> None:
     headers = dict(remote.headers)
     if remote.has_ranges:
         headers["Range"] = f"bytes={run.position}-{run.end - 1}"
-        # A weak ETag never matches: https://www.rfc-editor.org/rfc/rfc9110#field.if-match
-        if remote.etag and not remote.etag.startswith("W/"):
-            headers["If-Match"] = remote.etag
+        # Neither a date nor a weak ETag: https://www.rfc-editor.org/rfc/rfc9110#field.if-match
+        if remote.version and remote.version.startswith('"'):
+            headers["If-Match"] = remote.version
     with network_errors(shown(remote.source)):
         answer = run.connection.get(remote.url, headers, remote.allowed)
         check_status(answer, shown(remote.source))
@@ -54,19 +54,15 @@ def _receive(answer: http.client.HTTPResponse, run: RangeRun, part: PartFile) ->
 
 
 def _check_same_file(answer: http.client.HTTPResponse, run: RangeRun, remote: Remote) -> None:
-    source = shown(remote.source)
-    etag = answer.headers.get("ETag", "")[:200] or None
-    if etag != remote.etag:
-        raise SourceChangedError(
-            f"{source}: the file was replaced during the download (ETag {remote.etag}, now {etag})"
-        )
+    replaced = f"{shown(remote.source)}: the file was replaced during the download"
+    if (version := version_of(answer)) != remote.version:
+        raise SourceChangedError(f"{replaced} ({remote.version}, now {version})")
     if not remote.has_ranges:
+        if (length := answer.headers.get("Content-Length")) != str(remote.size_bytes):
+            raise SourceChangedError(f"{replaced} ({remote.size_bytes} bytes, now {length})")
         return
     found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
     if answer.status != 206 or not found or int(found[1]) != run.position:
         raise ConnectionError(f"asked for bytes from {run.position} on, got others")
     if found[3] not in ("*", str(remote.size_bytes)):
-        raise SourceChangedError(
-            f"{source}: the file was replaced during the download ({remote.size_bytes} bytes,"
-            f" now {found[3]})"
-        )
+        raise SourceChangedError(f"{replaced} ({remote.size_bytes} bytes, now {found[3]})")

@@ -50,8 +50,9 @@ def manifest_of_prefix(uri: str, settings: Settings) -> Manifest:
             item
             for page in pages.paginate(Bucket=parts.netloc, Prefix=prefix)
             for item in page.get("Contents", [])
-            # The S3 console makes empty objects to show folders.
-            if not item["Key"].endswith("/")
+            # Empty objects say which folders there are: those of the S3 console, and the files
+            # `put_checkpoints_here` and others of ComfyUI's own `models`.
+            if item["Size"]
         ]
     except ClientError as error:
         code = error.response["Error"]["Code"]

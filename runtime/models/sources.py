@@ -19,7 +19,12 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 from handler.outbound import Allowed
 from handler.settings import Settings
 from runtime.models.answers import check_status
-from runtime.models.errors import AccessDeniedError, ServerFailedError, SourceMissingError
+from runtime.models.errors import (
+    AccessDeniedError,
+    ServerFailedError,
+    SourceMissingError,
+    WrongSizeError,
+)
 from runtime.models.foreign_errors import network_errors
 from runtime.models.http_connection import HttpConnection
 from runtime.models.s3 import s3_client
@@ -41,8 +46,8 @@ class Remote:
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(repr=False)
     size_bytes: int
-    etag: str | None
-    """As the server spells it; None where it has none."""
+    version: str | None
+    """The ETag, else the date of Last-Modified, as the server spells it; None where it has none."""
     has_ranges: bool
     sha256: str | None
     """As the Hub states it, else None."""
@@ -153,6 +158,12 @@ def shown(source: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
+def version_of(answer: http.client.HTTPResponse) -> str | None:
+    """What changes when the file is replaced: see Remote."""
+    etag = answer.headers.get("ETag") or answer.headers.get("Last-Modified", "")
+    return etag[:200] or None
+
+
 def _first_byte(
     url: str, headers: Mapping[str, str], connection: HttpConnection, allowed: Allowed | None
 ) -> http.client.HTTPResponse:
@@ -184,12 +195,14 @@ def _remote(
         answer.read()
     if not length.isdecimal():
         raise ServerFailedError(f"{shown(source)} does not say how large the file is")
+    if not int(length):
+        raise WrongSizeError(f"{shown(source)}: the file is empty")
     return Remote(
         source=source,
         url=url,
         headers=headers,
         size_bytes=int(length),
-        etag=answer.headers.get("ETag", "")[:200] or None,
+        version=version_of(answer),
         has_ranges=has_ranges,
         sha256=sha256,
         allowed=allowed,

@@ -186,6 +186,54 @@ def test_file_that_changes_again_and_again_is_an_error(server: ModelServer, targ
     assert not Parts(target).part.exists()
 
 
+def test_file_without_an_etag_that_is_replaced_is_downloaded_anew(
+    server: ModelServer, target: Path
+) -> None:
+    url = server.add("a", CONTENT[::-1], Faults(last_modified="Thu, 01 Jan 2026 00:00:00 GMT"))
+    server.bytes_per_s = 5_000_000
+    with Downloader(Settings(), connections=2) as downloader:
+        downloader.add(model(url, sha256=None), target)
+        wait_until(lambda: downloader.state(target).done_bytes > SIZE / 3)
+        server.add("a", CONTENT, Faults(last_modified="Thu, 01 Jan 2026 00:00:01 GMT"))
+        server.bytes_per_s = None
+        assert downloader.wait([target], 60)
+        assert downloader.state(target).error is None
+
+    assert_is_there(target)
+
+
+def test_file_without_ranges_and_etag_whose_length_changes_is_downloaded_anew(
+    server: ModelServer, target: Path
+) -> None:
+    faults = Faults(has_no_ranges=True, last_modified="Thu, 01 Jan 2026 00:00:00 GMT")
+    url = server.add("a", CONTENT[:-9], replace(faults, cuts=2, cut_after=SIZE // 2))
+    server.bytes_per_s = 5_000_000
+    with Downloader(Settings()) as downloader:
+        downloader.add(model(url, sha256=None, size=None), target)
+        wait_until(lambda: downloader.state(target).done_bytes > SIZE / 4)
+        server.files["/a"] = CONTENT
+        assert downloader.wait([target], 60)
+        assert downloader.state(target).error is None
+
+    assert_is_there(target)
+
+
+def test_web_page_is_no_model(server: ModelServer, target: Path) -> None:
+    url = server.add("a", b"<html>Log in", Faults(content_type="text/html; charset=utf-8"))
+
+    message = error_of(download(model(url, sha256=None, size=None), target), AccessDeniedError)
+
+    assert "sends a web page instead of a file" in message
+
+
+def test_empty_file_is_no_model(server: ModelServer, target: Path) -> None:
+    url = server.add("a", b"", Faults(has_no_ranges=True))
+
+    message = error_of(download(model(url, sha256=None, size=None), target), WrongSizeError)
+
+    assert "the file is empty" in message
+
+
 def test_connection_that_drips_is_left_for_another(server: ModelServer, target: Path) -> None:
     url = server.add("a", CONTENT, Faults(dripping_answers=1))
     server.bytes_per_s = 4_000_000

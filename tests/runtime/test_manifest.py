@@ -140,6 +140,23 @@ def test_file_that_is_no_manifest_is_refused(text: str, tmp_path: Path) -> None:
         read_manifest(tmp_path / "m.yaml", Settings())
 
 
+def test_syntax_error_is_shown_by_its_line_without_the_text(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text("name: x\nfiles: [https://user:s3cret@x/y\n")
+
+    with pytest.raises(ManifestError) as raised:
+        read_manifest(tmp_path / "m.yaml", Settings())
+
+    assert "m.yaml, line 3: expected ',' or ']'" in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+
+
+def test_file_without_fields_says_what_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text("- 1")
+
+    with pytest.raises(ManifestError, match="the manifest: expected the fields name and files"):
+        read_manifest(tmp_path / "m.yaml", Settings())
+
+
 def test_unknown_manifest_names_those_that_are_shipped() -> None:
     with pytest.raises(ManifestError, match=r"no manifest nope: give sd15, wan2\.2-t2v-a14b, or"):
         configured_manifests(Settings(model_manifests=("sd15", "nope")))

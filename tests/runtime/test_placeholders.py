@@ -97,7 +97,7 @@ def test_model_that_a_loader_holds_is_not_removed(target: Path) -> None:
 def test_model_that_just_got_its_name_is_not_removed(target: Path) -> None:
     put_placeholder(MODEL, target)
     part = PartFile(
-        Parts(target), Origin(size_bytes=SIZE, sha256=None, source="https://x", etag=None)
+        Parts(target), Origin(size_bytes=SIZE, sha256=None, source="https://x", version=None)
     )
 
     part.finish(target)

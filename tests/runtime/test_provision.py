@@ -310,6 +310,7 @@ def test_prefix_without_a_manifest_becomes_a_folder(
     monkeypatch.setenv("MODELS_S3_URI", "s3://weights/models")
     for key, body in {
         "models/": b"",
+        "models/vae/put_vae_here": b"",
         "models/vae/wan.safetensors": b"v" * 10,
         "models/checkpoints/sd15/a.safetensors": b"c" * 20,
         "models/readme.txt": b"r",
