@@ -22,7 +22,7 @@ from runtime.models.manifest import (
     read_manifest,
 )
 from runtime.models.s3 import manifest_of_prefix
-from runtime.models.space import check_space
+from runtime.models.space import RESERVE_BYTES, check_space
 from runtime.provisioning import put_benchmark, run_script
 
 _SHOW_EVERY_S = 0.25
@@ -90,7 +90,10 @@ def _with_targets(
 
 def _download(files: Sequence[tuple[ModelFile, Path]], settings: Settings) -> list[FileState]:
     targets = [target for _, target in files]
-    with Downloader(settings) as downloader, download_display() as display:
+    with (
+        Downloader(settings, kept_bytes=RESERVE_BYTES) as downloader,
+        download_display() as display,
+    ):
         for file, target in files:
             downloader.add(file, target)
         while not downloader.wait(targets, _SHOW_EVERY_S):

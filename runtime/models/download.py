@@ -38,14 +38,23 @@ class Downloader:
         *,
         connections: int = CONNECTIONS,
         patience: Patience | None = None,
+        kept_bytes: int = 0,
     ) -> None:
-        """The threads start with the first file. Tokens come from the environment: sources.py."""
+        """The threads start with the first file. Tokens come from the environment: sources.py.
+
+        `kept_bytes` of a disk stay free where only a source knows how large a file is.
+        """
         self.changed = threading.Condition()
         self._stopped = threading.Event()
         self._patience = patience or Patience()
         gate = connection_gate()
         self._common = Surroundings(
-            Sources(settings, os.environ), self._patience, self.changed, self._stopped, gate
+            Sources(settings, os.environ),
+            self._patience,
+            self.changed,
+            self._stopped,
+            gate,
+            kept_bytes,
         )
         self._order: list[FileDownload] = []
         self._connections = [HttpConnection(gate) for _ in range(connections)]

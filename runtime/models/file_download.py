@@ -32,6 +32,7 @@ from runtime.models.part_file import Origin, PartFile, done_bytes_on_disk
 from runtime.models.parts import Parts, is_complete
 from runtime.models.patience import Patience, Retries
 from runtime.models.sources import Remote, Sources, shown
+from runtime.models.space import check_size
 from runtime.models.transfer import Transfer
 from runtime.models.verification import digest_of_arriving
 from runtime.process.file_lock import try_file_lock, unlock_file
@@ -50,6 +51,7 @@ class Surroundings:
     changed: threading.Condition
     stopped: threading.Event
     gate: threading.Semaphore
+    kept_bytes: int
 
 
 class FileDownload:
@@ -66,6 +68,7 @@ class FileDownload:
         """The time.monotonic() since which there has been a thread, but no transfer."""
         self._common, self._allowed, self._parts = common, allowed, Parts(target)
         self._part: PartFile | None = None
+        self._told_bytes: int | None = None
         self._was_resumed = False
         self._thread: threading.Thread | None = None
         self._connection = HttpConnection(common.gate)
@@ -86,7 +89,7 @@ class FileDownload:
     def state(self) -> FileState:
         """What is known now. With `changed` held, as all other methods but `stop`."""
         phase, part = self.phase, self._part
-        done, size = 0, self.file.size_bytes or self.file.expected_bytes
+        done, size = 0, self.file.size_bytes or self._told_bytes or self.file.expected_bytes
         if phase is Phase.ELSEWHERE:
             done = done_bytes_on_disk(self._parts)
         elif phase is Phase.DONE:
@@ -217,7 +220,11 @@ class FileDownload:
             source=remote.source,
             version=remote.version,
         )
+        self._told_bytes = remote.size_bytes
         with disk_errors(self.target):
+            if self.file.size_bytes is None:
+                # Nobody has made room for it.
+                check_size(remote.size_bytes, self.target, self._common.kept_bytes)
             part = PartFile(self._parts, origin)
         self._was_resumed = part.is_resumed
         try:

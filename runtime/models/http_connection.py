@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Mapping
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -42,7 +42,11 @@ class HttpConnection:
         self._connection: http.client.HTTPConnection | None = None
         self._response: http.client.HTTPResponse | None = None
         self._aborted = False
-        self.buffer = memoryview(bytearray(_BUFFER_BYTES))
+
+    @cached_property
+    def buffer(self) -> memoryview:
+        """For the body. Made when it is needed: a connection that opens a source reads none."""
+        return memoryview(bytearray(_BUFFER_BYTES))
 
     def get(
         self, url: str, headers: Mapping[str, str], allowed: Allowed | None = None

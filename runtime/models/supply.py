@@ -77,7 +77,7 @@ class ModelSupply:
         self._jobs: list[JobModels] = []
         self._loads: list[_Load] = []
         self._loaded: set[Path] = set()
-        self._last_used: dict[Path, float] = {}
+        self._last_used = {target: _last_access(target) for target in self._files}
         self._no_room: dict[Path, str] = {}
         self._blocked_since: float | None = None
         self._last_order: list[Path] = []
@@ -110,25 +110,24 @@ class ModelSupply:
             if not new or self._stopped.is_set():
                 return
             self._files.update(new)
+            self._last_used.update((target, _last_access(target)) for target in new)
             self._of_callers.update(new)
             self._put_placeholders(new)
             self._start_downloader()
 
     def _put_placeholders(self, files: Mapping[Path, ModelFile]) -> None:
-        self._room.root.mkdir(parents=True, exist_ok=True)
         for target, file in files.items():
             try:
                 put_placeholder(file, target)
             except OSError as error:
                 log(f"no placeholder can be put at {target}: {error.strerror}")
-            self._last_used[target] = _last_access(target)
 
     def _start_downloader(self) -> None:
         if self._downloader is None:
             # Not at the top: a worker without manifests downloads nothing.
             from runtime.models.download import Downloader  # noqa: PLC0415
 
-            self._downloader = Downloader(self._settings)
+            self._downloader = Downloader(self._settings, kept_bytes=self._room.kept_bytes)
             threading.Thread(target=self._look_for_room, name="model room", daemon=True).start()
 
     def stop(self) -> None:
@@ -204,8 +203,9 @@ class ModelSupply:
             if state.is_complete or state.failure:
                 return
             before = state
-            if self._downloader and self._is_coming(load.target):
-                self._downloader.wait([load.target], _REPORT_EVERY_S)
+            downloader = self._downloader
+            if downloader and self._is_coming(load.target):
+                downloader.wait([load.target], _REPORT_EVERY_S)
             else:
                 self._stopped.wait(_LOOK_FOR_ROOM_EVERY_S)
         yield LoadState(failure=f"{load.target.name} is not complete, and the worker ends")
@@ -214,7 +214,10 @@ class ModelSupply:
         file = self._files.get(target)
         if file is None:
             is_left_over = is_placeholder(target)
-            failure = f"{target.name} is a placeholder, and no manifest of this worker names it"
+            failure = (
+                f"{target.name} is a placeholder, and no manifest of this worker names it: list it"
+                f" in one of MODEL_MANIFESTS, or delete {target}"
+            )
             return LoadState(failure=failure) if is_left_over else LoadState(is_complete=True)
         with self._lock:
             if is_complete(file, target):

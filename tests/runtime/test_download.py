@@ -443,6 +443,20 @@ def test_full_disk_is_an_error_and_what_came_is_kept(
     assert_is_there(target)
 
 
+def test_file_whose_size_only_the_source_knows_leaves_space_on_the_disk(
+    server: ModelServer, target: Path
+) -> None:
+    file = model(server.add("a", CONTENT), sha256=None, size=None)
+    with Downloader(Settings(), kept_bytes=2**60) as downloader:
+        downloader.add(file, target)
+        assert downloader.wait([target], 60)
+        state = downloader.state(target)
+
+    assert "are free for it" in error_of(state, DiskFullError)
+    assert state.size_bytes == SIZE
+    assert list(target.parent.iterdir()) == []
+
+
 def test_part_whose_bytes_did_not_reach_the_disk_is_not_continued(
     server: ModelServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from handler.outbound import Allowed
 from handler.settings import Settings
+from handler.worker_protocol import ModelUrl
 from runtime.models.manifest import Manifest, ModelFile
 from runtime.models.parts import Parts, is_placeholder
 from runtime.models.supply import LoadState, ModelSupply
@@ -154,6 +156,38 @@ def test_placeholder_that_no_manifest_names_is_no_model(start: Start, folder: Pa
 
     assert not state.is_complete
     assert "no manifest of this worker names it" in state.failure
+
+
+def test_folder_that_cannot_be_made_fails_the_loads_and_not_the_worker(
+    start: Start, folder: Path
+) -> None:
+    folder.parent.joinpath(folder.name).touch()
+
+    (state,) = load(start(), path_of(folder, "vae"))[-1:]
+
+    assert "cannot be written" in state.failure
+
+
+def test_url_that_a_request_names_comes_also_before_the_start(
+    folder: Path, server: ModelServer
+) -> None:
+    local = Allowed.parse("127.0.0.1")
+    settings = Settings(models_dirs=(folder,), comfyui_dir=folder / "no", outbound_allow=local)
+    listed = ModelFile(
+        name="low.safetensors", folder="vae", sources=(f"{server.url}/low.safetensors",)
+    )
+    supply = ModelSupply(settings, [Manifest(name="test", files=(listed,))])
+    url = ModelUrl(
+        url=f"{server.url}/vae.safetensors", folder="vae", name="from_url/1/vae.safetensors"
+    )
+
+    supply.add_urls([url])
+    assert is_placeholder(folder / "vae" / url.name)
+    supply.begin_job([url.name])
+    supply.start()
+
+    assert load(supply, folder / "vae" / url.name)[-1].is_complete
+    supply.stop()
 
 
 def test_file_of_the_user_is_complete(start: Start, folder: Path) -> None:
