@@ -39,6 +39,8 @@ class Faults:
     """How many answers come at `drip_bytes_per_s`; -1: all."""
     drip_bytes_per_s: float = 10.0
     has_no_ranges: bool = False
+    has_unknown_size: bool = False
+    """Ranges are of a file of unknown size."""
     last_modified: str = ""
     """Sent instead of the ETag."""
     content_type: str = "application/octet-stream"
@@ -175,7 +177,8 @@ class _Handler(BaseHTTPRequestHandler):
         last = min(last, len(content) - 1)
         self.send_response(206 if is_range else 200)
         if is_range:
-            self.send_header("Content-Range", f"bytes {start}-{last}/{len(content)}")
+            total = "*" if faults.has_unknown_size else len(content)
+            self.send_header("Content-Range", f"bytes {start}-{last}/{total}")
         self.send_header("Content-Length", str(last + 1 - start))
         self.send_header("Content-Type", faults.content_type)
         if faults.last_modified:

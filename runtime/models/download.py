@@ -56,6 +56,7 @@ class Downloader:
             gate,
             kept_bytes,
         )
+        self._downloads: dict[Path, FileDownload] = {}
         self._order: list[FileDownload] = []
         self._connections = [HttpConnection(gate) for _ in range(connections)]
         self._threads: list[threading.Thread] = []
@@ -86,6 +87,7 @@ class Downloader:
                 self._order[self._order.index(known)] = new
             else:
                 self._order.append(new)
+            self._downloads[target] = new
             self._start_threads()
             self.changed.notify_all()
 
@@ -139,7 +141,7 @@ class Downloader:
             thread.join()
 
     def _find(self, target: Path) -> FileDownload | None:
-        return next((each for each in self._order if each.target == target), None)
+        return self._downloads.get(target)
 
     def _start_threads(self) -> None:
         if self._threads or self._stopped.is_set():

@@ -160,8 +160,8 @@ def shown(source: str) -> str:
 
 def version_of(answer: http.client.HTTPResponse) -> str | None:
     """What changes when the file is replaced: see Remote."""
-    etag = answer.headers.get("ETag") or answer.headers.get("Last-Modified", "")
-    return etag[:200] or None
+    version = answer.headers.get("ETag", "") or answer.headers.get("Last-Modified", "")
+    return version[:200] or None
 
 
 def _first_byte(
@@ -189,9 +189,11 @@ def _remote(
 ) -> Remote:
     has_ranges = answer.status == 206
     check_status(answer, shown(source))
-    total = _TOTAL.fullmatch(answer.headers.get("Content-Range", ""))
-    length = total[1] if total else answer.headers.get("Content-Length", "")
+    length = answer.headers.get("Content-Length", "")
     if has_ranges:
+        # The length is that of the first byte. The total may be unknown: `bytes 0-0/*`.
+        total = _TOTAL.fullmatch(answer.headers.get("Content-Range", ""))
+        length = total[1] if total else ""
         answer.read()
     if not length.isdecimal():
         raise ServerFailedError(f"{shown(source)} does not say how large the file is")

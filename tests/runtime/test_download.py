@@ -226,6 +226,14 @@ def test_web_page_is_no_model(server: ModelServer, target: Path) -> None:
     assert "sends a web page instead of a file" in message
 
 
+def test_file_of_unknown_size_is_an_error(server: ModelServer, target: Path) -> None:
+    url = server.add("a", CONTENT, Faults(has_unknown_size=True))
+
+    message = error_of(download(model(url, sha256=None, size=None), target), ServerFailedError)
+
+    assert "does not say how large the file is" in message
+
+
 def test_empty_file_is_no_model(server: ModelServer, target: Path) -> None:
     url = server.add("a", b"", Faults(has_no_ranges=True))
 
