@@ -1,5 +1,6 @@
 """A server of model files that can be slow, and that can be told to misbehave."""
 
+import contextlib
 import hashlib
 import re
 import ssl
@@ -45,6 +46,8 @@ class Faults:
     """Sent instead of the ETag."""
     content_type: str = "application/octet-stream"
     redirects_to: str = ""
+    is_endless: bool = False
+    """The body of the redirect has no end."""
     token: str = ""
     """What the header Authorization must have."""
 
@@ -141,6 +144,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif faults.redirects_to:
             self.send_response(302)
             self.send_header("Location", faults.redirects_to)
+            if faults.is_endless:
+                self.end_headers()
+                self._send_until_closed()
+                return
             self.send_header("Content-Length", "0")
             self.end_headers()
         else:
@@ -152,6 +159,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(self.owner.files[path])))
         self.send_header("ETag", self.owner.etags[path])
         self.end_headers()
+
+    def _send_until_closed(self) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(bytes(_PIECE_BYTES))
 
     def _refuse(self, status: int, retry_after: str) -> None:
         self.send_response(status)

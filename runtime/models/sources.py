@@ -32,6 +32,8 @@ from runtime.models.s3 import s3_client
 SCHEMES = ("s3", "hf", "https", "http")
 _HUB = "https://huggingface.co"
 _MAX_REDIRECTS = 5
+# Of a body that nobody needs: it is read so that the connection can be used again.
+_MAX_UNUSED_BYTES = 64 * 1024
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SIGNED_FOR_S = 3600
 _TOTAL = re.compile(r"bytes \d+-\d+/(\d+)")
@@ -103,7 +105,7 @@ class Sources:
             linked = linked or _linked_sha256(answer)
             if answer.status not in _REDIRECTS:
                 return _remote(source, url, headers, answer, linked, allowed)
-            answer.read()
+            answer.read(_MAX_UNUSED_BYTES)
             to = urljoin(url, answer.headers.get("Location", ""))
             if urlsplit(to).scheme not in ("http", "https"):
                 raise SourceMissingError(f"{shown(source)} leads to a URL that is not http(s)")
@@ -126,7 +128,7 @@ class Sources:
         answer = _first_byte(url, {}, connection, None)
         region = answer.headers.get("x-amz-bucket-region")
         if answer.status in (301, 307, 400) and region and bucket not in self._regions:
-            answer.read()
+            answer.read(_MAX_UNUSED_BYTES)
             self._regions[bucket] = region
             url = self._presign(source, region)
             answer = _first_byte(url, {}, connection, None)
@@ -194,7 +196,7 @@ def _remote(
         # The length is that of the first byte. The total may be unknown: `bytes 0-0/*`.
         total = _TOTAL.fullmatch(answer.headers.get("Content-Range", ""))
         length = total[1] if total else ""
-        answer.read()
+        answer.read(_MAX_UNUSED_BYTES)
     if not length.isdecimal():
         raise ServerFailedError(f"{shown(source)} does not say how large the file is")
     if not int(length):

@@ -324,6 +324,14 @@ def test_redirect_to_a_url_that_is_not_valid_is_an_error(server: ModelServer, ta
     assert "s3cret" not in message
 
 
+def test_redirect_with_an_endless_body_is_followed(server: ModelServer, target: Path) -> None:
+    to = server.add("a", CONTENT)
+    url = server.add("from", b"", Faults(redirects_to=to, is_endless=True))
+
+    assert download(model(url), target).error is None
+    assert_is_there(target)
+
+
 def test_unforeseen_error_fails_the_file_instead_of_its_waiters(
     server: ModelServer, tmp_path: Path
 ) -> None:
