@@ -1,6 +1,7 @@
 """The worker in this process, with a stand-in for ComfyUI: its log, its idle time, its failures."""
 
 import math
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -10,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from handler.settings import PROJECT, Settings
-from handler.worker_protocol import Depth, State
+from handler.worker_protocol import Depth, ModelUrl, State, Wake, encode
 from runtime.hooks import Change, Hooks
+from runtime.models.parts import is_placeholder
 from runtime.worker.idle import Idle
 from runtime.worker.lifecycle import Worker
+from runtime.worker.ownership import SOCKET_NAME, owned_worker
 from runtime.worker.start_failures import MAX_IN_A_ROW, StartFailures
 
 
@@ -123,3 +126,26 @@ def test_only_early_deaths_in_a_row_are_too_many() -> None:
         failures.note_death("killed", ran_s=1)
     failures.note_end_of_job()
     assert not failures.has_died_too_often()
+
+
+def test_models_by_url_have_placeholders_before_a_handler_gets_its_answer(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    settings = Settings(
+        models_dirs=(models,), comfyui_dir=tmp_path / "no", worker_dir_given=tmp_path / "worker"
+    )
+    # Many, so that an answer that comes too early does come before the last of them.
+    urls = tuple(
+        ModelUrl(url="http://127.0.0.1:9/a", folder="vae", name=f"from_url/{number}/a.gguf")
+        for number in range(200)
+    )
+    with owned_worker(settings) as worker:
+        assert worker
+        try:
+            with socket.socket(socket.AF_UNIX) as handler:
+                handler.connect(str(tmp_path / "worker" / SOCKET_NAME))
+                handler.sendall(encode(Wake(id=1, models=(), model_urls=urls)))
+                assert handler.recv(1)
+
+                assert all(is_placeholder(models / "vae" / url.name) for url in urls)
+        finally:
+            worker.models.stop()
