@@ -81,7 +81,7 @@ def test_bytecode_is_there(image: str) -> None:
 
 @IMAGES
 def test_pytorch_finds_its_libraries_and_no_triton(image: str) -> None:
-    """docs/decisions/0018-no-triton-in-the-image.md: it would look for a C compiler."""
+    """docs/decisions/0016-no-triton-in-the-image.md: it would look for a C compiler."""
     script = (
         "import importlib.util, torch, torchaudio, torchvision;"
         " print(torch.version.cuda is not None, importlib.util.find_spec('triton'))"

@@ -17,10 +17,12 @@ SECRETS = {
     "npm token": r"\bnpm_[A-Za-z0-9]{36}",
 }
 FOLDERS = "/etc /home /opt /root /srv /usr/local /var/runtime /var/task"
-# The key that ComfyUI's frontend sends to Firebase from every browser, and examples of AWS.
+# The key that ComfyUI's frontend sends to Firebase from every browser, examples of AWS, and the
+# lines between which a library looks for a key.
 PUBLIC = re.compile(
     r"/comfyui_frontend_package/static/assets/[^/]+\.js(\.map)?$"
     r"|/boto3/examples/|/botocore/data/.*/examples-1\.json$"
+    r"|/cryptography/hazmat/primitives/serialization/ssh\.py$"
 )
 
 
