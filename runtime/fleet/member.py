@@ -36,6 +36,15 @@ class RouterAddress:
     token: str = field(default="", repr=False)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """A request that a client has come with. It may come twice: each is a work of its own."""
+
+    request_idx: int
+    cost: float
+    began: float
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """A request that has ended. `success`: it was worked off, and is not to be routed again."""
@@ -75,8 +84,8 @@ class Member:
         self._score_of = score_of
         self._session = requests.Session()
         self._lock, self._tick_lock = threading.Lock(), threading.Lock()
-        self._working: dict[int, _Work] = {}
-        self._accepted: dict[int, str] = {}
+        self._working: set[Work] = set()
+        self._accepted: dict[Work, str] = {}
         self._ended: list[Ended] = []
         self._is_draining = False
         self._reported: dict[str, Any] = {}
@@ -91,17 +100,19 @@ class Member:
         self._thread.start()
 
     def drain(self) -> None:
-        """Have the router send nothing more, at once."""
+        """Have the router send nothing more, at once. Does not wait for its answer."""
         self._is_draining = True
-        self._tick()
+        self._has_news.set()
 
     def stop(self) -> None:
         """Leave the fleet."""
         self._has_left = True
         self._has_news.set()
         self._thread.join(_TIMEOUT_S)
-        self._tick()
-        self._post("/worker_status/", {**self._status(), "state": STOPPED})
+        # A router that does not answer learns of the end by the silence; it would hold up the stop.
+        if self._is_reachable:
+            self._tick()
+            self._post("/worker_status/", {**self._status(), "state": STOPPED})
         self._session.close()
 
     @property
@@ -109,23 +120,27 @@ class Member:
         """Whether a request of the router has no answer yet."""
         return bool(self._working)
 
-    def begin(self, request_idx: int, cost: float) -> None:
+    def begin(self, request_idx: int, cost: float) -> Work:
         """A client has come with a request that the router has sent."""
+        work = Work(request_idx, cost, time.time())
         with self._lock:
-            self._working[request_idx] = _Work(cost, time.time())
+            self._working.add(work)
+        return work
 
-    def end(self, request_idx: int, *, success: bool) -> None:
+    def end(self, work: Work, *, success: bool) -> None:
         """The request has its answer."""
         with self._lock:
-            work = self._working.pop(request_idx)
-            self._accepted.pop(request_idx, None)
-            self._ended.append(Ended(request_idx, success, work.began, time.time()))
+            self._working.discard(work)
+            self._accepted.pop(work, None)
+            # The client may have come again meanwhile: then the request has not ended.
+            if all(other.request_idx != work.request_idx for other in self._working):
+                self._ended.append(Ended(work.request_idx, success, work.began, time.time()))
         self._has_news.set()
 
-    def accept(self, request_idx: int, job_id: str) -> None:
+    def accept(self, work: Work, job_id: str) -> None:
         """The client has its answer, and the request goes on as this job."""
         with self._lock:
-            self._accepted[request_idx] = job_id
+            self._accepted[work] = job_id
 
     def verifier(self, *, is_renewed: bool = False) -> Verifier | None:
         """The router's key; None as long as it has not answered.
@@ -139,7 +154,13 @@ class Member:
 
     def _run(self) -> None:
         while not self._has_left:
-            self._tick()
+            try:
+                self._tick()
+            except Exception as error:
+                # A worker whose reports stop gets no requests any more.
+                if self._is_reachable:
+                    self._on_state(f"no report to the router: {type(error).__name__}: {error}")
+                self._is_reachable = False
             self._has_news.wait(_TICK_S)
             self._has_news.clear()
             time.sleep(_PAUSE_S)
@@ -159,9 +180,9 @@ class Member:
     def _end_accepted(self) -> None:
         with self._lock:
             accepted = list(self._accepted.items())
-        for request_idx, job_id in accepted:
+        for work, job_id in accepted:
             if self._is_over(job_id):
-                self.end(request_idx, success=True)
+                self.end(work, success=True)
 
     def _send_ended(self) -> None:
         with self._lock:
@@ -179,7 +200,7 @@ class Member:
         state = State.STARTING if worker.state is State.STOPPED else worker.state
         workers = usable_workers(worker)
         with self._lock:
-            working = dict(self._working)
+            working = list(self._working)
         return {
             "id": self._id,
             "url": self.public_url,
@@ -197,9 +218,9 @@ class Member:
             ],
             "cold_start_s": worker.cold_start_ms / 1000,
             "error_msg": worker.failure if state is State.FAILED else "",
-            "cur_load": sum(work.cost for work in working.values()),
+            "cur_load": sum(work.cost for work in working),
             "num_requests_working": len(working),
-            "working_request_idxs": sorted(working),
+            "working_request_idxs": sorted({work.request_idx for work in working}),
         }
 
     def _post(self, path: str, body: dict[str, Any]) -> bool:
@@ -229,12 +250,6 @@ class Member:
                 text = f"the router at {self._router.url} gives no key ({type(error).__name__})"
                 self._on_state(text)
             self._is_reachable = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    cost: float
-    began: float
 
 
 def _items(ended: list[Ended]) -> list[dict[str, Any]]:

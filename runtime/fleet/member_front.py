@@ -6,6 +6,7 @@ A request with a grant of the router runs. Everything else needs the token of th
 import json
 import math
 import secrets
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ GRANTED_PATHS = frozenset({"/generate/sync", "/generate", "/generate/stream"})
 # A request that was refused for its load may be routed again; so may one whose worker has failed.
 _NOT_WORKED_OFF = frozenset({408, 429})
 _ACCEPTED = 202
+_MAX_COMMAND_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +65,19 @@ class MemberFront:
     ) -> None:
         self._member, self._open_app, self._guarded_app = member, open_app, guarded_app
         self._max_body_bytes, self._worker_sockets = max_body_bytes, worker_sockets
-        # The grants that were used, and when they expire.
-        self._used: dict[str, float] = {}
+        # The grants that were used. Not their signatures: Base64 writes the same bytes in 16 ways.
+        self._used: set[Grant] = set()
+        self._used_lock = threading.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" and scope["method"] == "POST" else ""
         if path not in GRANTED_PATHS and path != COMMAND_PATH:
             await self._guarded_app(scope, receive, send)
             return
+        # Strangers send bodies, too: only the body says who sends it.
+        limit = _MAX_COMMAND_BYTES if path == COMMAND_PATH else self._max_body_bytes
         try:
-            body = await limited(Request(scope, receive), self._max_body_bytes).body()
+            body = await limited(Request(scope, receive), limit).body()
         except BodyTooLarge as error:
             await message(413, str(error), {"Connection": "close"})(scope, receive, send)
             return
@@ -81,7 +86,7 @@ class MemberFront:
             await answer(scope, receive, send)
             return
         replayed = _replay(body, receive)
-        auth_data = _auth_data_of(body)
+        auth_data = await to_thread.run_sync(_auth_data_of, body)
         if not auth_data:
             await self._guarded_app(scope, replayed, send)
             return
@@ -106,7 +111,7 @@ class MemberFront:
         try:
             command = Command(str(body["url"]), str(body["action"]), float(body["expires"]))
             signature = str(body["signature"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise NotGrantedError(400, "the body is no signed command of a router") from None
         verifier = self._member.verifier()
         if verifier is None or not verifier.is_signed(command, signature):
@@ -132,11 +137,12 @@ class MemberFront:
                 401, "auth_data.url: the router has sent this request to another worker"
             )
         if signed.grant.expires < now:
-            raise NotGrantedError(401, "auth_data.expires: it has passed; ask the router again")
-        self._used = {each: until for each, until in self._used.items() if until >= now}
-        if signed.signature in self._used:
-            raise NotGrantedError(401, "auth_data: it was used before; ask the router again")
-        self._used[signed.signature] = signed.grant.expires
+            text = "it has passed; ask the router again, and compare its clock with this worker's"
+            raise NotGrantedError(401, f"auth_data.expires: {text}")
+        with self._used_lock:
+            if signed.grant in self._used:
+                raise NotGrantedError(401, "auth_data: it was used before; ask the router again")
+            self._used = {each for each in self._used if each.expires >= now} | {signed.grant}
         return signed.grant
 
     async def _run(self, grant: Grant, scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,15 +152,15 @@ class MemberFront:
             answer.note(sent)
             await send(sent)
 
-        self._member.begin(grant.request_idx, grant.cost)
+        work = self._member.begin(grant.request_idx, grant.cost)
         try:
             await self._open_app(scope, receive, observe)
         finally:
             job_id = answer.accepted_job
             if job_id:
-                self._member.accept(grant.request_idx, job_id)
+                self._member.accept(work, job_id)
             else:
-                self._member.end(grant.request_idx, success=answer.is_worked_off)
+                self._member.end(work, success=answer.is_worked_off)
 
 
 def join_fleet(
@@ -214,7 +220,13 @@ class _Answer:
     @property
     def accepted_job(self) -> str:
         """The id of the job that goes on after the answer; "" if none does."""
-        return str(json.loads(self._body)["id"]) if self._status == _ACCEPTED else ""
+        if self._status != _ACCEPTED:
+            return ""
+        try:
+            return str(json.loads(self._body)["id"])
+        except (ValueError, KeyError, TypeError):
+            # The connection has ended before the answer did.
+            return ""
 
 
 def _auth_data_of(body: bytes) -> Mapping[str, Any]:
