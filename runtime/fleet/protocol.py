@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from handler.worker_protocol import State
 from runtime.errors import LambdaComfyUIError
@@ -20,6 +21,10 @@ USUAL_COST = 100.0
 # For how long a worker takes a request that it was given. A client posts to it at once.
 GRANT_S = 120.0
 _MAX_COST = 1e9
+# A score beyond these is an error of the worker: it would get all requests, or one for ever.
+_MIN_SCORE, _MAX_SCORE = 1e-6, 1e6
+_MAX_COLD_START_S = 3600.0
+_MAX_URL, _MAX_LOADS, _MAX_ERROR = 2000, 200, 500
 _MAX_KEEP_S = 3600.0
 # The state of our worker that has ended: it is forgotten.
 STOPPED = "stopped"
@@ -60,15 +65,12 @@ def route_request(body: Mapping[str, Any], endpoints: Sequence[str]) -> Request:
     if endpoint not in endpoints:
         names = ", ".join(endpoints)
         raise BadBodyError(f"endpoint: {endpoint[:200]!r} is none of this router's: {names}")
-    cost = _number(body, "cost", USUAL_COST)
-    if not 0 <= cost <= _MAX_COST:
-        raise BadBodyError(f"cost: expected a number from 0 to {_MAX_COST:g}")
     loads = body.get("loads", "")
-    if not isinstance(loads, str):
-        raise BadBodyError("loads: expected a text")
+    if not isinstance(loads, str) or len(loads) > _MAX_LOADS:
+        raise BadBodyError(f"loads: expected a text of {_MAX_LOADS} characters at most")
     return Request(
         endpoint=endpoint,
-        cost=cost,
+        cost=_number_up_to(body, "cost", USUAL_COST, _MAX_COST),
         request_idx=_whole(body, "request_idx", 0),
         keep_s=min(max(_number(body, "replay_timeout", 60.0), 1.0), _MAX_KEEP_S),
         loads=loads,
@@ -106,23 +108,21 @@ def status_call(body: Mapping[str, Any]) -> StatusCall:
     worker_id, state = _whole(body, "id"), _text(body, "state")
     if state == STOPPED:
         return StatusCall(worker_id, None)
-    url = _text(body, "url").rstrip("/")
-    if not url.startswith(("http://", "https://")):
-        raise BadBodyError(
-            "url: expected the http or https address at which clients reach the worker"
-        )
-    score = _number(body, "max_perf", 0.0)
+    score = max(_number(body, "max_perf", 0.0), 0.0)
+    if score and not _MIN_SCORE <= score <= _MAX_SCORE:
+        limits = f"{_MIN_SCORE:g} to {_MAX_SCORE:g}"
+        raise BadBodyError(f"max_perf: expected 0, or a number from {limits}")
     error = _text(body, "error_msg")
     working = body.get("working_request_idxs", [])
     if not isinstance(working, list):
         raise BadBodyError("working_request_idxs: expected a list of numbers")
     report = Report(
         id=worker_id,
-        url=url,
+        url=_url(body),
         status=_status(state, score, error),
-        score=max(score, 0.0),
-        cold_start_s=_number(body, "cold_start_s", 0.0),
-        error=error[:500],
+        score=score,
+        cold_start_s=_number_up_to(body, "cold_start_s", 0.0, _MAX_COLD_START_S),
+        error="".join(each if each.isprintable() else " " for each in error[:_MAX_ERROR]),
         working=frozenset(idx for idx in working if isinstance(idx, int)),
         places=max(_whole(body, "places", 1), 1),
         benchmarks=_benchmarks(body),
@@ -237,6 +237,30 @@ def _number(body: Mapping[str, Any], name: str, default: float) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError):
         raise BadBodyError(f"{name}: expected a number") from None
+
+
+def _number_up_to(body: Mapping[str, Any], name: str, default: float, most: float) -> float:
+    value = _number(body, name, default)
+    if not 0 <= value <= most:
+        raise BadBodyError(f"{name}: expected a number from 0 to {most:g}")
+    return value
+
+
+def _url(body: Mapping[str, Any]) -> str:
+    """The worker's address. Clients and the router append paths to it, and logs show it."""
+    url = _text(body, "url").rstrip("/")
+    is_plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#@\\")
+    try:
+        parts = urlsplit(url)
+        has_host = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        has_host = False
+    if not (is_plain and has_host) or len(url) > _MAX_URL:
+        raise BadBodyError(
+            "url: expected the http or https address at which clients reach the worker,"
+            " without user, query and fragment"
+        )
+    return url
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:

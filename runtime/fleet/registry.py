@@ -175,6 +175,9 @@ def reported(worker: Worker | None, report: Report, now: float, average_s: float
     known = worker or Worker(
         id=report.id, url=report.url, status=Status.LOST, score=0.0, joined_at=now, reported_at=now
     )
+    if not report.score:
+        # It has been started anew, and not measured yet: what it held is gone.
+        known = taken_back(known, [held.request_idx for held in known.held], now)
     status = Status.DRAINING if known.is_drained and report.status in _MAY_WORK else report.status
     has_come_back = known.status not in USABLE and status in USABLE
     after = replace(

@@ -256,6 +256,28 @@ def test_requests_of_a_lost_worker_are_free() -> None:
     assert (gone.status, gone.held, gone.work) == (Status.LOST, (), 0.0)
 
 
+def test_worker_that_begins_anew_without_a_score_holds_nothing() -> None:
+    busy = given(given(worker(1, 2.0), 1, COST, "", NOW), 2, COST, "", NOW)
+
+    anew = reported(busy, report(score=0.0, status=Status.STARTING), NOW + 20, 0.0)
+
+    assert (anew.held, anew.work, anew.virtual_s) == ((), 0.0, 0.0)
+    assert anew.expected_free_at(NOW + 20) == NOW + 20
+    assert route(index_of(anew), NOW + 20) is None
+
+
+def test_names_of_models_are_forgotten_with_the_workers_that_had_them() -> None:
+    index = index_of(worker(1))
+
+    for number in range(1000):
+        assert route(index, request_idx=number, loads=f"model {number}") == 1
+        busy = index.get(1)
+        assert busy is not None
+        index.put(finished(busy, {number}, NOW))
+
+    assert sum(len(lane.idle_with) for lane in index._lanes.values()) < 100
+
+
 def test_request_that_a_worker_does_not_mention_has_ended() -> None:
     busy = given(given(worker(1), 1, COST, "", NOW), 2, COST, "", NOW)
 

@@ -95,7 +95,8 @@ def test_client_asks_again_while_no_worker_is_ready(router: RouterProcess) -> No
         ({"request_idx": -1}, "request_idx: expected a whole number"),
         ({"request_idx": True}, "request_idx: expected a whole number"),
         ({"replay_timeout": None}, "replay_timeout: expected a number"),
-        ({"loads": 1}, "loads: expected a text"),
+        ({"loads": 1}, "loads: expected a text of 200 characters at most"),
+        ({"loads": "a" * 201}, "loads: expected a text of 200 characters at most"),
     ],
 )
 def test_wrong_field_of_a_request_is_named(
