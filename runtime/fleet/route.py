@@ -25,6 +25,8 @@ AFFINITY_REQUESTS = 3
 # at a few of them.
 _EQUAL_WAITS = 1.05
 _COMPARED = 4
+# So many names of models are kept at least.
+_MIN_REBUILD = 64
 # `fastest` takes scores within 5 % as equal.
 _SCORE_STEP = 1.05
 
@@ -172,7 +174,7 @@ class WorkerIndex:
         entry = Entry(key, worker.id, self._serial)
         heap.push(entry)
         if loads:
-            lane.idle_with.setdefault(loads, LazyHeap(self._is_current)).push(entry)
+            lane.idle_heap(loads).push(entry)
 
     def _lane_of(self, worker: Worker) -> "_Lane":
         number = 0
@@ -202,9 +204,22 @@ class _Lane:
     """The workers whose order one figure decides: all of them, or those of about one score."""
 
     def __init__(self, is_current: IsCurrent) -> None:
+        self._is_current = is_current
         self.idle, self.busy, self.asleep = (LazyHeap(is_current) for _ in range(3))
         # The idle ones again, by the models that they have loaded.
         self.idle_with: dict[str, LazyHeap] = {}
+        self._rebuild_at = _MIN_REBUILD
+
+    def idle_heap(self, loads: str) -> LazyHeap:
+        """The heap of `idle_with`. Those without a worker are dropped now and then."""
+        if loads not in self.idle_with:
+            if len(self.idle_with) >= self._rebuild_at:
+                self.idle_with = {
+                    name: heap for name, heap in self.idle_with.items() if heap.first()
+                }
+                self._rebuild_at = max(2 * len(self.idle_with), _MIN_REBUILD)
+            self.idle_with[loads] = LazyHeap(self._is_current)
+        return self.idle_with[loads]
 
 
 @dataclass(frozen=True, slots=True)

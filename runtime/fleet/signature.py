@@ -9,6 +9,7 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -17,6 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 _KEY_BITS = 2048
 _PUBLIC_EXPONENT = 65537
+# Of more workers than a fleet has.
+_KEPT_URLS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +53,8 @@ class Signer:
         key = serialization.load_pem_private_key(pem.encode(), None)
         assert isinstance(key, rsa.RSAPrivateKey)
         self._key = key
-        # The URLs of a fleet are few, and a signature takes most of a millisecond.
-        self._of_url: dict[str, str] = {}
+        # A signature takes most of a millisecond.
+        self._sign_url = lru_cache(_KEPT_URLS)(lambda url: self._sign(_text({"url": url})))
 
     @property
     def public_pem(self) -> str:
@@ -65,9 +68,7 @@ class Signer:
 
     def sign_url(self, url: str) -> str:
         """The signature that PyWorker checks."""
-        if url not in self._of_url:
-            self._of_url[url] = self._sign(_text({"url": url}))
-        return self._of_url[url]
+        return self._sign_url(url)
 
     def sign(self, what: Grant | Command) -> str:
         """The signature that our workers check."""

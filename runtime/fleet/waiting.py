@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 # The load is an average over about this time.
 _AVERAGE_S = 60.0
+# More requests wait as well, but are not counted: who asks with ever new ones fills no memory.
+_MAX_COUNTED = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Waiting:
         """A request has come, or has come again; it waits for `keep_s` from now on."""
         with self._lock:
             before = self._asked.get(request_idx)
+            if before is None and len(self._asked) >= _MAX_COUNTED:
+                return
             first_at = before.first_at if before else now
             self._asked[request_idx] = _Asked(cost, first_at, now + keep_s)
 
