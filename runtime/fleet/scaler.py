@@ -10,7 +10,7 @@ from dataclasses import asdict
 import requests
 
 from runtime.fleet.machines import Machines, MachinesError
-from runtime.fleet.registry import Worker
+from runtime.fleet.registry import SILENT_AFTER_S, Worker
 from runtime.fleet.router import Clock, Router
 from runtime.fleet.scaling import Demand, Plan, ScalerState, ScalingRules, plan
 from runtime.fleet.signature import Command, Signer
@@ -18,8 +18,11 @@ from runtime.fleet.worker_commands import SLEEP, WAKE
 
 _COMMAND_S = 60.0
 _TIMEOUT_S = 5.0
+_TAKEN = 202
 # A machine that has not reported by then does not come.
 _START_WITHIN_S = 900.0
+# After a start that failed: it may have started some of them.
+_START_AGAIN_S = 60.0
 
 
 class Scaler:
@@ -41,13 +44,17 @@ class Scaler:
         self._router, self._signer, self._rules, self._machines = router, signer, rules, machines
         self._on_state, self._clock = on_state, clock
         self._state = ScalerState()
-        # When machines were started that have not reported yet.
+        # Until when machines are expected that were started and have not reported yet.
         self._starting: list[float] = []
         self._known = {worker.id for worker in router.workers()}
+        self._began_at = clock()
 
     def scale(self) -> None:
         """One look at the fleet."""
         now = self._clock()
+        if now - self._began_at < SILENT_AFTER_S:
+            # Workers could not report while no router ran; they do so now.
+            return
         workers = {worker.id: worker for worker in self._router.workers()}
         self._forget_started(set(workers), now)
         queue = self._router.waiting.queue(now)
@@ -71,8 +78,7 @@ class Scaler:
         try:
             if made.start:
                 self._on_state(f"scaling: {made.start} more machines are needed")
-                self._starting += [now] * made.start
-                self._machines.start(made.start)
+                self._start(made.start, now)
             for worker_id in made.stop:
                 # Not if it was given a request meanwhile.
                 if retired := self._router.retire(worker_id):
@@ -81,12 +87,25 @@ class Scaler:
         except MachinesError as error:
             self._on_state(f"scaling: {error}")
 
+    def _start(self, count: int, now: float) -> None:
+        """Raises MachinesError."""
+        assert self._machines is not None
+        within_s = _START_AGAIN_S
+        try:
+            self._machines.start(count)
+            within_s = _START_WITHIN_S
+        finally:
+            self._starting += [now + within_s] * count
+
     def _command(self, worker: Worker, action: str, now: float) -> None:
         command = Command(worker.url, action, now + _COMMAND_S)
         body = {**asdict(command), "signature": self._signer.sign(command)}
         try:
-            answer = requests.post(f"{worker.url}/fleet/command", json=body, timeout=_TIMEOUT_S)
-            problem = "" if answer.ok else f": status {answer.status_code}"
+            # The worker has named its own address; it cannot lead the router to another one.
+            answer = requests.post(
+                f"{worker.url}/fleet/command", json=body, timeout=_TIMEOUT_S, allow_redirects=False
+            )
+            problem = "" if answer.status_code == _TAKEN else f": status {answer.status_code}"
         except requests.RequestException as error:
             problem = f": {type(error).__name__}"
         self._on_state(f"scaling: {action} {worker.url}{problem}")
@@ -95,4 +114,4 @@ class Scaler:
         """A machine that has reported, or takes too long, does not start any more."""
         joined = len(worker_ids - self._known)
         self._known = worker_ids
-        self._starting = [at for at in self._starting[joined:] if at > now - _START_WITHIN_S]
+        self._starting = [until for until in self._starting[joined:] if until > now]

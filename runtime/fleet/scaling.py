@@ -6,6 +6,7 @@ a load of 1 is 100 units of cost in 100 seconds. docs/fleet.md describes the rul
 """
 
 import math
+import statistics
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -92,9 +93,14 @@ def plan(
     wanted = targets(rules, demand, state, now)
     awake = [each for each in workers if each.status in (Status.READY, Status.STARTING)]
     asleep = [each for each in workers if each.status is Status.INACTIVE]
-    wake = _wake(asleep, wanted.active - _capacity(awake))
+    measured = [each.score for each in (*awake, *asleep) if each.score]
+    usual = statistics.fmean(measured) if measured else 1.0
+    wake = _wake(asleep, wanted.active - _capacity(awake, usual))
     sleep, state = _sleep(awake, wanted.active, state, now)
-    start = _start(rules, awake, asleep, wanted, starting)
+    count = len(awake) + len(asleep) + starting
+    present = _capacity([*awake, *asleep], usual) + starting * usual
+    missing = (wanted.active + wanted.inactive - present) / usual
+    start = _start(rules, count, missing)
     stop, state = _stop(rules, awake, asleep, wanted, state, now)
     return Plan(wake, sleep, () if wake or start else stop, start), state
 
@@ -131,19 +137,10 @@ def _sleep(
     return (slowest.id,), replace(state, idle_surplus_since=now)
 
 
-def _start(
-    rules: ScalingRules,
-    awake: Sequence[Worker],
-    asleep: Sequence[Worker],
-    wanted: Targets,
-    starting: int,
-) -> int:
-    count = len(awake) + len(asleep) + starting
-    usual = _capacity([*awake, *asleep]) / max(len(awake) + len(asleep), 1) or 1.0
-    present = _capacity([*awake, *asleep]) + starting * usual
-    for_capacity = math.ceil((wanted.active + wanted.inactive - present) / usual - 1e-9)
-    missing = max(for_capacity, rules.min_workers - count, 0)
-    return max(min(missing, rules.max_workers - count), 0)
+def _start(rules: ScalingRules, count: int, missing: float) -> int:
+    """`count` machines are there or come, and the capacity of `missing` usual ones is not."""
+    wanted = max(math.ceil(missing - 1e-9), rules.min_workers - count)
+    return max(min(wanted, rules.max_workers - count), 0)
 
 
 def _stop(
@@ -169,5 +166,6 @@ def _stop(
     return (slowest.id,), replace(state, machine_surplus_since=now)
 
 
-def _capacity(workers: Collection[Worker]) -> float:
-    return sum(worker.score for worker in workers)
+def _capacity(workers: Collection[Worker], unmeasured: float = 0.0) -> float:
+    """The sum of scores. A PyWorker has none while it starts: it counts as `unmeasured`."""
+    return sum(worker.score or unmeasured for worker in workers)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from handler.settings import Settings
-from runtime.fleet.registry import Measured, Report, Status, Worker
+from runtime.fleet.machines import MachinesError
+from runtime.fleet.registry import SILENT_AFTER_S, Measured, Report, Status, Worker
 from runtime.fleet.route import RouteRules
 from runtime.fleet.router import Request, Router
 from runtime.fleet.scaler import Scaler
@@ -32,9 +33,12 @@ class Machines:
     def __init__(self) -> None:
         self.started = 0
         self.stopped: list[str] = []
+        self.fails = False
 
     def start(self, count: int) -> None:
         self.started += count
+        if self.fails:
+            raise MachinesError("no quota")
 
     def stop(self, worker: Worker) -> None:
         self.stopped.append(worker.url)
@@ -60,6 +64,7 @@ def machines() -> Machines:
 def front() -> Iterator[WebhookReceiver]:
     """A worker's front, which takes every command."""
     with serve_webhook() as receiver:
+        receiver.answers += [202]
         yield receiver
 
 
@@ -70,8 +75,11 @@ def report(number: int, status: Status, url: str = "http://127.0.0.1:1") -> Repo
 def scaler(
     router: Router, machines: Machines | None, clock: Clock, said: list[str], **rules: float
 ) -> Scaler:
+    """A scaler that has run for long enough to know all workers."""
     given = ScalingRules(**{"min_load": 0.0, "min_workers": 0, "cold_mult": 1.0, **rules})  # type: ignore[arg-type]
-    return Scaler(router, Signer(new_key()), given, machines, on_state=said.append, clock=clock)
+    made = Scaler(router, Signer(new_key()), given, machines, on_state=said.append, clock=clock)
+    clock.now += SILENT_AFTER_S
+    return made
 
 
 def test_worker_is_woken_by_a_signed_command(
@@ -98,6 +106,58 @@ def test_command_that_does_not_arrive_is_logged(
     scaler(router, machines, clock, said, min_load=0.5).scale()
 
     assert said == ["scaling: wake http://127.0.0.1:1: ConnectionError"]
+
+
+def test_command_is_not_led_to_another_address(
+    router: Router, machines: Machines, clock: Clock, front: WebhookReceiver
+) -> None:
+    said: list[str] = []
+    front.answers[:] = [307]
+    router.report(report(1, Status.INACTIVE, front.url))
+    with serve_webhook() as other:
+        front.location = other.url
+
+        scaler(router, machines, clock, said, min_load=0.5).scale()
+
+        assert other.calls == []
+    assert said == [f"scaling: wake {front.url}: status 307"]
+
+
+def test_scaler_waits_for_the_reports_of_a_fleet_whose_router_was_down(
+    router: Router, machines: Machines, clock: Clock
+) -> None:
+    router.report(report(1, Status.READY))
+    clock.now += 600
+    scales = scaler(router, machines, clock, [], min_workers=1)
+    clock.now -= SILENT_AFTER_S
+
+    scales.scale()
+    assert machines.started == 0
+    clock.now += 10
+    router.report(report(1, Status.READY))
+    clock.now += SILENT_AFTER_S - 10
+    scales.scale()
+    assert machines.started == 0
+
+
+def test_start_that_failed_is_tried_again_after_a_minute(
+    router: Router, machines: Machines, clock: Clock
+) -> None:
+    said: list[str] = []
+    scales = scaler(router, machines, clock, said, min_workers=2)
+    machines.fails = True
+
+    for _ in range(3):
+        scales.scale()
+        clock.now += 15
+    assert (machines.started, said[-1]) == (2, "scaling: no quota")
+    machines.fails = False
+    clock.now += 20
+    scales.scale()
+    assert machines.started == 4
+    clock.now += 100
+    scales.scale()
+    assert machines.started == 4
 
 
 def test_machines_are_started_once(router: Router, machines: Machines, clock: Clock) -> None:

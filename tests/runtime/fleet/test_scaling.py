@@ -113,6 +113,16 @@ def test_machines_are_started_for_load_and_reserve_up_to_the_limit() -> None:
     assert plan(rules(cold_mult=3.0), workers, Demand(1.8), ScalerState(), NOW)[0].start == 4
 
 
+def test_worker_that_starts_without_a_score_counts_as_a_usual_one() -> None:
+    starting = [worker(number, Status.STARTING, score=0.0) for number in (1, 2)]
+
+    assert plan(rules(), starting, Demand(1.8), ScalerState(), NOW)[0] == Plan()
+    with_measured = [worker(3, score=2.0), *starting]
+    assert plan(rules(), with_measured, Demand(5.4), ScalerState(), NOW)[0] == Plan()
+    # It is no reason to let another one sleep.
+    assert settled_plan(rules(), with_measured, Demand(1.0)).sleep == ()
+
+
 def test_fleet_above_its_limit_shrinks() -> None:
     workers = [worker(number, Status.INACTIVE) for number in range(3)]
 
