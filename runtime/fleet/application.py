@@ -107,14 +107,17 @@ async def route(request: Request) -> Response:
     return JsonAnswer(answer)
 
 
+# Those that write all workers of a large fleet are no coroutines: starlette runs them in threads.
+
+
 async def endpoint_workers(request: Request) -> Response:
     """What the client's `get_endpoint_workers` asks."""
     context, body = _context(request), await _body(request)
     _require(context.tokens.is_caller(given_token(request, body)))
-    return _workers(context)
+    return await to_thread.run_sync(_workers, context)
 
 
-async def workers(request: Request) -> Response:
+def workers(request: Request) -> Response:
     """The same for operators."""
     context = _context(request)
     _require(context.tokens.is_caller(given_token(request)))
@@ -158,7 +161,7 @@ async def drain(request: Request) -> Response:
     return JsonAnswer({"id": worker.id, "reqs_working": len(worker.held)})
 
 
-async def fleet(request: Request) -> Response:
+def fleet(request: Request) -> Response:
     """What the page shows."""
     context = _context(request)
     _require_reader(request, context)
@@ -174,7 +177,7 @@ async def fleet(request: Request) -> Response:
     )
 
 
-async def page(request: Request) -> Response:
+def page(request: Request) -> Response:
     """The page of the fleet."""
     _require_reader(request, _context(request))
     text = resources.files("runtime.fleet").joinpath("page.html").read_text()
@@ -186,7 +189,7 @@ async def health(_: Request) -> Response:
     return JsonAnswer({"status": "ok"})
 
 
-async def prometheus(request: Request) -> Response:
+def prometheus(request: Request) -> Response:
     """Figures of the fleet."""
     context = _context(request)
     _require(context.tokens.is_caller(given_token(request)))
