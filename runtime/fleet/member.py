@@ -143,12 +143,11 @@ class Member:
             self._accepted[work] = job_id
 
     def verifier(self, *, is_renewed: bool = False) -> Verifier | None:
-        """The router's key; None as long as it has not answered.
+        """The router's key; None as long as it has not answered the thread of the reports.
 
         `is_renewed` asks the router again, if it was not asked lately.
         """
-        is_due = time.monotonic() - self._key_at > _KEY_EVERY_S
-        if self._verifier is None or (is_renewed and is_due):
+        if is_renewed and time.monotonic() - self._key_at > _KEY_EVERY_S:
             self._fetch_key()
         return self._verifier
 
@@ -168,7 +167,8 @@ class Member:
     def _tick(self) -> None:
         with self._tick_lock:
             self._end_accepted()
-            self.verifier()
+            if self._verifier is None:
+                self._fetch_key()
             self._send_ended()
             status = self._status()
             silent_s = time.monotonic() - self._reported_at

@@ -66,7 +66,11 @@ def said() -> list[str]:
 @pytest.fixture
 def member(router: Router, said: list[str]) -> Iterator[Member]:
     with served(router_app(router)) as url:
-        yield member_of(url, said)
+        made = member_of(url, said)
+        made.start()
+        assert wait_until(lambda: len(router.workers()) == 1)
+        yield made
+        made.stop()
 
 
 def member_of(
@@ -175,21 +179,29 @@ def test_request_whose_answer_was_cut_off_is_not_held_for_ever(member: Member) -
 
 
 def test_request_that_comes_again_before_its_end_ends_once(router: Router, member: Member) -> None:
-    member.start()
-    try:
-        assert wait_until(lambda: len(router.workers()) == 1)
-        request_idx = router.route(Request("comfyui", 100.0)).request_idx
-        first, second = member.begin(request_idx, 100.0), member.begin(request_idx, 100.0)
-        assert wait_until(lambda: only_worker(router).measured.cur_load == 200.0)
-        member.end(first, success=False)
-        assert wait_until(lambda: only_worker(router).measured.cur_load == 100.0)
-        assert [held.request_idx for held in only_worker(router).held] == [request_idx]
-        member.end(second, success=True)
-        assert wait_until(lambda: only_worker(router).held == ())
-        assert only_worker(router).work == 100.0
-    finally:
-        member.stop()
-    assert router.workers() == []
+    request_idx = router.route(Request("comfyui", 100.0)).request_idx
+    first, second = member.begin(request_idx, 100.0), member.begin(request_idx, 100.0)
+    assert wait_until(lambda: only_worker(router).measured.cur_load == 200.0)
+
+    member.end(first, success=False)
+    assert wait_until(lambda: only_worker(router).measured.cur_load == 100.0)
+    assert [held.request_idx for held in only_worker(router).held] == [request_idx]
+    member.end(second, success=True)
+    assert wait_until(lambda: only_worker(router).held == ())
+    assert only_worker(router).work == 100.0
+
+
+def test_strangers_do_not_make_a_worker_ask_for_a_key() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        member = member_of(f"http://127.0.0.1:{silent.getsockname()[1]}", [])
+        with front_of(member) as url:
+            answer = post(f"{url}/generate", envelope())
+
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+        assert "no key of its router yet" in answer.json()["message"]
+        silent.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent.accept()
 
 
 def test_reports_go_on_after_one_that_could_not_be_made(router: Router, said: list[str]) -> None:
