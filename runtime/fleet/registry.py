@@ -172,12 +172,12 @@ def reported(worker: Worker | None, report: Report, now: float, average_s: float
     A worker that is new, or was away, begins with the average: it has not missed work, so it does
     not make up for any.
     """
+    if worker and not report.score:
+        # It has been started anew, and not measured yet: what it held is gone.
+        worker = taken_back(worker, [held.request_idx for held in worker.held], now)
     known = worker or Worker(
         id=report.id, url=report.url, status=Status.LOST, score=0.0, joined_at=now, reported_at=now
     )
-    if not report.score:
-        # It has been started anew, and not measured yet: what it held is gone.
-        known = taken_back(known, [held.request_idx for held in known.held], now)
     status = Status.DRAINING if known.is_drained and report.status in _MAY_WORK else report.status
     has_come_back = known.status not in USABLE and status in USABLE
     after = replace(
