@@ -13,18 +13,19 @@ from urllib.parse import urlsplit
 from handler.worker_protocol import State
 from runtime.errors import LambdaComfyUIError
 from runtime.fleet.deviations import score_warnings
-from runtime.fleet.registry import Benchmarked, Measured, Report, Status, Worker
+from runtime.fleet.registry import MAX_COST, Benchmarked, Measured, Report, Status, Worker
 from runtime.fleet.router import Request, Routed
 from runtime.fleet.signature import Grant, Signer
 
 USUAL_COST = 100.0
 # For how long a worker takes a request that it was given. A client posts to it at once.
 GRANT_S = 120.0
-_MAX_COST = 1e9
 # A score beyond these is an error of the worker: it would get all requests, or one for ever.
 _MIN_SCORE, _MAX_SCORE = 1e-6, 1e6
 _MAX_COLD_START_S = 3600.0
 _MAX_URL, _MAX_LOADS, _MAX_ERROR = 2000, 200, 500
+# An item of DynamoDB has 400 KB.
+_MAX_WORKING = 2000
 _MAX_KEEP_S = 3600.0
 # The state of our worker that has ended: it is forgotten.
 STOPPED = "stopped"
@@ -70,7 +71,7 @@ def route_request(body: Mapping[str, Any], endpoints: Sequence[str]) -> Request:
         raise BadBodyError(f"loads: expected a text of {_MAX_LOADS} characters at most")
     return Request(
         endpoint=endpoint,
-        cost=_number_up_to(body, "cost", USUAL_COST, _MAX_COST),
+        cost=_number_up_to(body, "cost", USUAL_COST, MAX_COST),
         request_idx=_whole(body, "request_idx", 0),
         keep_s=min(max(_number(body, "replay_timeout", 60.0), 1.0), _MAX_KEEP_S),
         loads=loads,
@@ -114,8 +115,10 @@ def status_call(body: Mapping[str, Any]) -> StatusCall:
         raise BadBodyError(f"max_perf: expected 0, or a number from {limits}")
     error = _text(body, "error_msg")
     working = body.get("working_request_idxs", [])
-    if not isinstance(working, list):
-        raise BadBodyError("working_request_idxs: expected a list of numbers")
+    if not isinstance(working, list) or len(working) > _MAX_WORKING:
+        raise BadBodyError(
+            f"working_request_idxs: expected a list of {_MAX_WORKING} numbers at most"
+        )
     report = Report(
         id=worker_id,
         url=_url(body),

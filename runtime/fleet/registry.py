@@ -18,6 +18,8 @@ FORGOTTEN_AFTER_S = 3600.0
 # A client posts to a worker at once. A request that a worker has not mentioned in a report of this
 # much later never came, or has ended.
 UNCLAIMED_AFTER_S = 15.0
+# More is no cost of a request.
+MAX_COST = 1e9
 # The cold start of a worker that has not measured one.
 USUAL_COLD_START_S = 60.0
 
@@ -170,7 +172,7 @@ def reported(worker: Worker | None, report: Report, now: float, average_s: float
     """The worker after a report. `average_s` is the fleet's `virtual_s`.
 
     A worker that is new, or was away, begins with the average: it has not missed work, so it does
-    not make up for any.
+    not make up for any. If it works on requests, it holds them, whatever became of them meanwhile.
     """
     if worker and not report.score:
         # It has been started anew, and not measured yet: what it held is gone.
@@ -199,7 +201,18 @@ def reported(worker: Worker | None, report: Report, now: float, average_s: float
         for held in after.held
         if held.given_at < now - UNCLAIMED_AFTER_S and held.request_idx not in report.working
     ]
-    return finished(after, unclaimed, now) if unclaimed else after
+    after = finished(after, unclaimed, now) if unclaimed else after
+    is_known = worker is not None and worker.status is not Status.LOST
+    return after if is_known or not after.score else _resumed(after, report, now)
+
+
+def _resumed(worker: Worker, report: Report, now: float) -> Worker:
+    """The worker with the requests that it still has after the router had given it up."""
+    unknown = report.working - {held.request_idx for held in worker.held}
+    cost = min(report.measured.cur_load / max(len(report.working), 1), MAX_COST)
+    for request_idx in sorted(unknown):
+        worker = given(worker, request_idx, max(cost, 0.0), worker.loaded, now)
+    return worker
 
 
 def drained(worker: Worker) -> Worker:

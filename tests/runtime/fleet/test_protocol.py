@@ -61,6 +61,11 @@ def test_address_with_more_than_a_host_and_a_path_is_refused(url: str) -> None:
         status_call(REPORT | {"url": url})
 
 
+def test_list_of_requests_is_bounded() -> None:
+    with pytest.raises(BadBodyError, match=r"^working_request_idxs: expected a list of 2000"):
+        status_call(REPORT | {"working_request_idxs": list(range(2001))})
+
+
 def test_error_of_a_worker_is_one_line() -> None:
     report = reported(max_perf=0, error_msg="no GPU\nrouter: all is well\x1b[2J" + "!" * 1000)
 

@@ -41,8 +41,8 @@ def index_of(*workers: Worker, **rules: Any) -> WorkerIndex:
 
 
 def report(number: int = 1, **fields: Any) -> Report:
-    given_fields = {"status": Status.READY, "score": 1.0, **fields}
-    return Report(id=number, url=f"http://worker-{number}", measured=Measured(), **given_fields)
+    given_fields = {"status": Status.READY, "score": 1.0, "measured": Measured(), **fields}
+    return Report(id=number, url=f"http://worker-{number}", **given_fields)
 
 
 def route(index: WorkerIndex, now: float = NOW, request_idx: int = 1, **options: Any) -> int | None:
@@ -254,6 +254,20 @@ def test_requests_of_a_lost_worker_are_free() -> None:
     gone = lost(given(worker(1), 1, COST, "", NOW), NOW)
 
     assert (gone.status, gone.held, gone.work) == (Status.LOST, (), 0.0)
+
+
+@pytest.mark.parametrize("before", [None, lost(given(worker(1), 1, COST, "", NOW), NOW)])
+def test_worker_that_comes_back_holds_what_it_still_works_on(before: Worker | None) -> None:
+    measured = Measured(cur_load=2 * COST)
+
+    back = reported(before, report(working=frozenset({1, 2}), measured=measured), NOW + 60, 0.0)
+
+    assert [(held.request_idx, held.cost) for held in back.held] == [(1, COST), (2, COST)]
+    assert back.work == 2 * COST
+    assert route(index_of(back), NOW + 60) is None
+    assert finished(back, {1, 2}, NOW + 90).held == ()
+    # A worker that the router has not given up holds what the router says.
+    assert reported(worker(1), report(working=frozenset({1})), NOW, 0.0).held == ()
 
 
 def test_worker_that_begins_anew_without_a_score_holds_nothing() -> None:
