@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from runtime.fleet import registry
 from runtime.fleet.deviations import score_warnings
-from runtime.fleet.registry import FORGOTTEN_AFTER_S, Report, Status, Worker
+from runtime.fleet.registry import FORGOTTEN_AFTER_S, SILENT_AFTER_S, Report, Status, Worker
 from runtime.fleet.route import RouteRules, WorkerIndex
 from runtime.fleet.store import FleetStore, FleetStoreError, next_version
 from runtime.fleet.waiting import Waiting
@@ -75,6 +75,7 @@ class Router:
         self._holders: dict[int, int] = {}
         self._warned: frozenset[int] = frozenset()
         self._events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
+        self._began_at = clock()
         self.waiting = Waiting()
         self.refresh()
 
@@ -163,13 +164,16 @@ class Router:
         Note the scores that have come to differ from those of equal GPUs.
         """
         now = self._clock()
+        self.waiting.sweep(now)
+        self._note_warnings()
+        if now - self._began_at < SILENT_AFTER_S:
+            # While no router ran, nobody took reports.
+            return
         for worker in self.workers():
             if worker.reported_at < now - FORGOTTEN_AFTER_S:
                 self.deregister(worker.id)
             elif worker.is_silent(now) and worker.status is not Status.LOST:
                 self._lose(worker, now)
-        self.waiting.sweep(now)
-        self._note_warnings()
 
     def refresh(self) -> None:
         """Read what other routers have changed."""

@@ -206,6 +206,29 @@ def test_router_that_is_started_again_knows_what_its_workers_hold(
     assert sum(len(worker.held) for worker in after.workers()) == 1
 
 
+def test_router_that_was_down_for_long_waits_for_reports(
+    open_router: OpenRouter, clock: Clock
+) -> None:
+    before = open_router()
+    before.report(report())
+    first = before.route(REQUEST)
+    clock.now += 2 * 3600
+
+    after = open_router()
+    after.sweep()
+    clock.now += 10
+    after.report(report(working=frozenset({first.request_idx})))
+    clock.now += SILENT_AFTER_S - 10
+    after.sweep()
+
+    (worker,) = after.workers()
+    assert worker.status is Status.READY
+    assert [held.request_idx for held in worker.held] == [first.request_idx]
+    clock.now += SILENT_AFTER_S
+    after.sweep()
+    assert after.workers()[0].status is Status.LOST
+
+
 def test_worker_that_stops_reporting_loses_its_requests(
     open_router: OpenRouter, clock: Clock
 ) -> None:
