@@ -166,14 +166,18 @@ class Router:
         now = self._clock()
         self.waiting.sweep(now)
         self._note_warnings()
-        if now - self._began_at < SILENT_AFTER_S:
-            # While no router ran, nobody took reports.
+        if not self.is_settled:
             return
         for worker in self.workers():
             if worker.reported_at < now - FORGOTTEN_AFTER_S:
                 self.deregister(worker.id)
             elif worker.is_silent(now) and worker.status is not Status.LOST:
                 self._lose(worker, now)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all workers could report since the start: while no router ran, they could not."""
+        return self._clock() - self._began_at >= SILENT_AFTER_S
 
     def refresh(self) -> None:
         """Read what other routers have changed."""

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import requests
 
 from runtime.fleet.machines import Machines, MachinesError
-from runtime.fleet.registry import SILENT_AFTER_S, Worker
+from runtime.fleet.registry import Worker
 from runtime.fleet.router import Clock, Router
 from runtime.fleet.scaling import Demand, Plan, ScalerState, ScalingRules, plan
 from runtime.fleet.signature import Command, Signer
@@ -47,13 +47,11 @@ class Scaler:
         # Until when machines are expected that were started and have not reported yet.
         self._starting: list[float] = []
         self._known = {worker.id for worker in router.workers()}
-        self._began_at = clock()
 
     def scale(self) -> None:
         """One look at the fleet."""
         now = self._clock()
-        if now - self._began_at < SILENT_AFTER_S:
-            # Workers could not report while no router ran; they do so now.
+        if not self._router.is_settled:
             return
         workers = {worker.id: worker for worker in self._router.workers()}
         self._forget_started(set(workers), now)

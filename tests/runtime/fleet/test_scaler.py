@@ -124,20 +124,22 @@ def test_command_is_not_led_to_another_address(
 
 
 def test_scaler_waits_for_the_reports_of_a_fleet_whose_router_was_down(
-    router: Router, machines: Machines, clock: Clock
+    tmp_path: Path, machines: Machines, clock: Clock
 ) -> None:
-    router.report(report(1, Status.READY))
-    clock.now += 600
-    scales = scaler(router, machines, clock, [], min_workers=1)
-    clock.now -= SILENT_AFTER_S
+    with closing(open_fleet_store(Settings(jobs_db=tmp_path / "fleet.sqlite"))) as store:
+        Router(store, RouteRules(), clock=clock).report(report(1, Status.READY))
+        clock.now += 600
+        router = Router(store, RouteRules(), clock=clock)
+        scales = scaler(router, machines, clock, [], min_workers=1)
+        clock.now -= SILENT_AFTER_S
 
-    scales.scale()
-    assert machines.started == 0
-    clock.now += 10
-    router.report(report(1, Status.READY))
-    clock.now += SILENT_AFTER_S - 10
-    scales.scale()
-    assert machines.started == 0
+        scales.scale()
+        assert machines.started == 0
+        clock.now += 10
+        router.report(report(1, Status.READY))
+        clock.now += SILENT_AFTER_S - 10
+        scales.scale()
+        assert machines.started == 0
 
 
 def test_start_that_failed_is_tried_again_after_a_minute(
