@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, settings: Settings) -> int:
-    """Route until SIGTERM or SIGINT. Returns 0. Raises StartError, FleetStoreError."""
+    """Route until SIGTERM or SIGINT. Returns 0.
+
+    Raises StartError, FleetStoreError, MachinesError.
+    """
     require("uvicorn")
     require("cryptography")
     from runtime.fleet.access import Tokens  # noqa: PLC0415 - starlette

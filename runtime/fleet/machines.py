@@ -108,8 +108,16 @@ class AutoScalingGroup:
 
 
 def machines_of(setting: str) -> Machines | None:
-    """The machines of SCALE_MACHINES: `none`, `group NAME`, or a command with its arguments."""
-    words = shlex.split(setting)
+    """The machines of SCALE_MACHINES: `none`, `group NAME`, or a command with its arguments.
+
+    Raises MachinesError for a text that is no command.
+    """
+    try:
+        words = shlex.split(setting)
+    except ValueError as error:
+        raise MachinesError(f"SCALE_MACHINES is no command: {error}") from None
+    if not words:
+        raise MachinesError("SCALE_MACHINES is no command: it is empty")
     if words == ["none"]:
         return None
     if words[0] == "group" and len(words) == 2:

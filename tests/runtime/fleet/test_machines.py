@@ -103,5 +103,13 @@ def test_command_that_fails_is_named() -> None:
         CommandMachines(["/nonexistent"]).start(1)
 
 
+@pytest.mark.parametrize(
+    ("setting", "reason"), [(" ", "it is empty"), ("sh 'start", "No closing quotation")]
+)
+def test_text_that_is_no_command_is_named(setting: str, reason: str) -> None:
+    with pytest.raises(MachinesError, match=f"^SCALE_MACHINES is no command: {reason}$"):
+        machines_of(setting)
+
+
 def test_fleet_may_have_no_machines_to_start() -> None:
     assert machines_of("none") is None
