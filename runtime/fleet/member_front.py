@@ -74,7 +74,7 @@ class MemberFront:
         if path not in GRANTED_PATHS and path != COMMAND_PATH:
             await self._guarded_app(scope, receive, send)
             return
-        # Strangers send bodies, too: only the body says who sends it.
+        # The body says who sends it, so those of strangers are read, too.
         limit = _MAX_COMMAND_BYTES if path == COMMAND_PATH else self._max_body_bytes
         try:
             body = await limited(Request(scope, receive), limit).body()
