@@ -26,6 +26,8 @@ _MAX_COLD_START_S = 3600.0
 _MAX_URL, _MAX_LOADS, _MAX_ERROR = 2000, 200, 500
 # An item of DynamoDB has 400 KB.
 _MAX_WORKING = 2000
+# A worker with places for all requests would get all of them.
+_MAX_GPUS, _MAX_NAME = 64, 200
 _MAX_KEEP_S = 3600.0
 # The state of our worker that has ended: it is forgotten.
 STOPPED = "stopped"
@@ -119,15 +121,18 @@ def status_call(body: Mapping[str, Any]) -> StatusCall:
         raise BadBodyError(
             f"working_request_idxs: expected a list of {_MAX_WORKING} numbers at most"
         )
+    places = _whole(body, "places", 1)
+    if places > _MAX_GPUS:
+        raise BadBodyError(f"places: expected the number of GPUs, {_MAX_GPUS} at most")
     report = Report(
         id=worker_id,
         url=_url(body),
         status=_status(state, score, error),
         score=score,
         cold_start_s=_number_up_to(body, "cold_start_s", 0.0, _MAX_COLD_START_S),
-        error="".join(each if each.isprintable() else " " for each in error[:_MAX_ERROR]),
+        error=_one_line(error, _MAX_ERROR),
         working=frozenset(idx for idx in working if isinstance(idx, int)),
-        places=max(_whole(body, "places", 1), 1),
+        places=max(places, 1),
         benchmarks=_benchmarks(body),
         measured=Measured(
             cur_load=_number(body, "cur_load", 0.0),
@@ -219,8 +224,12 @@ def _benchmarks(body: Mapping[str, Any]) -> tuple[Benchmarked, ...]:
     if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
         raise BadBodyError("benchmarks: expected a list of objects")
     found = (
-        Benchmarked(_text(each, "gpu"), _text(each, "workflow_hash"), _number(each, "score", 0.0))
-        for each in given
+        Benchmarked(
+            _one_line(_text(each, "gpu"), _MAX_NAME),
+            _one_line(_text(each, "workflow_hash"), _MAX_NAME),
+            _number(each, "score", 0.0),
+        )
+        for each in given[:_MAX_GPUS]
     )
     return tuple(each for each in found if each.score > 0)
 
@@ -242,6 +251,11 @@ def _number(body: Mapping[str, Any], name: str, default: float) -> float:
         raise BadBodyError(f"{name}: expected a number") from None
 
 
+def _one_line(text: str, longest: int) -> str:
+    """A text of a worker as the log and the page show it."""
+    return "".join(each if each.isprintable() else " " for each in text[:longest])
+
+
 def _number_up_to(body: Mapping[str, Any], name: str, default: float, most: float) -> float:
     value = _number(body, name, default)
     if not 0 <= value <= most:
@@ -255,7 +269,10 @@ def _url(body: Mapping[str, Any]) -> str:
     is_plain = url.isascii() and url.isprintable() and not set(url) & set(" ?#@\\")
     try:
         parts = urlsplit(url)
-        has_host = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        host = parts.hostname or ""
+        # A script that has to stop the machine may pass the name on to `ssh`.
+        has_host = host != "" and not host.startswith("-")
+        has_host = has_host and parts.scheme in ("http", "https") and parts.port != 0
     except ValueError:
         has_host = False
     if not (is_plain and has_host) or len(url) > _MAX_URL:

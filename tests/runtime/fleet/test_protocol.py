@@ -53,12 +53,26 @@ def test_address_may_have_a_port_and_a_path() -> None:
         "http://worker\nrouter: worker 2 has joined",
         "http://worker\x1b[2J",
         "http://wörker",
+        "http://-oProxyCommand=x",
         "http://w" + "o" * 2000,
     ],
 )
 def test_address_with_more_than_a_host_and_a_path_is_refused(url: str) -> None:
     with pytest.raises(BadBodyError, match=r"^url: expected the http or https address"):
         status_call(REPORT | {"url": url})
+
+
+def test_worker_with_more_gpus_than_a_machine_has_is_refused() -> None:
+    with pytest.raises(BadBodyError, match=r"^places: expected the number of GPUs, 64 at most$"):
+        status_call(REPORT | {"places": 65})
+
+
+def test_name_of_a_gpu_is_one_line() -> None:
+    (benchmarked,) = reported(
+        benchmarks=[{"gpu": "H100\n" + "!" * 300, "workflow_hash": "a", "score": 1.0}]
+    ).benchmarks
+
+    assert benchmarked.gpu == "H100 " + "!" * 195
 
 
 def test_list_of_requests_is_bounded() -> None:
