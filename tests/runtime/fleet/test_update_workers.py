@@ -125,6 +125,7 @@ def test_worker_with_requests_is_not_restarted_and_one_that_stays_away_is_named(
         assert last == "http://worker still has requests after 1 s; it stays drained"
 
         assert report(state="stopped")
+        working.clear()
         assert report(state="starting")
         last = last_line(update(router, "true", "--within", "1"), 1)
         assert last in [
