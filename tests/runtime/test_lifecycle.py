@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from handler.settings import PROJECT, Settings
-from handler.worker_protocol import Depth, ModelUrl, State, Wake, encode
+from handler.worker_protocol import SOCKET_NAME, Depth, ModelUrl, State, Wake, encode
 from runtime.hooks import Change, Hooks
 from runtime.models.parts import is_placeholder
 from runtime.worker.idle import Idle
 from runtime.worker.lifecycle import Worker
-from runtime.worker.ownership import SOCKET_NAME, owned_worker
+from runtime.worker.ownership import owned_worker
 from runtime.worker.start_failures import MAX_IN_A_ROW, StartFailures
 
 
