@@ -15,6 +15,7 @@ from typing import Any
 _OUT_OF_MEMORY_CLASS = "OutOfMemoryError"
 # Of runtime/worker/inside_gate.py.
 _MISSING_MODEL_CLASS = "ModelUnavailable"
+_UNKNOWN_MODEL_CLASS = "ModelNotFound"
 # torch raises OutOfMemoryError on a GPU; a plain RuntimeError where a library of CUDA, or on a CPU
 # its own allocator, has no memory.
 _OUT_OF_MEMORY = re.compile(
@@ -89,6 +90,11 @@ def is_out_of_memory(cause: Cause) -> bool:
 def is_missing_model(cause: Cause) -> bool:
     """Whether a model file did not reach the machine: the gate's exception says so."""
     return cause.types[0].rpartition(".")[2] == _MISSING_MODEL_CLASS
+
+
+def is_unknown_model(cause: Cause) -> bool:
+    """Whether the URL of a model in the request is wrong: the gate's exception says so."""
+    return cause.types[0].rpartition(".")[2] == _UNKNOWN_MODEL_CLASS
 
 
 def is_machine_fault(cause: Cause) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from events.errors import (
     Cancelled,
     ExecutionFailed,
+    InvalidRequest,
     JobError,
     ModelUnavailable,
     OutOfMemory,
@@ -21,6 +22,7 @@ from handler.machine_faults import (
     is_machine_fault,
     is_missing_model,
     is_out_of_memory,
+    is_unknown_model,
 )
 
 MAX_EXCEPTION_MESSAGE = 2000
@@ -32,7 +34,7 @@ def failure_in(entry: HistoryEntry) -> JobError | None:
     """What the run failed of; None when it succeeded.
 
     WorkerUnavailable: the failure is the machine's, and the worker must be tested. Otherwise
-    Cancelled, ModelUnavailable, OutOfMemory or ExecutionFailed.
+    Cancelled, InvalidRequest, ModelUnavailable, OutOfMemory or ExecutionFailed.
 
     Only the entry decides, and in it the last message: ComfyUI's `completed` is true also for a run
     that ended at a cycle in an expanded subgraph. An `execution_error` before the last message, or
@@ -69,6 +71,8 @@ def _node_failure(data: dict[str, Any]) -> JobError:
     node_id = str(data["node_id"])
     node = f"node {node_id} ({data['node_type']})"
     text = _shortened(" caused by ".join(map(str, causes[:1] + _faults_below(causes))))
+    if unknown := next(filter(is_unknown_model, causes), None):
+        return InvalidRequest(f"{node}: {_shortened(unknown.message)}", node_id=node_id)
     if missing := next(filter(is_missing_model, causes), None):
         return ModelUnavailable(f"{node}: {_shortened(missing.message)}", node_id=node_id)
     if any(map(is_machine_fault, causes)):

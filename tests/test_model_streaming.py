@@ -235,4 +235,5 @@ def test_model_by_a_url_that_leads_nowhere_fails_its_job_with_the_reason(
 
     assert response["status"] == "failed"
     assert "HTTP 404" in response["message"]
+    assert (response["error"]["type"], response["error"]["retryable"]) == ("InvalidRequest", False)
     assert "s3cret" not in str(response)

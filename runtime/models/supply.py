@@ -18,6 +18,7 @@ from handler.model_folders import download_root, model_path
 from handler.settings import Settings
 from handler.worker_protocol import ModelUrl
 from runtime.log import log
+from runtime.models.errors import AccessDeniedError, SourceMissingError
 from runtime.models.manifest import Manifest, ModelFile
 from runtime.models.need import Need
 from runtime.models.parts import is_complete, is_placeholder
@@ -36,10 +37,14 @@ _RELEASED_WITHIN_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class LoadState:
-    """How far the file is that a loader asks for. `failure` says why it will not come."""
+    """How far the file is that a loader asks for. `failure` says why it will not come.
+
+    `is_request_wrong`: because the request names a URL without such a file.
+    """
 
     is_complete: bool = False
     failure: str = ""
+    is_request_wrong: bool = False
     done_bytes: int = 0
     total_bytes: int = 0
 
@@ -226,7 +231,10 @@ class ModelSupply:
                 return LoadState(failure=self._no_room[target])
             download = self._download(target)
         if download and download.error:
-            return LoadState(failure=str(download.error))
+            is_request_wrong = target in self._of_callers and isinstance(
+                download.error, (SourceMissingError, AccessDeniedError)
+            )
+            return LoadState(failure=str(download.error), is_request_wrong=is_request_wrong)
         done_bytes = download.done_bytes if download else 0
         return LoadState(done_bytes=done_bytes, total_bytes=self._size(target))
 

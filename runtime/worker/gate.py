@@ -64,6 +64,7 @@ class _Connection(socketserver.StreamRequestHandler):
                         Answer(
                             is_complete=state.is_complete,
                             failure=state.failure,
+                            is_request_wrong=state.is_request_wrong,
                             done_bytes=state.done_bytes,
                             total_bytes=state.total_bytes,
                         ).encode()

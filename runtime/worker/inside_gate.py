@@ -38,16 +38,22 @@ class ModelUnavailable(Exception):
     """A model file cannot be brought to this machine; the message names the file and the reason."""
 
 
+class ModelNotFound(Exception):
+    """The URL of a model in the request leads to no model; the message says why."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the worker says about the file that is to be loaded, a line of JSON.
 
-    `is_complete`: load it now. `failure`: why it will not come, '' while it may. Otherwise it is
+    `is_complete`: load it now. `failure`: why it will not come, '' while it may; with
+    `is_request_wrong`, because the request names a URL without such a file. Otherwise it is
     being downloaded: `done_bytes` of `total_bytes` are there.
     """
 
     is_complete: bool = False
     failure: str = ""
+    is_request_wrong: bool = False
     done_bytes: int = 0
     total_bytes: int = 0
 
@@ -87,7 +93,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 def gated(load: Callable[..., Any], address: str) -> Callable[..., Any]:
     """`load`, whose first argument is the path of a model file, for complete files only.
 
-    Raises ModelUnavailable, and what ComfyUI raises in an interrupted job.
+    Raises ModelUnavailable, ModelNotFound, and what ComfyUI raises in an interrupted job.
     """
 
     @functools.wraps(load)
@@ -127,7 +133,7 @@ def is_placeholder(path: str) -> bool:
 def _wait(path: str, address: str, stack: contextlib.ExitStack) -> None:
     """Return when the file is complete. The stack gets the connection, which says that it is used.
 
-    Raises ModelUnavailable.
+    Raises ModelUnavailable, ModelNotFound.
     """
     connection = stack.enter_context(socket.socket(socket.AF_UNIX))
     began = time.monotonic()
@@ -139,6 +145,8 @@ def _wait(path: str, address: str, stack: contextlib.ExitStack) -> None:
             if has_waited or not answer.is_complete:
                 has_waited = True
                 _report(path, answer, time.monotonic() - began)
+            if answer.failure and answer.is_request_wrong:
+                raise ModelNotFound(answer.failure)
             if answer.failure:
                 raise ModelUnavailable(answer.failure)
             if answer.is_complete:

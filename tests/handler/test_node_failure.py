@@ -8,6 +8,7 @@ import pytest
 from events.errors import (
     Cancelled,
     ExecutionFailed,
+    InvalidRequest,
     ModelUnavailable,
     OutOfMemory,
     WorkerUnavailable,
@@ -164,6 +165,16 @@ def test_interruption_is_not_a_failure_of_the_node() -> None:
 
 def test_error_without_a_message_is_a_failure() -> None:
     assert isinstance(failure_in(entry()), ExecutionFailed)
+
+
+def test_wrong_url_of_a_model_is_a_wrong_request() -> None:
+    unknown = {"types": ["inside_gate.ModelNotFound", "Exception"], "message": "HTTP 404"}
+    name, data = node_error("ModelNotFound", "HTTP 404")
+
+    failure = failure_in(entry((name, data | {"causes": [unknown | {"errno": None}]})))
+
+    assert isinstance(failure, InvalidRequest)
+    assert failure.message == "node 7 (KSampler): HTTP 404"
 
 
 def test_model_that_did_not_arrive_is_no_fault_of_the_machine() -> None:
