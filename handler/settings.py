@@ -144,7 +144,7 @@ class Settings:
     serve_timeout_s: float = _var("SERVE_TIMEOUT", _positive_seconds, 900.0)
     serve_waiting: int = _var("SERVE_WAITING", _count, 100)
     gpus: int | None = _var("GPUS", _positive, None)
-    jobs_may_overtake: int = _var("JOBS_MAY_OVERTAKE", _count, 8)
+    jobs_may_overtake: int = _var("JOBS_MAY_OVERTAKE", _count, 10)
     serve_grace_s: float = _var("SERVE_GRACE", _positive_seconds, 25.0)
     dead_letter_queue_url: str = _var("DEAD_LETTER_QUEUE_URL")
 
