@@ -153,7 +153,7 @@ class AsyncInvocations:
     def _choose(self, first: StoredEvent) -> StoredEvent:
         """`first`, which is due, or a later one that is due and whose models are loaded."""
         numbers = self._store.due(self._running, COMPARED_JOBS)
-        places = self._host.free_models()
+        places = self._host.next_models()
         if len(numbers) < 2 or not places or not self._rules.may_overtake:
             return first
         for number in numbers:

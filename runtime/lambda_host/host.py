@@ -127,9 +127,9 @@ class LambdaHost:
         finally:
             self._queue.unreserve()
 
-    def free_models(self) -> Sequence[frozenset[str]]:
-        """For each free client: the model files that its ComfyUI has most probably loaded."""
-        return self._queue.free_models()
+    def next_models(self) -> Sequence[frozenset[str]]:
+        """The model files that are most probably loaded where the next invocation will run."""
+        return self._queue.next_models()
 
     def drain(self, timeout_s: float) -> bool:
         """Refuse new invocations and wait for those that run; False if one does after `timeout_s`.

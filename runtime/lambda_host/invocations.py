@@ -206,10 +206,14 @@ class InvocationQueue:
         with self.changed:
             self._clients -= count
 
-    def free_models(self) -> list[frozenset[str]]:
-        """The loaded models of every environment that has a free consumer."""
+    def next_models(self) -> list[frozenset[str]]:
+        """The loaded models where the next invocation will run, as far as that is known.
+
+        Those of the free consumers; if none is free, as just after an answer, those of all.
+        """
         with self.changed:
-            return [consumer.gate.loaded for consumer in self._free()]
+            consumers = self._free() or self._consumers
+            return [consumer.gate.loaded for consumer in consumers]
 
     def reserve(self, timeout_s: float) -> bool:
         """Block until a consumer is free that nobody else has reserved, and reserve it.

@@ -15,7 +15,7 @@ def test_client_that_died_after_it_had_asked_gets_no_invocation() -> None:
     queue.retire(dead)
 
     assert queue.take(dead) is None
-    assert queue.free_models() == []
+    assert queue._free() == []
     assert queue.take(QueueConsumer(gate)) is invocation
 
 
@@ -32,7 +32,7 @@ def test_invocation_of_a_client_that_dies_before_it_runs_goes_to_another_one() -
     dying, invocation = QueueConsumer(gate), Invocation(b"{}", 60)
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(queue.take, dying)
-        assert wait_until(lambda: bool(queue.free_models()))
+        assert wait_until(lambda: bool(queue._free()))
         # The thread of the client cannot run meanwhile.
         with queue.changed:
             queue.put(invocation)
@@ -47,7 +47,7 @@ def test_invocation_of_a_client_that_dies_while_the_host_stops_ends_as_unavailab
     dying, invocation = QueueConsumer(Gate(is_open=True)), Invocation(b"{}", 60)
     with ThreadPoolExecutor(1) as pool:
         taken = pool.submit(queue.take, dying)
-        assert wait_until(lambda: bool(queue.free_models()))
+        assert wait_until(lambda: bool(queue._free()))
         with queue.changed:
             queue.put(invocation)
             queue.close()
@@ -87,3 +87,15 @@ def test_invocation_that_others_will_take_does_not_end_the_pause_of_an_environme
         with queue.changed:
             queue.changed.notify_all()
         assert paused.result(30)
+
+
+def test_models_of_a_busy_client_count_while_no_other_one_is_free() -> None:
+    queue = InvocationQueue(1)
+    running = Invocation(b'{"vae_name": "a.safetensors"}', 60)
+    queue.put(running)
+    consumer = QueueConsumer(Gate(is_open=True))
+
+    assert queue.next_models() == []
+    assert queue.take(consumer) is running
+
+    assert queue.next_models() == [frozenset({"a.safetensors"})]

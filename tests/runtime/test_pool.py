@@ -203,9 +203,9 @@ def test_event_goes_to_the_environment_that_has_loaded_its_models(
         assert busy.result() is None
 
     for number in range(3):
-        assert wait_until(lambda: len(pair.host.free_models()) == 2)
+        assert wait_until(lambda: len(pair.host._queue._free()) == 2)
         pair.run(f"b{number}", models=["b.safetensors"])
-        assert wait_until(lambda: len(pair.host.free_models()) == 2)
+        assert wait_until(lambda: len(pair.host._queue._free()) == 2)
         pair.run(f"a{number}", models=["a.safetensors"])
 
     assert {pair.process_of(f"b{number}") for number in range(3)} == {pair.process_of("b")}
