@@ -230,11 +230,16 @@ class WorkerClient:
 
     def _send_wake(self, wake: Wake, limit_s: float) -> Status:
         """The first answer to a wake."""
-        try:
-            return self._try_wake(wake, limit_s)
-        except ConnectionError:
-            # The worker of the last job has ended; a new connection finds or starts another.
-            return self._try_wake(wake, limit_s)
+        give_up = time.monotonic() + min(limit_s, _END_TIMEOUT_S)
+        while True:
+            try:
+                return self._try_wake(wake, limit_s)
+            except ConnectionError:
+                # The worker of the last job has ended; a new connection finds or starts another.
+                # One that is being killed still takes connections for a moment.
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(_RETRY_S)
 
     def _try_wake(self, wake: Wake, limit_s: float) -> Status:
         if self._connection is None:

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +14,15 @@ from handler import worker_client
 from handler.settings import Settings
 from handler.worker_client import WorkerClient
 from handler.worker_connection import WorkerConnection
-from handler.worker_protocol import LOG_NAME, SOCKET_NAME, LogLines, encode
+from handler.worker_protocol import (
+    LOG_NAME,
+    SOCKET_NAME,
+    LogLines,
+    Status,
+    decode_request,
+    encode,
+)
+from tests.handler.test_worker_protocol import READY
 from tests.processes import processes_with, wait_until
 
 pytestmark = pytest.mark.timeout(60)
@@ -52,6 +61,22 @@ def test_frozen_worker_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert client.last_lines() == ""
         assert client.is_ours_alone()
     client.close()
+
+
+def test_worker_that_is_being_killed_is_asked_until_another_one_answers(tmp_path: Path) -> None:
+    with listening(tmp_path) as server, ThreadPoolExecutor(1) as pool:
+        client = WorkerClient(settings_in(tmp_path))
+        is_ready = pool.submit(client.begin_wake, ())
+        for _ in range(3):
+            worker, _ = server.accept()
+            worker.close()
+        worker, _ = server.accept()
+        with worker, worker.makefile("rb") as requests:
+            request = decode_request(requests.readline())
+            worker.sendall(encode(Status(id=request.id, is_final=True, worker=READY)))
+
+            assert is_ready.result()
+            client.close()
 
 
 def test_answer_to_an_earlier_request_is_skipped(tmp_path: Path) -> None:
