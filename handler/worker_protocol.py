@@ -4,7 +4,7 @@ A handler connects to the Unix socket SOCKET_NAME in WORKER_DIR and sends reques
 answers, each with the `id` of its request. An open connection is a lease: the worker knows that a
 handler needs it. A connection has one job at most, and a job ends with its connection.
 
-When the worker moves from state to state is decided in runtime/worker/lifecycle.py, what it does
+When the worker moves from state to state is decided in runtime/worker/supervisor.py, what it does
 with a request in runtime/worker/control.py, how long a handler waits in handler/worker_client.py.
 """
 

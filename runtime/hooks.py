@@ -6,7 +6,7 @@ of the worker's process, so they must be quick. A hook that raises is logged and
 
 Hooks know the states of the worker and nothing else. How a job ends (response, webhook, log) is
 decided in handler/generate.py. The worker's own log line for a change is written by
-runtime/worker/lifecycle.py, before the change has any effect.
+runtime/worker/shared_state.py, before the change has any effect.
 """
 
 import importlib

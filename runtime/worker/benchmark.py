@@ -2,7 +2,7 @@
 
 100 s is 1.0, 50 s is 2.0. The result is kept in WORKER_DIR, and the benchmark runs again when the
 GPU, the driver, ComfyUI, PyTorch or the workflow is another one. When it runs is decided in
-runtime/worker/lifecycle.py.
+runtime/worker/supervisor.py.
 """
 
 import contextlib

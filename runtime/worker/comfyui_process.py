@@ -1,7 +1,7 @@
 """One ComfyUI process: how it is started, when it is ready, how its whole group is stopped.
 
 Its arguments and environment are decided in runtime/worker/comfyui_arguments.py; when it is started
-and what happens after it died, in runtime/worker/lifecycle.py. What runs inside the process before
+and what happens after it died, in runtime/worker/supervisor.py. What runs inside the process before
 ComfyUI's own code is runtime/worker/inside_comfyui.py.
 """
 

@@ -1,6 +1,6 @@
 """Counts the jobs of a worker and the seconds without one: how deep the worker is to sleep.
 
-What each depth means is in runtime/worker/states.py; runtime/worker/lifecycle.py does it.
+What each depth means is in handler/worker_protocol.py; runtime/worker/supervisor.py does it.
 """
 
 import math

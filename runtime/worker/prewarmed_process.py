@@ -1,7 +1,7 @@
 """The Python that waits, while ComfyUI is stopped, to become the next ComfyUI.
 
 Why there is one: docs/decisions/0006-prewarmed-python.md. When it is started, used and ended is
-decided in runtime/worker/lifecycle.py.
+decided in runtime/worker/supervisor.py.
 """
 
 import contextlib

@@ -4,7 +4,7 @@ A fault costs one recovery: ComfyUI is started again with a self-test, again and
 for RECOVER_WITHIN_S. The machine is unfit when that time is over, or when the first job after a
 recovery meets a fault, too. The same job again proves nothing: it may be what makes the faults.
 What a fault is, is decided in handler/machine_faults.py, what the self-test does in
-runtime/worker/inside_executor.py, what becomes of the worker in runtime/worker/lifecycle.py.
+runtime/worker/inside_executor.py, what becomes of the worker in restart_policy.py.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Counts ComfyUI's failed starts and early deaths: whether to try again, and after which pause.
 
-What is done about them is decided in runtime/worker/lifecycle.py.
+What becomes of the worker is decided in runtime/worker/restart_policy.py.
 """
 
 from events.back_off import back_off_s

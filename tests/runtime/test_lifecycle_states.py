@@ -210,7 +210,7 @@ class WorkerMachine(RuleBasedStateMachine):
         now = self.worker.describe()
         self.pids |= {pid for pid in (now.comfyui_pid, now.prewarmed_pid) if pid}
         assert now.jobs == self.jobs
-        assert 0 <= self.worker._failures.failed_starts_in_a_row <= MAX_IN_A_ROW
+        assert 0 <= self.worker._shared.restarts.failures.failed_starts_in_a_row <= MAX_IN_A_ROW
         return now
 
     def _kill(self, name: str) -> None:
