@@ -26,6 +26,19 @@ from runtime.fleet.route import Balance, RouteRules, WorkerIndex
 _REPORT_EVERY_S = 10.0
 
 
+def _worker_of(machine: Machine, *, reported_at: float, virtual_s: float) -> Worker:
+    """The machine as the router knows it; `reported_at` infinite: it is never silent."""
+    return Worker(
+        id=machine.id,
+        url="",
+        status=Status.READY,
+        score=machine.score,
+        joined_at=0.0,
+        reported_at=reported_at,
+        virtual_s=virtual_s,
+    )
+
+
 class Routed(Simulation):
     """The router's rule, on its own index and changes of workers."""
 
@@ -38,16 +51,8 @@ class Routed(Simulation):
         # Without crashes no report tells the router anything new.
         is_reporting = scenario.crashes or scenario.drifts
         for machine in self.machines:
-            self._index.put(
-                Worker(
-                    id=machine.id,
-                    url="",
-                    status=Status.READY,
-                    score=machine.score,
-                    joined_at=0.0,
-                    reported_at=0.0 if is_reporting else math.inf,
-                )
-            )
+            reported_at = 0.0 if is_reporting else math.inf
+            self._index.put(_worker_of(machine, reported_at=reported_at, virtual_s=0.0))
             if is_reporting:
                 self.environment.process(self._report(machine))
 
@@ -141,17 +146,7 @@ class Central(Simulation):
             self._free(machine, max(machine.virtual_s, self._index.average_s))
 
     def _free(self, machine: Machine, virtual_s: float) -> None:
-        self._index.put(
-            Worker(
-                id=machine.id,
-                url="",
-                status=Status.READY,
-                score=machine.score,
-                joined_at=0.0,
-                reported_at=math.inf,
-                virtual_s=virtual_s,
-            )
-        )
+        self._index.put(_worker_of(machine, reported_at=math.inf, virtual_s=virtual_s))
 
 
 class RandomByScore(Simulation):

@@ -7,6 +7,7 @@ import math
 import random
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -89,8 +90,8 @@ def jobs_of(scenario: Scenario, chance: random.Random) -> Iterator[Job]:
         yield Job(number, now, chance.expovariate(1 / MEAN_COST))
 
 
-class Simulation:
-    """Runs a scenario under one rule: `choose` returns the machine of a job, None for later."""
+class Simulation(ABC):
+    """Runs a scenario under one rule: `choose` of a subclass. The other hooks may be left out."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
@@ -105,16 +106,17 @@ class Simulation:
         self.decisions = 0
         self.left = scenario.jobs
 
+    @abstractmethod
     def choose(self, job: Job) -> Machine | None:
-        raise NotImplementedError
+        """The machine of a job; None for later."""
 
-    def ended(self, machine: Machine, job: Job) -> None:
+    def ended(self, machine: Machine, job: Job) -> None:  # noqa: B027 - optional
         """A job has ended."""
 
-    def crashed(self, machine: Machine, jobs: Sequence[Job]) -> None:
+    def crashed(self, machine: Machine, jobs: Sequence[Job]) -> None:  # noqa: B027 - optional
         """A machine is gone; the clients of its jobs ask again."""
 
-    def came_back(self, machine: Machine) -> None:
+    def came_back(self, machine: Machine) -> None:  # noqa: B027 - optional
         """It is there again."""
 
     def run(self) -> Result:
