@@ -1,4 +1,4 @@
-"""What tests ask a worker, in the messages of its protocol."""
+"""What tests ask a worker, in the messages of its protocol, and an answer of one."""
 
 import itertools
 import time
@@ -9,6 +9,7 @@ from typing import Any
 from handler.worker_connection import WorkerConnection
 from handler.worker_protocol import (
     Answer,
+    BenchmarkResult,
     EndJob,
     GetState,
     Request,
@@ -19,6 +20,20 @@ from handler.worker_protocol import (
 
 PATIENCE_S = 60.0
 _ids = itertools.count(1)
+
+BENCHMARK_RESULT = BenchmarkResult(
+    at=1.7e9,
+    score=2.0,
+    seconds=50.0,
+    runs=1,
+    workflow="wan.json",
+    workflow_hash="0b3b",
+    gpu="NVIDIA L40S",
+    driver="580.95.05",
+    comfyui="0.3.75",
+    torch="2.14.1",
+    warning="",
+)
 
 
 def connect(path: Path) -> WorkerConnection:

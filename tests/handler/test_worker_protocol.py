@@ -19,7 +19,6 @@ from handler.worker_protocol import (
     AnnouncePrompt,
     Answer,
     BenchmarkDone,
-    BenchmarkResult,
     Depth,
     Drain,
     EndJob,
@@ -43,20 +42,8 @@ from handler.worker_protocol import (
     decode_request,
     encode,
 )
+from tests.worker import BENCHMARK_RESULT
 
-RESULT = BenchmarkResult(
-    at=1.7e9,
-    score=1.25,
-    seconds=80.0,
-    runs=1,
-    workflow="Stable Diffusion 1.5",
-    workflow_hash="0b3b",
-    gpu="NVIDIA L40S",
-    driver="580.95.05",
-    comfyui="0.3.75",
-    torch="2.14.1",
-    warning="",
-)
 READY = WorkerStatus(
     state=State.READY,
     starts=2,
@@ -70,8 +57,8 @@ READY = WorkerStatus(
     prewarmed_pid=None,
     prefetched_bytes=10**12,
     running_since=1.7e9,
-    score=1.25,
-    benchmark=RESULT,
+    score=2.0,
+    benchmark=BENCHMARK_RESULT,
     device=Device(
         kind="cuda",
         name="NVIDIA L4",
@@ -107,7 +94,7 @@ ANSWERS: list[Answer] = [
     Status(id=1, is_final=False, worker=READY),
     Status(id=1, is_final=True, worker=replace(READY, score=None, benchmark=None)),
     LogLines(id=2, lines=("one", "two\nand a half")),
-    BenchmarkDone(id=2, result=RESULT),
+    BenchmarkDone(id=2, result=BENCHMARK_RESULT),
     Refused(id=3, reason="a job runs"),
 ]
 

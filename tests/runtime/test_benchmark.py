@@ -17,7 +17,7 @@ import pytest
 from handler.comfyui_api import ComfyUIApi
 from handler.comfyui_version import ComfyUIVersion
 from handler.settings import PROJECT, Settings
-from handler.worker_protocol import BenchmarkDone, BenchmarkResult, Refused, RunBenchmark, State
+from handler.worker_protocol import BenchmarkDone, Refused, RunBenchmark, State
 from runtime.commands.benchmark import table
 from runtime.worker.benchmark import (
     RESULTS_NAME,
@@ -33,25 +33,10 @@ from runtime.worker.own_run import OwnRunError, made_files, read_workflow, run_w
 from tests import workflows
 from tests.processes import wait_until
 from tests.runtime.test_worker import RunningWorker, StartWorker, own_folders, start_worker
-from tests.worker import end_job, wake
+from tests.worker import BENCHMARK_RESULT, end_job, wake
 from tests.workflows import event
 
 __all__ = ["start_worker"]
-
-RESULT = BenchmarkResult(
-    at=1.7e9,
-    score=2.0,
-    seconds=50.0,
-    runs=1,
-    workflow="wan.json",
-    workflow_hash="0b3b",
-    gpu="NVIDIA L40S",
-    driver="580.95.05",
-    comfyui="0.3.75",
-    torch="2.14.1",
-    warning="",
-)
-
 
 IMAGE = workflows.image(colour=1)
 
@@ -245,7 +230,7 @@ def test_benchmark_runs_in_a_fleet_unless_it_is_switched_off() -> None:
 
 
 def test_table_has_a_line_for_each_result() -> None:
-    lines = table([RESULT, RESULT]).splitlines()
+    lines = table([BENCHMARK_RESULT, BENCHMARK_RESULT]).splitlines()
 
     assert lines[0].split() == [
         *("date", "score", "seconds", "runs", "GPU", "ComfyUI", "PyTorch", "workflow"),
