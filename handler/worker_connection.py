@@ -1,13 +1,15 @@
 """One connection to the worker: sends requests, and receives the answers to one of them.
 
-What is sent is in handler/worker_protocol.py; what a handler asks, in handler/worker_client.py.
+What is sent is in handler/worker_protocol.py, as handler/worker_codec.py writes it; what a handler
+asks, in handler/worker_client.py.
 """
 
 import socket
 import time
 from pathlib import Path
 
-from handler.worker_protocol import Answer, Request, decode_answer, encode
+from handler.worker_codec import decode_answer, encode
+from handler.worker_protocol import Answer, Request
 
 _CHUNK_BYTES = 65536
 _LEAST_WAIT_S = 0.001

@@ -8,6 +8,7 @@ import json
 import sys
 
 from handler.settings import Settings
+from handler.worker_codec import readable
 from handler.worker_protocol import (
     DEPTHS,
     SOCKET_NAME,
@@ -26,7 +27,6 @@ from handler.worker_protocol import (
     Sleep,
     Status,
     Wake,
-    readable,
 )
 from runtime.worker_request import ask_worker
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, assert_never
 
+from handler.worker_codec import decode_request, encode
 from handler.worker_protocol import (
     AnnouncePrompt,
     Answer,
@@ -34,8 +35,6 @@ from handler.worker_protocol import (
     State,
     Status,
     Wake,
-    decode_request,
-    encode,
 )
 from runtime.models.supply import JobModels
 from runtime.worker.housekeeper import RunningJob

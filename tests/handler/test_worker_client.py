@@ -13,16 +13,10 @@ from events.errors import WorkerUnavailable
 from handler import worker_client
 from handler.settings import Settings
 from handler.worker_client import WorkerClient
+from handler.worker_codec import decode_request, encode
 from handler.worker_connection import WorkerConnection
-from handler.worker_protocol import (
-    LOG_NAME,
-    SOCKET_NAME,
-    LogLines,
-    Status,
-    decode_request,
-    encode,
-)
-from tests.handler.test_worker_protocol import READY
+from handler.worker_protocol import LOG_NAME, SOCKET_NAME, LogLines, Status
+from tests.handler.test_worker_codec import READY
 from tests.processes import processes_with, wait_until
 
 pytestmark = pytest.mark.timeout(60)

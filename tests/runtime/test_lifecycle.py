@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from handler.settings import PROJECT, Settings
-from handler.worker_protocol import SOCKET_NAME, Depth, ModelUrl, State, Wake, encode
+from handler.worker_codec import encode
+from handler.worker_protocol import SOCKET_NAME, Depth, ModelUrl, State, Wake
 from runtime.hooks import Change, Hooks
 from runtime.models.parts import is_placeholder
 from runtime.worker.idle import Idle

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from handler.settings import PROJECT, Settings
+from handler.worker_codec import decode_answer, encode
 from handler.worker_connection import WorkerConnection
 from handler.worker_protocol import (
     SOCKET_NAME,
@@ -27,8 +28,6 @@ from handler.worker_protocol import (
     State,
     Wake,
     WorkerStatus,
-    decode_answer,
-    encode,
 )
 from runtime.commands import extension
 from runtime.worker.comfyui_arguments import child_environment
