@@ -48,7 +48,7 @@ handler/settings.py.
     ├── ProvisioningError          provisioning.py
     ├── QueueError                 lambda_host/sqs_queue.py
     ├── RepositoryError            custom_nodes/repository.py
-    ├── StartError                 commands/serve.py
+    ├── StartError                 commands/listening.py
     ├── UnreadableWorkerError      commands/clean.py
     ├── UnresolvableError          sam/intrinsics.py      the template's variable is omitted
     └── UpdateError                commands/update_workers.py

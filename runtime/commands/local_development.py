@@ -4,7 +4,6 @@ Requests may name loopback there, because a webhook receiver or an S3 server und
 listens on it. Which other addresses a request may name is decided in handler/outbound.py.
 """
 
-import ipaddress
 from collections.abc import Mapping
 
 _VARIABLE = "OUTBOUND_ALLOW"
@@ -16,13 +15,3 @@ def allow_loopback(environ: Mapping[str, str]) -> Mapping[str, str]:
     if environ.get(_VARIABLE, "").strip():
         return environ
     return {**environ, _VARIABLE: _LOOPBACK}
-
-
-def is_loopback(address: str) -> bool:
-    """Whether only processes of this machine reach a server that listens on `address`."""
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False

@@ -1,10 +1,14 @@
-"""Arguments that several commands have in common, and how a value on the command line is read.
+"""Arguments of several commands: how a value on the command line is read, and overrides a setting.
 
 Each reader raises argparse.ArgumentTypeError; argparse puts the option's name before the message.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from handler.settings import Settings
 
 LONGEST_S = 86_400.0
 
@@ -45,3 +49,9 @@ def seconds(raw: str) -> float:
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="show ComfyUI's log lines too")
+
+
+def override(settings: Settings, arguments: Mapping[str, Any]) -> Settings:
+    """The settings with these fields, except those whose argument was not given."""
+    given = {name: value for name, value in arguments.items() if value not in (None, "")}
+    return replace(settings, **given)

@@ -8,14 +8,12 @@ import contextlib
 import queue
 import sys
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from events.repeating_timer import RepeatingTimer
 from handler.settings import Settings
-from runtime.commands.local_development import is_loopback
-from runtime.commands.options import port
-from runtime.commands.serve import LOOPBACK, listen
+from runtime.commands.listening import LOOPBACK, is_loopback, listen
+from runtime.commands.options import override, port
 from runtime.extras import require
 from runtime.process.signals import get_beside_signals, on_stop_signal
 
@@ -50,7 +48,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from runtime.fleet.store import open_fleet_store  # noqa: PLC0415
     from runtime.lambda_host.http_front import HttpFront  # noqa: PLC0415 - uvicorn
 
-    settings = _with_arguments(settings, args)
+    settings = override(settings, {"router_address": args.host, "router_port": args.port})
     address = settings.router_address
     if not settings.router_token and not is_loopback(address):
         _say(f"no ROUTER_TOKEN: listening on {LOOPBACK} instead of {address}")
@@ -81,11 +79,6 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             host, number = listener.getsockname()[:2]
             _say(f"routing on http://{host}:{number} for {', '.join(settings.router_endpoints)}")
             return get_beside_signals(stop)
-
-
-def _with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:
-    arguments = {"router_address": args.host, "router_port": args.port}
-    return replace(settings, **{n: v for n, v in arguments.items() if v not in (None, "")})
 
 
 def _sweep(router: "Router") -> bool:

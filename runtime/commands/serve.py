@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from events import aws
 from handler.settings import Settings
-from runtime.commands.local_development import is_loopback
-from runtime.commands.options import port, seconds, whole_number
-from runtime.errors import LambdaComfyUIError
+from runtime.commands.listening import LOOPBACK, StartError, is_loopback, listen
+from runtime.commands.options import override, port, seconds, whole_number
 from runtime.extras import require
 from runtime.hooks import PyWorkerLines
 from runtime.lambda_host.async_invocations import AsyncRules
@@ -34,10 +33,8 @@ from runtime.process.signals import get_beside_signals, on_stop_signal
 if TYPE_CHECKING:
     from runtime.lambda_host.api_front import ApiRules
 
-LOOPBACK = "127.0.0.1"
 # As on Managed Instances: the function's timeout, but at least 130 s and at most 900.
 _MIN_INIT_S, _MAX_INIT_S = 130.0, 900.0
-_LISTEN_BACKLOG = 128
 _POLL_CONNECTIONS = 2  # of each poller: its own calls and its heartbeat
 _MAX_BATCH = 10  # of SQS
 # 1 and 2 are those of runtime/errors.py.
@@ -114,19 +111,6 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         return 1
 
 
-class StartError(LambdaComfyUIError):
-    """The host cannot start; the message says why, and what to change."""
-
-
-def listen(address: str, port: int, arguments: str) -> socket.socket:
-    """Raises StartError, which names the arguments."""
-    try:
-        return socket.create_server((address, port), backlog=_LISTEN_BACKLOG)
-    except OSError as error:
-        text = f"cannot listen on {address}:{port}: {_reason(error)} ({arguments})"
-        raise StartError(text) from error
-
-
 def _api(settings: Settings, stack: contextlib.ExitStack) -> "ApiRules":
     """Raises StartError."""
     require("uvicorn")
@@ -150,11 +134,6 @@ def _api(settings: Settings, stack: contextlib.ExitStack) -> "ApiRules":
     return ApiRules(stack.enter_context(listener), settings, token, on_state=say)
 
 
-def _reason(error: OSError) -> str:
-    """The operating system's text, without the address that `create_server` appends to it."""
-    return str(error.strerror or error).partition(" (while attempting")[0]
-
-
 def with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:
     """The settings, in which an argument of the command line replaces its variable."""
     arguments = {
@@ -169,7 +148,7 @@ def with_arguments(settings: Settings, args: argparse.Namespace) -> Settings:
         "api_address": args.api_host,
         "api_port": args.api_port,
     }
-    return replace(settings, **{n: v for n, v in arguments.items() if v not in (None, "")})
+    return override(settings, arguments)
 
 
 def _queue(settings: Settings, clients: int) -> SqsQueue | None:

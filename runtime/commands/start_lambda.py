@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from handler.settings import Settings
 from runtime.commands import serve
-from runtime.commands.local_development import allow_loopback, is_loopback
+from runtime.commands.listening import is_loopback
+from runtime.commands.local_development import allow_loopback
 from runtime.sam import environment
 
 # The port of `sam local start-lambda`.

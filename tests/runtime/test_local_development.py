@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from runtime import cli
-from runtime.commands.local_development import allow_loopback, is_loopback
+from runtime.commands.local_development import allow_loopback
 from tests.conftest import WebhookReceiver
 from tests.workflows import event
 
@@ -36,11 +36,3 @@ def test_invoke_calls_a_webhook_on_loopback_unless_the_variable_is_set(
 def test_environment_without_the_variable_allows_loopback() -> None:
     assert allow_loopback({"A": "1"}) == {"A": "1", "OUTBOUND_ALLOW": "127.0.0.0/8,::1"}
     assert allow_loopback({"OUTBOUND_ALLOW": "a.test"}) == {"OUTBOUND_ALLOW": "a.test"}
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("a.b", False)],
-)
-def test_endpoint_on_loopback_is_known(address: str, expected: bool) -> None:
-    assert is_loopback(address) is expected
