@@ -6,14 +6,15 @@ while it lives: hosts may share a store of jobs, and no event may be run by two 
 host that starts takes over the events of those that have ended.
 """
 
-import fcntl
 import sqlite3
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
+
+from runtime.process.file_lock import lock_file
 
 FIRST_FILE = "events.sqlite"
 _MOST_FILES = 64
@@ -198,22 +199,16 @@ def _files(folder: Path) -> Iterator[Path]:
         yield first.with_stem(f"{first.stem}-{number}")
 
 
-def _lock_a_file(folder: Path) -> tuple[Path, IO[bytes]]:
+def _lock_a_file(folder: Path) -> tuple[Path, BinaryIO]:
     for path in _files(folder):
         if lock := _locked(path):
             return path, lock
     raise OSError(f"{_MOST_FILES} hosts use it already")
 
 
-def _locked(path: Path) -> IO[bytes] | None:
+def _locked(path: Path) -> BinaryIO | None:
     """The lock of a file of events, until it is closed; None if another host has it."""
     # A file beside it: to close any descriptor of the database itself would end SQLite's locks.
     # https://sqlite.org/howtocorrupt.html, 2.2. It stays: a host could lock it while another one
     # removes it.
-    lock = path.with_suffix(".lock").open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
+    return lock_file(path.with_suffix(".lock"))

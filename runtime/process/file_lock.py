@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from runtime.log import log
 
@@ -24,6 +25,20 @@ def hold_file_lock(path: Path) -> Iterator[None]:
             log(f"another run holds {path}: waiting for it to end")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def lock_file(path: Path) -> BinaryIO | None:
+    """An exclusive lock until the file is closed; None if another process has it. The file stays.
+
+    Raises OSError when the file cannot be written.
+    """
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def try_file_lock(path: Path) -> int | None:

@@ -4,20 +4,20 @@ What is answered on the socket is in runtime/worker/control.py; who runs a worke
 runtime/commands/worker.py and runtime/commands/extension.py.
 """
 
-import fcntl
 import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from handler.settings import Settings
 from handler.worker_protocol import LOG_NAME, SOCKET_NAME
 from runtime.errors import UsageError
 from runtime.hooks import Hooks, PyWorkerLines, StateMetrics, load_hooks
 from runtime.log import log_to
+from runtime.process.file_lock import lock_file
 from runtime.worker.control import ControlServer, OnGone
 from runtime.worker.gate import gate_socket, open_gate
 from runtime.worker.housekeeping import LOCK_NAME
@@ -76,14 +76,14 @@ def owned_worker(
                 path.unlink(missing_ok=True)
 
 
-def lock_folder(folder: Path) -> TextIO | None:
+def lock_folder(folder: Path) -> BinaryIO | None:
     """The lock that makes this process the only owner, or None when another one holds it.
 
     Raises OwnershipError when the folder cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return _lock(folder / "worker.lock")
+        return lock_file(folder / "worker.lock")
     except OSError as error:
         raise OwnershipError(
             f"WORKER_DIR {folder} cannot be used: {error.strerror}; set it to a folder that this"
@@ -91,7 +91,7 @@ def lock_folder(folder: Path) -> TextIO | None:
         ) from error
 
 
-def _wait_for_lock(folder: Path, wait_s: float) -> TextIO | None:
+def _wait_for_lock(folder: Path, wait_s: float) -> BinaryIO | None:
     give_up = time.monotonic() + wait_s
     while (lock := lock_folder(folder)) is None and time.monotonic() < give_up:
         time.sleep(_LOCK_EVERY_S)
@@ -111,7 +111,7 @@ def _sole_writer(settings: Settings) -> Iterator[None]:
         return
     try:
         output.mkdir(parents=True, exist_ok=True)
-        lock = _lock(output / LOCK_NAME)
+        lock = lock_file(output / LOCK_NAME)
     except OSError as error:
         raise OwnershipError(
             f"ComfyUI's output folder {output} cannot be used: {error.strerror};"
@@ -142,13 +142,3 @@ def _hooks(settings: Settings) -> list[Hooks]:
     if settings.pyworker_log:
         hooks.append(PyWorkerLines(settings.pyworker_log))
     return [*hooks, *load_hooks(settings.worker_hooks)]
-
-
-def _lock(path: Path) -> TextIO | None:
-    lock = path.open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
