@@ -2,9 +2,25 @@
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from handler.settings import PROJECT
+
+
+def run_command(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
+    """Run `lambda-comfyui` with these arguments and variables. No status is an error."""
+    return subprocess.run(
+        [sys.executable, "-m", "runtime", *arguments],
+        cwd=PROJECT,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def is_running(pid: int) -> bool:

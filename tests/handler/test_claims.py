@@ -22,6 +22,7 @@ from handler.jobs.record import record_id
 from handler.jobs.store import open_store
 from handler.log import logger
 from handler.settings import PROJECT
+from tests.clock import Clock
 from tests.handler.job_tables import DynamoDBTable, JobTable, SqliteTable, lease_until
 from tests.processes import wait_until
 from tests.workflows import event, node
@@ -38,18 +39,9 @@ def job(request_id: str = "known", workflow: Any = None, **given: Any) -> Job:
     return parse_request(request, caller_of(request))
 
 
-class Clock:
-    """A clock that stands until a test sets it."""
-
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(NOW)
 
 
 @pytest.fixture
@@ -392,9 +384,9 @@ def test_clock_that_is_fast_takes_over_the_job_of_a_dead_handler_alone(
     dynamodb: DynamoDBTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(held_claim, "LEASE_S", 3.0)
-    fast_clock = Clock()
+    fast_clock = Clock(NOW)
     fast_clock.now = NOW + 60
-    with closing(Jobs(dynamodb.settings, Clock())) as jobs:
+    with closing(Jobs(dynamodb.settings, Clock(NOW))) as jobs:
         first = jobs.claim(job())
         with closing(Jobs(dynamodb.settings, fast_clock)) as others:
             with pytest.raises(AlreadyRunning):

@@ -8,6 +8,7 @@ import pytest
 
 from handler.graph_progress import GraphProgress
 from handler.node_durations import FILE_NAME, NodeDurations
+from tests.clock import Clock
 from tests.workflows import node
 
 WORKFLOW = {
@@ -18,16 +19,9 @@ WORKFLOW = {
 }
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(0.0)
 
 
 def run(durations: NodeDurations, clock: Clock, workflow: Any = WORKFLOW) -> Iterator[float]:

@@ -18,17 +18,7 @@ from runtime import cli, extras
 from runtime.commands.completion import SHELLS
 from runtime.errors import LambdaComfyUIError, UsageError
 from runtime.extras import EXTRA_OF
-
-
-def run(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "runtime", *arguments],
-        cwd=PROJECT,
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from tests.processes import run_command
 
 
 def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,7 +261,7 @@ def test_completion_has_every_command_and_completes_files(
 
 def test_bash_completes_commands_options_and_files(tmp_path: Path) -> None:
     script = tmp_path / "completion.bash"
-    script.write_text(run("completion", "bash").stdout)
+    script.write_text(run_command("completion", "bash").stdout)
     (tmp_path / "event.json").touch()
 
     def complete(*words: str) -> list[str]:

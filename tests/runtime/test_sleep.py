@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 import uuid
 from contextlib import closing
@@ -14,12 +13,12 @@ import pytest
 
 from handler.comfyui import ComfyUI
 from handler.comfyui_version import ComfyUIVersion
-from handler.settings import PROJECT, Settings
+from handler.settings import Settings
 from handler.worker_protocol import Depth, Drain, EndJob, Refused, State, Wake
 from runtime.hooks import Change, HookError, Hooks, PyWorkerLines, call_hooks, load_hooks
 from runtime.models import prefetch
 from runtime.worker.states import MOVES, IllegalMove, check_move
-from tests.processes import is_running, wait_until
+from tests.processes import is_running, run_command, wait_until
 from tests.runtime.test_worker import RunningWorker, StartWorker, start_worker
 from tests.worker import comfyui_pid, end_job, final_answer, send, status, status_in, wake
 from tests.workflows import node
@@ -184,14 +183,7 @@ def test_termination_cuts_a_drain_short(start_worker: StartWorker) -> None:
 
 
 def run_ask(worker: RunningWorker, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "runtime", "ask", *arguments],
-        cwd=PROJECT,
-        env=os.environ | {"WORKER_DIR": str(worker.folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return run_command("ask", *arguments, WORKER_DIR=str(worker.folder))
 
 
 def test_worker_is_asked_from_the_command_line(start_worker: StartWorker) -> None:

@@ -32,7 +32,7 @@ from handler.worker_protocol import (
 from runtime.commands import extension
 from runtime.worker.comfyui_arguments import child_environment
 from runtime.worker.comfyui_process import STOP_GRACE_S
-from tests.processes import connect_to, is_running, wait_until
+from tests.processes import connect_to, is_running, run_command, wait_until
 from tests.worker import (
     ask,
     comfyui_pid,
@@ -322,16 +322,9 @@ def test_second_worker_that_would_write_to_the_same_folder_is_refused(
 ) -> None:
     first = start_worker()
     assert first.wake().state is State.READY
-    other = os.environ | own_folders(tmp_path) | {"WORKER_DIR": str(tmp_path / "other")}
+    other = own_folders(tmp_path) | {"WORKER_DIR": str(tmp_path / "other")}
 
-    done = subprocess.run(
-        [sys.executable, "-m", "runtime", "worker"],
-        cwd=PROJECT,
-        env=other,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_command("worker", **other)
 
     assert done.returncode == 2
     assert "set COMFYUI_DATA_DIR to a folder of its own" in done.stderr
@@ -374,16 +367,8 @@ def test_request_that_is_not_json_is_refused_and_the_next_is_answered(
 
 def test_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 120)
-    line = [sys.executable, "-m", "runtime", "worker"]
 
-    done = subprocess.run(
-        line,
-        cwd=PROJECT,
-        env=os.environ | {"WORKER_DIR": str(folder)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_command("worker", WORKER_DIR=str(folder))
 
     assert done.returncode == 2
     assert "WORKER_DIR is too long" in done.stderr
@@ -393,14 +378,7 @@ def test_socket_that_cannot_be_made_is_refused_with_its_reason(tmp_path: Path) -
     # What a worker would remove if it were an old socket.
     (tmp_path / SOCKET_NAME).mkdir()
 
-    done = subprocess.run(
-        [sys.executable, "-m", "runtime", "worker"],
-        cwd=PROJECT,
-        env=os.environ | own_folders(tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_command("worker", **own_folders(tmp_path))
 
     assert done.returncode == 2
     assert f"the worker's socket {tmp_path / SOCKET_NAME} cannot be made: " in done.stderr

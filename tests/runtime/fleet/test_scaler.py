@@ -15,16 +15,10 @@ from runtime.fleet.scaler import Scaler
 from runtime.fleet.scaling import SETTLED_S, ScalingRules
 from runtime.fleet.signature import Signer, new_key
 from runtime.fleet.store import open_fleet_store
+from tests.clock import Clock
 from tests.conftest import WebhookReceiver, serve_webhook
 
 NOW = 1_800_000_000.0
-
-
-class Clock:
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Machines:
@@ -46,7 +40,7 @@ class Machines:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(NOW)
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from runtime.fleet.route import RouteRules
 from runtime.fleet.router import Request, Router
 from runtime.fleet.store import FleetStore, FleetStoreError, open_fleet_store
 from tests.aws import moto_client
+from tests.clock import Clock
 from tests.handler.job_tables import DynamoDBTable
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -69,16 +70,9 @@ def open_store(
         store.close()
 
 
-class Clock:
-    now = NOW
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(NOW)
 
 
 @pytest.fixture
