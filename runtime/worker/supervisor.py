@@ -1,7 +1,7 @@
 """Supervises ComfyUI in one thread: starts it, watches it, lets it sleep, starts it again.
 
 The states are in runtime/worker/states.py. What follows a failed start or a death is decided in
-restart_policy.py; when the worker is idle, in idle.py; when the benchmark is due, in benchmark.py;
+restart_policy.py; when the worker is idle, in idle.py; how fast its machine is, in benchmark.py;
 how one process is started and stopped, in comfyui_process.py.
 """
 
