@@ -30,15 +30,25 @@ class PyTorchReport:
 def check(python: Path, tree: Path) -> None:
     """Start both, and print one line of JSON. Raises InstallError."""
     hint = f"delete {python.parent.parent}, install again"
-    # Warnings of torch come first.
-    output = run_command([python, "-c", PYTORCH], hint=hint)
-    report = PyTorchReport(**json.loads(output.splitlines()[-1]))
+    report = _report_in(run_command([python, "-c", PYTORCH], hint=hint), hint)
     start_comfyui(python, tree)
     driver = installed_driver()
     if driver and not report.gpu:
         log(explanation(driver, report))
     comfyui = {"comfyui": version_in(tree), **asdict(report), "driver": driver}
     print(json.dumps(comfyui), flush=True)
+
+
+def _report_in(output: str, hint: str) -> PyTorchReport:
+    """The report in the last line: warnings of torch come first. Raises InstallError."""
+    lines = output.rstrip().splitlines()
+    try:
+        return PyTorchReport(**json.loads(lines[-1]))
+    except (IndexError, ValueError, TypeError) as error:
+        raise InstallError(
+            "PyTorch was imported, but the last line of its output is not the report of its"
+            f" versions:\n    {lines[-1] if lines else '(no output)'}\nTry: {hint}."
+        ) from error
 
 
 def start_comfyui(python: Path, tree: Path) -> None:
