@@ -7,6 +7,7 @@ interrupted one continues. What a step does is in runtime/installation/steps.py.
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,17 +93,32 @@ def install_choice(home: Path, choice: Choice) -> None:
         if choice.version:
             forget_source(home)
     build = chosen.torch or build_for_this_machine()
-    if before != (chosen := replace(chosen, torch=build)):
-        write_choice(home, chosen)
-    install(home, source, build)
+    chosen = replace(chosen, torch=build)
+
+    def remember() -> None:
+        if before != chosen:
+            write_choice(home, chosen)
+
+    install(home, source, build, on_source=remember)
 
 
-def install(home: Path, source: Source, build: str, lock: Path = LOCK) -> None:
-    """Do the steps that are not done yet in `home`. `build` is PyTorch's. Raises InstallError."""
+def install(
+    home: Path,
+    source: Source,
+    build: str,
+    lock: Path = LOCK,
+    *,
+    on_source: Callable[[], None] = lambda: None,
+) -> None:
+    """Do the steps that are not done yet in `home`. `build` is PyTorch's.
+
+    `on_source` is called once the ComfyUI of the source is in place. Raises InstallError.
+    """
     started = time.monotonic()
     pins = read_pins(lock)
     steps = steps_for(source, pytorch_of(build, pins), pins, home)
     if all(step.is_done() for step in steps):
+        on_source()
         log(f"ComfyUI {version_in(home / 'ComfyUI')} is in place in {home}")
         return
     try:
@@ -110,6 +126,8 @@ def install(home: Path, source: Source, build: str, lock: Path = LOCK) -> None:
         with hold_file_lock(home / ".install.lock"):
             for number, step in enumerate(steps, 1):
                 _take(step, f"step {number} of {len(steps)}, {step.title}")
+                if step.is_source:
+                    on_source()
     except OSError as error:
         raise InstallError(f"{error}. Try: {DISK_HINT}.") from error
     version = version_in(home / "ComfyUI")

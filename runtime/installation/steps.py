@@ -22,13 +22,17 @@ from runtime.installation.source import MARKERS, Source, get_comfyui
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One part of the installation. `content` is the text of the marker once it is done."""
+    """One part of the installation. `content` is the text of the marker once it is done.
+
+    `is_source` is the step that gets ComfyUI itself: after it, the version is known to exist.
+    """
 
     title: str
     marker: Path
     content: Callable[[], str]
     install: Callable[[], None]
     intact: Callable[[], bool] = lambda: True
+    is_source: bool = False
 
     def is_done(self) -> bool:
         try:
@@ -37,7 +41,9 @@ class Step:
             return False
 
     def perform(self) -> None:
-        self.marker.unlink(missing_ok=True)
+        # A ComfyUI that cannot be had leaves the one in place, and its marker, as they are.
+        if not self.is_source:
+            self.marker.unlink(missing_ok=True)
         self.install()
         self.marker.parent.mkdir(exist_ok=True)
         self.marker.write_text(self.content())
@@ -72,6 +78,7 @@ def steps_for(source: Source, pytorch: PyTorch, pins: tuple[Pin, ...], home: Pat
             content=lambda: f"{source}\n",
             install=lambda: get_comfyui(source, home, python),
             intact=lambda: (tree / "main.py").is_file() and requirements.is_file(),
+            is_source=True,
         ),
         Step(
             title=f"PyTorch {pytorch.build}, several gigabytes",

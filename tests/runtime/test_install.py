@@ -10,10 +10,11 @@ import subprocess
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -22,14 +23,21 @@ from handler.settings import Settings
 from runtime.commands import install as command
 from runtime.commands.install import add_arguments, install, install_choice, run
 from runtime.installation import pytorch
-from runtime.installation.check import PyTorchReport, explanation
+from runtime.installation.check import PyTorchReport, check, explanation
 from runtime.installation.choice import Choice, read_choice
 from runtime.installation.command import InstallError
 from runtime.installation.driver import installed_driver
 from runtime.installation.pins import read_pins
 from runtime.installation.pytorch import pytorch_of
 from runtime.installation.requirements import needs_of
-from runtime.installation.source import Source, Wheel, get_comfyui, source_of, version_in
+from runtime.installation.source import (
+    GIT_URL,
+    Source,
+    Wheel,
+    get_comfyui,
+    source_of,
+    version_in,
+)
 from runtime.process.file_lock import hold_file_lock
 from tests.processes import free_ports
 
@@ -345,20 +353,25 @@ def test_step_that_failed_is_taken_up_again(
     assert steps_done(capsys.readouterr().err) == [4]
 
 
-def test_git_source_takes_the_tag(home: Path, lock: Path, tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    repository.mkdir()
-    (repository / "main.py").write_text("print('tagged')\n")
-    (repository / "requirements.txt").write_text("torch\n")
+def tagged_repository(folder: Path, tag: str) -> Path:
+    """A repository of a ComfyUI of a line, with a commit after that of the tag."""
+    folder.mkdir()
+    (folder / "main.py").write_text("print('tagged')\n")
+    (folder / "requirements.txt").write_text("torch\n")
     identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
     for words in (
         ["init", "--quiet"],
         ["add", "."],
         [*identity, "commit", "--quiet", "-m", "One"],
-        ["tag", "v1.0"],
+        ["tag", tag],
         [*identity, "commit", "--quiet", "--allow-empty", "-m", "Two"],
     ):
-        subprocess.run(["git", *words], cwd=repository, check=True)
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    return folder
+
+
+def test_git_source_takes_the_tag(home: Path, lock: Path, tmp_path: Path) -> None:
+    repository = tagged_repository(tmp_path / "repository", "v1.0")
 
     install(home, Source("git", "1.0", git_url=repository.as_uri()), "cu130", lock)
 
@@ -526,7 +539,12 @@ def test_choice_holds_for_later_runs_and_a_folder_is_copied_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[tuple[Source, str]] = []
-    monkeypatch.setattr(command, "install", lambda home, *what: taken.append(what))
+
+    def install_all(home: Path, *what: Any, on_source: Callable[[], None]) -> None:
+        taken.append(what)
+        on_source()
+
+    monkeypatch.setattr(command, "install", install_all)
     folder = tmp_path / "theirs"
     folder.mkdir()
     (folder / "main.py").touch()
@@ -552,6 +570,37 @@ def test_choice_holds_for_later_runs_and_a_folder_is_copied_again(
         ("git 0.3.75", "cpu"),
         ("git 0.3.75", "cpu"),
     ]
+
+
+@pytest.fixture
+def official_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """git gets the official repository from a folder here. Its one version is 9.0."""
+    repository = tagged_repository(tmp_path / "official", "v9.0")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{repository.as_uri()}.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", GIT_URL)
+
+
+@pytest.mark.usefixtures("official_repository")
+def test_version_that_does_not_exist_is_not_remembered_and_leaves_the_one_in_place(
+    home: Path, source: Source, lock: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InstallError, match=r"(?s)step 2 of 6.*Remote branch v9\.9 not found"):
+        install_choice(home, Choice(version="9.9"))
+
+    assert read_choice(home) == Choice()
+    capsys.readouterr()
+    install(home, source, "cu130", lock)
+    assert capsys.readouterr().err == f"ComfyUI 1.0 is in place in {home}\n"
+
+
+@pytest.mark.usefixtures("official_repository")
+def test_version_that_was_found_is_remembered_although_a_later_step_fails(home: Path) -> None:
+    # The real lock: none of its packages can be had.
+    with pytest.raises(InstallError, match="step 3 of 6"):
+        install_choice(home, Choice(version="9.0", torch="cu130"))
+
+    assert read_choice(home) == Choice(version="9.0", torch="cu130")
 
 
 @pytest.mark.parametrize(
@@ -581,6 +630,22 @@ def test_choice_that_cannot_be_read_is_an_error_with_the_fix(tmp_path: Path) -> 
         read_choice(tmp_path)
 
 
+@pytest.mark.parametrize("output", ["", "Aborted (core dumped)", "[]", '{"torch": "2.14.1"}'])
+def test_output_without_a_report_of_pytorch_is_an_error_that_shows_it(
+    output: str, tmp_path: Path
+) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho '{output}'\n")
+    python.chmod(0o755)
+
+    with pytest.raises(InstallError, match="not the report of its versions") as raised:
+        check(python, tmp_path)
+
+    assert (output or "(no output)") in str(raised.value)
+    assert f"Try: delete {tmp_path / 'venv'}, install again." in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("driver", "build"),
     [(None, "cu130"), ("590.44", "cu130"), ("570.133.20", "cu128"), ("440.33", "cu130")],
@@ -589,7 +654,7 @@ def test_first_installation_takes_the_build_for_the_driver(
     driver: str | None, build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pytorch, "installed_driver", lambda: driver)
-    monkeypatch.setattr(command, "install", lambda *_: None)
+    monkeypatch.setattr(command, "install", lambda *_, on_source: on_source())
 
     install_choice(tmp_path, Choice())
 
