@@ -52,9 +52,7 @@ class Fleet:
 
     @property
     def signer(self) -> Signer:
-        """Signs as the router does."""
-        with closing(open_fleet_store(Settings(jobs_db=self.router.database))) as store:
-            return Signer(store.secret("key", new_key))
+        return signer_of(self.router)
 
     def signed(self) -> dict[str, Any]:
         """A grant that the router might have made; it takes no place of the worker."""
@@ -65,6 +63,12 @@ class Fleet:
     def generate(self, auth_data: dict[str, Any], path: str = "/generate/sync") -> Any:
         payload = event(workflows.image())
         return self.worker.post(path, {"auth_data": auth_data, "payload": payload})
+
+
+def signer_of(router: RouterProcess) -> Signer:
+    """Signs as the router does."""
+    with closing(open_fleet_store(Settings(jobs_db=router.database))) as store:
+        return Signer(store.secret("key", new_key))
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +216,36 @@ def test_worker_of_a_router_needs_its_own_address() -> None:
 
     assert process.returncode == 1
     assert "ROUTER_URL needs PUBLIC_URL" in process.stderr
+
+
+def test_grant_is_refused_by_a_worker_that_was_killed_and_started_again(tmp_path: Path) -> None:
+    with router_process(tmp_path) as router:
+        variables = member_of(router)
+        grant = Grant(variables["PUBLIC_URL"], "comfyui", 100.0, 1, 1, time.time() + 600)
+        body = {"auth_data": {**asdict(grant), "grant": signer_of(router).sign(grant)}}
+
+        def answer(worker: Api) -> Any:
+            """Once the worker has the key of its router."""
+            answers: list[Any] = []
+
+            def is_answered() -> bool:
+                answers.append(worker.post("/generate", body))
+                return bool(answers[-1].status_code != 503)
+
+            assert wait_until(is_answered, 60), worker.log
+            return answers[-1]
+
+        with serve(tmp_path, **variables) as worker:
+            # The grant is good, the request is not.
+            first = answer(worker)
+            worker.process.kill()
+            worker.process.wait(30)
+            worker.start()
+            again = answer(worker)
+
+    assert first.status_code == 400
+    assert again.status_code == 401
+    assert "was used before" in again.json()["message"]
 
 
 def test_worker_without_its_router_goes_on(tmp_path: Path) -> None:

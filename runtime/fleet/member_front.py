@@ -6,7 +6,7 @@ A request with a grant of the router runs. Everything else needs the token of th
 import json
 import math
 import secrets
-import threading
+import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,12 @@ from handler.api.application import ApiContext, create_app
 from handler.api.dispatcher import NotOffered, Unavailable, WorkerReport
 from handler.api.json_answer import JsonAnswer, message
 from handler.api.request_body import BodyTooLarge, decode_body, limited
+from handler.log import logger
 from handler.settings import Settings
 from runtime.errors import LambdaComfyUIError
 from runtime.fleet.member import Member, RouterAddress
 from runtime.fleet.signature import Command, Grant
+from runtime.fleet.used_grants import FILE, UsedGrants
 from runtime.fleet.worker_commands import ACTIONS, command_workers
 
 COMMAND_PATH = "/fleet/command"
@@ -60,14 +62,13 @@ class MemberFront:
         open_app: ASGIApp,
         guarded_app: ASGIApp,
         *,
+        used_grants: UsedGrants,
         max_body_bytes: int,
         worker_sockets: Sequence[Path] = (),
     ) -> None:
         self._member, self._open_app, self._guarded_app = member, open_app, guarded_app
         self._max_body_bytes, self._worker_sockets = max_body_bytes, worker_sockets
-        # The grants that were used. Not their signatures: Base64 writes the same bytes in 16 ways.
-        self._used: set[Grant] = set()
-        self._used_lock = threading.Lock()
+        self._used_grants = used_grants
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" and scope["method"] == "POST" else ""
@@ -139,10 +140,13 @@ class MemberFront:
         if signed.grant.expires < now:
             text = "it has passed; ask the router again, and compare its clock with this worker's"
             raise NotGrantedError(401, f"auth_data.expires: {text}")
-        with self._used_lock:
-            if signed.grant in self._used:
-                raise NotGrantedError(401, "auth_data: it was used before; ask the router again")
-            self._used = {each for each in self._used if each.expires >= now} | {signed.grant}
+        try:
+            is_new = self._used_grants.use(signed.grant, now)
+        except sqlite3.Error as error:
+            logger.error("a grant could not be noted as used", exc_info=error)
+            raise NotGrantedError(503, "this worker cannot note what it has run") from error
+        if not is_new:
+            raise NotGrantedError(401, "auth_data: it was used before; ask the router again")
         return signed.grant
 
     async def _run(self, grant: Grant, scope: Scope, receive: Receive, send: Send) -> None:
@@ -172,7 +176,10 @@ def join_fleet(
     worker_sockets: Sequence[Path],
     on_state: Callable[[str], object],
 ) -> tuple[Member, ASGIApp]:
-    """The member that ROUTER_URL asks for, and the application in front of its API."""
+    """The member that ROUTER_URL asks for, and the application in front of its API.
+
+    Raises OSError and sqlite3.Error if the folder of JOBS_DB cannot be used.
+    """
 
     def is_over(job_id: str) -> bool:
         try:
@@ -194,6 +201,7 @@ def join_fleet(
         member,
         create_app(context),
         guarded_app,
+        used_grants=UsedGrants((settings.jobs_db or settings.worker_dir / FILE).with_name(FILE)),
         max_body_bytes=context.max_body_bytes,
         worker_sockets=worker_sockets,
     )

@@ -9,7 +9,9 @@ import json
 import signal
 import socket
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,6 +22,7 @@ from handler.api.dispatcher import WorkerReport
 from handler.worker_protocol import State
 from runtime.fleet.member import Member, RouterAddress
 from runtime.fleet.member_front import MemberFront
+from runtime.fleet.used_grants import UsedGrants
 from runtime.lambda_host.http_front import HttpFront
 
 TOKEN = "of-workers"
@@ -44,7 +47,11 @@ def main(router_url: str, score: float, port: int) -> None:
         on_state=lambda text: print(text, flush=True),
         score_of=lambda _: score,
     )
-    front = HttpFront(MemberFront(member, app, app, max_body_bytes=1024 * 1024), listener)
+    folder = tempfile.TemporaryDirectory()
+    used_grants = UsedGrants(Path(folder.name) / "grants.sqlite")
+    front = HttpFront(
+        MemberFront(member, app, app, used_grants=used_grants, max_body_bytes=1024 * 1024), listener
+    )
     front.start()
     member.start()
     print("ready", flush=True)
@@ -58,6 +65,7 @@ def main(router_url: str, score: float, port: int) -> None:
         stopped.wait(0.1)
     member.stop()
     front.stop()
+    folder.cleanup()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import base64
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from runtime.fleet.route import RouteRules
 from runtime.fleet.router import Request, Router
 from runtime.fleet.signature import Grant, Signer, new_key
 from runtime.fleet.store import open_fleet_store
+from runtime.fleet.used_grants import UsedGrants
 from runtime.lambda_host.http_front import HttpFront
 from tests.processes import wait_until
 
@@ -114,15 +116,22 @@ async def cut_off(scope: Scope, receive: Receive, send: Send) -> None:
     raise ClientDisconnect
 
 
+@pytest.fixture
+def grants_file(tmp_path: Path) -> Path:
+    return tmp_path / "worker" / "grants.sqlite"
+
+
 @contextmanager
-def front_of(member: Member, app: ASGIApp = answer_200) -> Iterator[str]:
-    with served(MemberFront(member, app, answer_200, max_body_bytes=1024 * 1024)) as url:
+def front_of(member: Member, grants_file: Path, app: ASGIApp = answer_200) -> Iterator[str]:
+    used = UsedGrants(grants_file)
+    front = MemberFront(member, app, answer_200, used_grants=used, max_body_bytes=1024 * 1024)
+    with served(front) as url:
         yield url
 
 
 @pytest.fixture
-def front(member: Member) -> Iterator[str]:
-    with front_of(member) as url:
+def front(member: Member, grants_file: Path) -> Iterator[str]:
+    with front_of(member, grants_file) as url:
         yield url
 
 
@@ -167,6 +176,25 @@ def test_grant_that_comes_many_times_at_once_is_used_once(front: str) -> None:
     assert sorted(statuses) == [200] + [401] * 15
 
 
+def test_grant_that_cannot_be_noted_as_used_runs_nothing(front: str, grants_file: Path) -> None:
+    grants_file.write_bytes(b"no database, and longer than the header of one is" * 10)
+
+    answer = post(f"{front}/generate/sync", envelope())
+
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    assert "cannot note what it has run" in answer.json()["message"]
+
+
+def test_grants_are_forgotten_after_their_time(tmp_path: Path) -> None:
+    used = UsedGrants(tmp_path / "grants.sqlite")
+    early, late = (Grant(URL, "comfyui", 100.0, 1, 1, expires) for expires in (10.0, 20.0))
+
+    assert used.use(early, now=5.0)
+    assert used.use(late, now=15.0)
+    with closing(sqlite3.connect(tmp_path / "grants.sqlite")) as db:
+        assert db.execute("SELECT expires FROM used_grants").fetchall() == [(20.0,)]
+
+
 def test_grant_that_has_expired_names_the_clocks(front: str) -> None:
     answer = post(f"{front}/generate/sync", envelope(expires_in_s=-1.0))
 
@@ -187,8 +215,10 @@ def test_large_command_is_not_read(front: str) -> None:
     assert answer.status_code == 413
 
 
-def test_request_whose_answer_was_cut_off_is_not_held_for_ever(member: Member) -> None:
-    with front_of(member, cut_off) as url:
+def test_request_whose_answer_was_cut_off_is_not_held_for_ever(
+    member: Member, grants_file: Path
+) -> None:
+    with front_of(member, grants_file, cut_off) as url:
         with pytest.raises(requests.RequestException):
             post(f"{url}/generate", envelope())
 
@@ -208,8 +238,11 @@ def test_request_that_comes_again_before_its_end_ends_once(router: Router, membe
     assert only_worker(router).work == 100.0
 
 
-def test_strangers_do_not_make_a_worker_ask_for_a_key() -> None:
-    with silent_router() as (router, router_url), front_of(member_of(router_url, [])) as url:
+def test_strangers_do_not_make_a_worker_ask_for_a_key(grants_file: Path) -> None:
+    with (
+        silent_router() as (router, router_url),
+        front_of(member_of(router_url, []), grants_file) as url,
+    ):
         answer = post(f"{url}/generate", envelope())
 
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
