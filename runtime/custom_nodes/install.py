@@ -103,13 +103,15 @@ def _install(nodes: Sequence[LockedNode], folder: Path, python: Path) -> None:
 def _is_in_place(node: LockedNode, folder: Path) -> bool:
     """Whether the folder holds the node already. Raises CustomNodeError if others' files are there.
 
-    A clone whose files nobody has changed is moved to the locked commit.
+    A clone whose files nobody has changed is moved to the locked commit; so is one whose move was
+    killed before its submodules had followed.
     """
     if not folder.exists():
         return False
     try:
         source = repository.source_of(folder)
-        changed = repository.changed_files(folder)
+        is_moving = repository.is_moving(folder)
+        changed = repository.changed_files(folder, with_submodules=not is_moving)
     except RepositoryError as error:
         raise CustomNodeError(
             f"custom node {node.name}: {folder} exists, but {error}. Remove or rename it"
@@ -119,7 +121,7 @@ def _is_in_place(node: LockedNode, folder: Path) -> bool:
             f"custom node {node.name}: these files in {folder} are not those of its commit:"
             f" {', '.join(changed[:5])}. Commit or undo the changes"
         )
-    return source == Source(node.repository, node.commit)
+    return source == Source(node.repository, node.commit) and not is_moving
 
 
 def _fetch(node: LockedNode, into: Path) -> None:

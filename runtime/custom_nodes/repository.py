@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from runtime.errors import LambdaComfyUIError
 
 _OUTPUT_LINES_SHOWN = 5
 _SUBMODULE = "160000"
+# It names the commit of a move that has begun, and not ended.
+_MOVING = "refs/lambda-comfyui/moving"
+# The user, and the password, of a URL.
+_SECRET = re.compile(r"(?<=://)[^/\s]*@")
 
 
 class RepositoryError(LambdaComfyUIError):
@@ -39,9 +44,10 @@ def fetch(source: Source, into: Path) -> None:
 def move_to(source: Source, folder: Path) -> None:
     """Check another commit out in a folder, which keeps its untracked files.
 
-    Raises RepositoryError.
+    A password in the URL of the remote stays there. Raises RepositoryError.
     """
-    _git(folder, "remote", "set-url", "--", "origin", source.repository)
+    if _without_password(_remote_url(folder)) != source.repository:
+        _git(folder, "remote", "set-url", "--", "origin", source.repository)
     try:
         _git(folder, "fetch", "--quiet", "--depth", "1", "origin", source.commit)
     except RepositoryError:
@@ -53,8 +59,18 @@ def move_to(source: Source, folder: Path) -> None:
         raise RepositoryError(
             f"{source.repository} has no commit {source.commit}; was it pushed?"
         ) from error
+    _git(folder, "update-ref", _MOVING, source.commit)
     _git(folder, "checkout", "--quiet", "--detach", source.commit)
     _git(folder, "submodule", "--quiet", "update", "--init", "--recursive")
+    _git(folder, "update-ref", "-d", _MOVING)
+
+
+def is_moving(folder: Path) -> bool:
+    """Whether a move of this folder was killed: its submodules may be those of another commit.
+
+    Raises RepositoryError.
+    """
+    return bool(_git(folder, "for-each-ref", _MOVING))
 
 
 def tree_sha256(folder: Path) -> str:
@@ -86,15 +102,32 @@ def source_of(folder: Path) -> Source:
     # git would find a repository around the folder: that of ComfyUI.
     if not (folder / ".git").exists():
         raise RepositoryError("it is not a git repository")
-    url = _git(folder, "remote", "get-url", "origin").decode().strip()
     commit = _git(folder, "rev-parse", "HEAD").decode().strip()
-    return Source(_without_password(url), commit)
+    return Source(_without_password(_remote_url(folder)), commit)
 
 
-def changed_files(folder: Path) -> list[str]:
-    """The tracked files that differ from the commit. Raises RepositoryError."""
-    lines = _git(folder, "status", "--porcelain", "--untracked-files=no").decode().splitlines()
-    return [line[3:] for line in lines]
+def changed_files(folder: Path, *, with_submodules: bool = True) -> list[str]:
+    """The tracked files that differ from the commit.
+
+    A submodule at another commit is one of them. Without `with_submodules`, it is not, but its own
+    changed files are. Raises RepositoryError.
+    """
+    options = ("--porcelain=v2", "--untracked-files=no", "--no-renames", "-z")
+    changed = []
+    for entry in _git(folder, "status", *options).decode(errors="replace").split("\0")[:-1]:
+        # https://git-scm.com/docs/git-status: `u` has two object ids more than `1`.
+        fields = entry.split(" ", 8 if entry.startswith("1") else 10)
+        path, is_submodule = fields[-1], fields[2].startswith("S")
+        if is_submodule and not with_submodules:
+            inner = changed_files(folder / path, with_submodules=False)
+            changed += [f"{path}/{each}" for each in inner]
+        else:
+            changed.append(path)
+    return changed
+
+
+def _remote_url(folder: Path) -> str:
+    return _git(folder, "remote", "get-url", "origin").decode().strip()
 
 
 def _blob(objects: "subprocess.Popen[bytes]", object_id: str) -> bytes:
@@ -135,5 +168,7 @@ def _git(folder: Path | None, *arguments: str) -> bytes:
         raise RepositoryError(f"cannot run git: {error.strerror}; install it") from error
     if done.returncode:
         lines = done.stderr.decode(errors="replace").rstrip().splitlines()[-_OUTPUT_LINES_SHOWN:]
-        raise RepositoryError(f"`git {arguments[0]}` failed: " + "\n".join(lines))
+        # git itself names the user of a URL, which may be a token.
+        output = _SECRET.sub("", "\n".join(lines))
+        raise RepositoryError(f"`git {arguments[0]}` failed: {output}")
     return done.stdout

@@ -1,10 +1,15 @@
 """Custom nodes by lock file: real repositories, a real pip in an environment of its own."""
 
+import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,6 +23,7 @@ from runtime.custom_nodes.lock_file import (
     write_lock,
 )
 from runtime.custom_nodes.packages import PackageError
+from runtime.custom_nodes.repository import RepositoryError, Source, move_to
 from tests.runtime.custom_node_repositories import (
     WORKING_NODE,
     commit,
@@ -152,6 +158,91 @@ def test_node_of_another_commit_is_moved_and_keeps_its_own_files(
     assert new.commit != old.commit
     assert (model.parent / "__init__.py").read_text().endswith("# newer\n")
     assert model.read_text() == "downloaded by the node"
+
+
+@pytest.fixture
+def with_submodule(
+    tmp_path: Path, comfyui: Path, python: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[LockedNode, LockedNode]:
+    """Two commits of a node, each with another commit of its submodule. The first is installed."""
+    # git takes no submodule from a folder of this machine without it: CVE-2022-39253.
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "protocol.file.allow")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "always")
+    part = tmp_path / "repositories" / "part"
+    make_repository(part, {"part.py": "NUMBER = 1\n"})
+    whole = tmp_path / "repositories" / "whole"
+    make_repository(whole, {"__init__.py": ""})
+    git(whole, "submodule", "--quiet", "add", f"file://{part}", "part")
+    commit(whole, {})
+    old = locked(whole, comfyui)
+    install([old], comfyui, python)
+    commit(part, {"part.py": "NUMBER = 2\n"})
+    git(whole / "part", "pull", "--quiet")
+    commit(whole, {"__init__.py": "# newer\n"})
+    git(comfyui.parent / "other" / "custom_nodes" / "whole", "pull", "--quiet")
+    git(comfyui.parent / "other" / "custom_nodes" / "whole", "submodule", "--quiet", "update")
+    (new,) = lock(comfyui.parent / "other", ())
+    return old, new
+
+
+def kill_at_submodules(node: LockedNode, comfyui: Path, python: Path, folder: Path) -> None:
+    """Install in a process that is killed as soon as the node's submodules would follow it."""
+    real = shutil.which("git")
+    git_ = folder / "bin" / "git"
+    git_.parent.mkdir()
+    git_.write_text(
+        "#!/bin/sh\n"
+        'case "$2 $3" in */custom_nodes/whole\\ submodule) kill -9 $PPID; exit 1;; esac\n'
+        f'exec {real} "$@"\n'
+    )
+    git_.chmod(0o755)
+    lock_file = folder / "killed.yaml"
+    write_lock(lock_file, [node])
+    command = [sys.executable, "-m", "runtime", "nodes", "install", str(lock_file)]
+    variables = {"COMFYUI_DIR": str(comfyui), "COMFYUI_PYTHON": str(python)}
+    path = f"{git_.parent}:{os.environ['PATH']}"
+    done = subprocess.run(command, env={**os.environ, **variables, "PATH": path}, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_move_that_was_killed_before_the_submodules_is_finished(
+    with_submodule: tuple[LockedNode, LockedNode],
+    comfyui: Path,
+    python: Path,
+    tmp_path: Path,
+) -> None:
+    _, new = with_submodule
+    folder = comfyui / "custom_nodes" / "whole"
+    kill_at_submodules(new, comfyui, python, tmp_path)
+    assert git(folder, "rev-parse", "HEAD") == new.commit
+    assert (folder / "part" / "part.py").read_text() == "NUMBER = 1\n"
+
+    install([new], comfyui, python)
+
+    assert (folder / "__init__.py").read_text() == "# newer\n"
+    assert (folder / "part" / "part.py").read_text() == "NUMBER = 2\n"
+    # Once it is finished, a submodule at another commit is somebody's change.
+    git(folder / "part", "checkout", "--quiet", "HEAD^")
+    with pytest.raises(CustomNodeError, match="not those of its commit: part"):
+        install([new], comfyui, python)
+
+
+def test_changes_in_a_submodule_are_kept_although_a_move_was_killed(
+    with_submodule: tuple[LockedNode, LockedNode],
+    comfyui: Path,
+    python: Path,
+    tmp_path: Path,
+) -> None:
+    _, new = with_submodule
+    kill_at_submodules(new, comfyui, python, tmp_path)
+    part = comfyui / "custom_nodes" / "whole" / "part" / "part.py"
+    part.write_text("NUMBER = 3\n")
+
+    with pytest.raises(CustomNodeError, match=r"not those of its commit: part/part\.py"):
+        install([new], comfyui, python)
+
+    assert part.read_text() == "NUMBER = 3\n"
 
 
 def test_files_with_another_hash_are_not_installed(
@@ -297,6 +388,73 @@ def test_password_in_the_url_of_a_clone_is_in_no_lock(comfyui: Path, repository:
         lock(comfyui, ())
 
     assert "private" in str(raised.value)
+    assert "canary" not in str(raised.value)
+
+
+class GitHandler(SimpleHTTPRequestHandler):
+    """git's files, as a server without git gives them; nobody may, if `is_private`."""
+
+    is_private = False
+
+    def do_GET(self) -> None:
+        if self.is_private:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", "Basic")
+            self.end_headers()
+            return
+        super().do_GET()
+
+
+@pytest.fixture
+def git_url(repository: Path) -> Iterator[str]:
+    """The address of the repository on a server."""
+    handler = functools.partial(GitHandler, directory=str(repository / ".git"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        git(repository, "update-server-info")
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_token_in_the_url_of_a_clone_stays_there_when_the_node_is_moved(
+    repository: Path, git_url: str, comfyui: Path, python: Path
+) -> None:
+    old = replace(locked(repository, comfyui), repository=git_url)
+    install([old], comfyui, python)
+    folder = comfyui / "custom_nodes" / "doubles"
+    with_token = git_url.replace("//", "//canary@")
+    git(folder, "remote", "set-url", "origin", with_token)
+    commit(repository, {"__init__.py": WORKING_NODE + "# newer\n"})
+    git(repository, "update-server-info")
+    git(comfyui.parent / "other" / "custom_nodes" / "doubles", "pull", "--quiet")
+    (new,) = lock(comfyui.parent / "other", ())
+
+    install([replace(new, repository=git_url)], comfyui, python)
+
+    assert git(folder, "rev-parse", "HEAD") == new.commit
+    assert git(folder, "remote", "get-url", "origin") == with_token
+    # Of another repository, it is not.
+    install([new], comfyui, python)
+    assert git(folder, "remote", "get-url", "origin") == new.repository
+
+
+def test_token_that_git_prints_is_not_in_the_message(
+    git_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GitHandler, "is_private", True)
+    # No program of this machine has a password.
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    for name in ("GIT_ASKPASS", "SSH_ASKPASS"):
+        monkeypatch.delenv(name, raising=False)
+    git(tmp_path, "init", "--quiet", "clone")
+    git(tmp_path / "clone", "remote", "add", "origin", git_url.replace("//", "//canary@"))
+
+    with pytest.raises(RepositoryError, match=f"could not read Password for '{git_url}'") as raised:
+        move_to(Source(git_url, "a" * 40), tmp_path / "clone")
+
     assert "canary" not in str(raised.value)
 
 
