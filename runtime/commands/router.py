@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.fleet.application import RouterContext
     from runtime.fleet.router import Router
     from runtime.fleet.scaler import Scaler
+    from runtime.fleet.shared_demand import SharedDemand
 
 _SWEEP_EVERY_S = 2.0
 _SCALE_EVERY_S = 5.0
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from runtime.fleet.application import RouterContext, create_router_app  # noqa: PLC0415
     from runtime.fleet.route import Balance, RouteRules  # noqa: PLC0415
     from runtime.fleet.router import Router  # noqa: PLC0415
+    from runtime.fleet.shared_demand import SharedDemand  # noqa: PLC0415
     from runtime.fleet.signature import Signer, new_key  # noqa: PLC0415
     from runtime.fleet.store import open_fleet_store  # noqa: PLC0415
     from runtime.lambda_host.http_front import HttpFront  # noqa: PLC0415 - uvicorn
@@ -68,9 +70,10 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             created_at=float(store.secret("created_at", lambda: str(time.time()))),
         )
         front = HttpFront(create_router_app(context), listener)
-        stack.enter_context(RepeatingTimer(_SWEEP_EVERY_S, lambda: _sweep(router)))
+        demand = SharedDemand(store, router.waiting)
+        stack.enter_context(RepeatingTimer(_SWEEP_EVERY_S, lambda: _sweep(router, demand)))
         if settings.scale_machines:
-            scaler = _scaler(settings, context)
+            scaler = _scaler(settings, context, demand)
             stack.enter_context(RepeatingTimer(_SCALE_EVERY_S, lambda: _scale(scaler)))
         stop: queue.SimpleQueue[int] = queue.SimpleQueue()
         with on_stop_signal(lambda _: stop.put(0)):
@@ -81,17 +84,18 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             return get_beside_signals(stop)
 
 
-def _sweep(router: "Router") -> bool:
+def _sweep(router: "Router", demand: "SharedDemand") -> bool:
     # A store that does not answer now may do so the next time.
     try:
         router.refresh()
         router.sweep()
+        demand.tell(time.time())
     except Exception as error:
         _say(f"the state of the fleet could not be read: {error}")
     return True
 
 
-def _scaler(settings: Settings, context: "RouterContext") -> "Scaler":
+def _scaler(settings: Settings, context: "RouterContext", demand: "SharedDemand") -> "Scaler":
     from runtime.fleet.machines import machines_of  # noqa: PLC0415
     from runtime.fleet.scaler import Scaler  # noqa: PLC0415
     from runtime.fleet.scaling import ScalingRules  # noqa: PLC0415
@@ -107,7 +111,9 @@ def _scaler(settings: Settings, context: "RouterContext") -> "Scaler":
         inactivity_timeout_s=settings.scale_inactivity_timeout_s,
     )
     machines = machines_of(settings.scale_machines)
-    return Scaler(context.router, context.signer, rules, machines, on_state=_say)
+    return Scaler(
+        context.router, context.signer, rules, machines, demand=demand.total, on_state=_say
+    )
 
 
 def _scale(scaler: "Scaler") -> bool:

@@ -4,7 +4,8 @@ The table is that of jobs, or one with the same key `id` and the same index: see
 user needs GetItem, PutItem and DeleteItem, and Query on the index.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import boto3
 from botocore.config import Config
@@ -16,7 +17,8 @@ _CONFIG = Config(
     connect_timeout=2, read_timeout=3, retries={"mode": "standard", "total_max_attempts": 3}
 )
 # Of the table: handler/jobs/dynamodb.py lists jobs by the same index.
-_INDEX, _LISTED, _LISTED_VALUE = "by_created", "listed", "fleet-worker"
+_INDEX, _LISTED, _WORKERS, _ROUTERS = "by_created", "listed", "fleet-worker", "fleet-router"
+_FORGET_ROUTERS_S = 3600
 
 
 class DynamoDBFleetStore:
@@ -27,14 +29,7 @@ class DynamoDBFleetStore:
         self._client = boto3.session.Session().client("dynamodb", config=_CONFIG)
 
     def workers(self) -> Sequence[Worker]:
-        pages = self._client.get_paginator("query").paginate(
-            TableName=self._table,
-            IndexName=_INDEX,
-            KeyConditionExpression=f"{_LISTED} = :kind",
-            ExpressionAttributeValues={":kind": {"S": _LISTED_VALUE}},
-        )
-        # The index has the attribute `worker`, and may be a moment behind the table.
-        return [from_json(item["worker"]["S"]) for page in pages for item in page["Items"]]
+        return [from_json(item["worker"]["S"]) for item in self._listed(_WORKERS)]
 
     def is_changed_elsewhere(self) -> bool:
         # Only a look at all workers could tell.
@@ -51,7 +46,7 @@ class DynamoDBFleetStore:
             "id": {"S": _key(worker.id)},
             "version": {"N": str(worker.version)},
             "worker": {"S": to_json(worker)},
-            _LISTED: {"S": _LISTED_VALUE},
+            _LISTED: {"S": _WORKERS},
             "created": {"N": str(int(worker.joined_at * 1000))},
         }
         condition, values = "attribute_not_exists(id)", {}
@@ -97,9 +92,40 @@ class DynamoDBFleetStore:
             return self.secret(name, make)
         return value
 
+    def publish(self, router: str, text: str, now: float) -> None:
+        item = {
+            "id": {"S": f"{_ROUTERS}#{router}"},
+            "worker": {"S": text},
+            _LISTED: {"S": _ROUTERS},
+            "created": {"N": str(int(now * 1000))},
+            # Each start of a router is another one.
+            "expiration": {"N": str(int(now) + _FORGET_ROUTERS_S)},
+        }
+        self._client.put_item(TableName=self._table, Item=item)
+
+    def published(self, since: float) -> Mapping[str, str]:
+        items = self._listed(_ROUTERS, since)
+        return {item["id"]["S"].partition("#")[2]: item["worker"]["S"] for item in items}
+
+    def _listed(self, kind: str, since: float = 0.0) -> Iterator[Mapping[str, Any]]:
+        """The items of this kind that were created since then, as the index has them.
+
+        It has the attribute `worker`, and may be a moment behind the table.
+        """
+        pages = self._client.get_paginator("query").paginate(
+            TableName=self._table,
+            IndexName=_INDEX,
+            KeyConditionExpression=f"{_LISTED} = :kind AND created >= :since",
+            ExpressionAttributeValues={
+                ":kind": {"S": kind},
+                ":since": {"N": str(int(since * 1000))},
+            },
+        )
+        return (item for page in pages for item in page["Items"])
+
     def close(self) -> None:
         self._client.close()
 
 
 def _key(worker_id: int) -> str:
-    return f"fleet-worker#{worker_id}"
+    return f"{_WORKERS}#{worker_id}"

@@ -270,6 +270,7 @@ class Router:
                 del self._holders[held.request_idx]
         for held in worker.held:
             self._holders[held.request_idx] = worker.id
+            self.waiting.serve(held.request_idx)  # Another router may have given it away.
         self._index.put(worker)
 
     def _forget(self, worker_id: int) -> None:

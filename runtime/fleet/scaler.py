@@ -28,7 +28,8 @@ _START_AGAIN_S = 60.0
 class Scaler:
     """Scales the fleet of `router`. Without `machines`, workers only wake and sleep.
 
-    `on_state` gets a sentence for everything that it does, and for what failed.
+    `demand` says what the clients of all routers ask for. `on_state` gets a sentence for everything
+    that it does, and for what failed.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class Scaler:
         rules: ScalingRules,
         machines: Machines | None,
         *,
+        demand: Callable[[float], Demand],
         on_state: Callable[[str], object],
         clock: Clock = time.time,
     ) -> None:
         self._router, self._signer, self._rules, self._machines = router, signer, rules, machines
-        self._on_state, self._clock = on_state, clock
+        self._demand, self._on_state, self._clock = demand, on_state, clock
         self._state = ScalerState()
         # Until when machines are expected that were started and have not reported yet.
         self._starting: list[float] = []
@@ -55,11 +57,10 @@ class Scaler:
             return
         workers = {worker.id: worker for worker in self._router.workers()}
         self._forget_started(set(workers), now)
-        queue = self._router.waiting.queue(now)
         made, self._state = plan(
             self._rules,
             [worker for worker in workers.values() if not worker.is_silent(now)],
-            Demand(self._router.waiting.load(now), queue.cost),
+            self._demand(now),
             self._state,
             now,
             starting=len(self._starting),

@@ -2,16 +2,21 @@
 
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from runtime.fleet.registry import Worker
 from runtime.fleet.store import from_json, to_json
 
 _BUSY_S = 5.0
+# Each start of a router is another one.
+_FORGET_ROUTERS_S = 3600.0
 _SCHEMA = """
     CREATE TABLE IF NOT EXISTS fleet_workers (
         id INTEGER PRIMARY KEY, version INTEGER NOT NULL, data TEXT NOT NULL
+    );
+    CREATE TABLE IF NOT EXISTS fleet_routers (
+        id TEXT PRIMARY KEY, told REAL NOT NULL, data TEXT NOT NULL
     );
     CREATE TABLE IF NOT EXISTS fleet_secrets (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
@@ -85,6 +90,18 @@ class SqliteFleetStore:
                 self._db.execute(insert, (name, make()))
                 row = self._db.execute(select, (name,)).fetchone()
         return str(row[0])
+
+    def publish(self, router: str, text: str, now: float) -> None:
+        with self._lock:
+            self._db.execute(
+                "INSERT OR REPLACE INTO fleet_routers VALUES (?, ?, ?)", (router, now, text)
+            )
+            self._db.execute("DELETE FROM fleet_routers WHERE told < ?", (now - _FORGET_ROUTERS_S,))
+
+    def published(self, since: float) -> Mapping[str, str]:
+        select = "SELECT id, data FROM fleet_routers WHERE told >= ?"
+        with self._lock:
+            return dict(self._db.execute(select, (since,)).fetchall())
 
     def close(self) -> None:
         self._db.close()

@@ -5,7 +5,7 @@ when two routers give the last place of a worker away at once, one of them learn
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Protocol
 
@@ -38,6 +38,12 @@ class FleetStore(Protocol):
 
     def secret(self, name: str, make: Callable[[], str]) -> str:
         """The stored text of this name; if there is none, what `make` returns is stored first."""
+
+    def publish(self, router: str, text: str, now: float) -> None:
+        """Store what a router tells the others, over what it has told them before."""
+
+    def published(self, since: float) -> Mapping[str, str]:
+        """What each router has told last, if it did so since then."""
 
     def close(self) -> None:
         """Close the connection."""

@@ -66,6 +66,11 @@ class Waiting:
         with self._lock:
             return self._load_now(now)
 
+    def costs(self) -> dict[int, float]:
+        """The cost of each request that waits, by its number."""
+        with self._lock:
+            return {request_idx: asked.cost for request_idx, asked in self._asked.items()}
+
     def queue(self, now: float) -> Queue:
         with self._lock:
             asked = list(self._asked.values())

@@ -12,7 +12,7 @@ from runtime.fleet.registry import SILENT_AFTER_S, Measured, Report, Status, Wor
 from runtime.fleet.route import RouteRules
 from runtime.fleet.router import Request, Router
 from runtime.fleet.scaler import Scaler
-from runtime.fleet.scaling import SETTLED_S, ScalingRules
+from runtime.fleet.scaling import SETTLED_S, Demand, ScalingRules
 from runtime.fleet.signature import Signer, new_key
 from runtime.fleet.store import open_fleet_store
 from tests.clock import Clock
@@ -71,7 +71,15 @@ def scaler(
 ) -> Scaler:
     """A scaler that has run for long enough to know all workers."""
     given = ScalingRules(**{"min_load": 0.0, "min_workers": 0, "cold_mult": 1.0, **rules})  # type: ignore[arg-type]
-    made = Scaler(router, Signer(new_key()), given, machines, on_state=said.append, clock=clock)
+    made = Scaler(
+        router,
+        Signer(new_key()),
+        given,
+        machines,
+        demand=lambda now: Demand(router.waiting.load(now), router.waiting.queue(now).cost),
+        on_state=said.append,
+        clock=clock,
+    )
     clock.now += SILENT_AFTER_S
     return made
 

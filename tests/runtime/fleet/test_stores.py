@@ -1,5 +1,6 @@
 """What the store of a fleet promises, and what routers make of it: on SQLite and on DynamoDB."""
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from runtime.fleet.registry import (
 )
 from runtime.fleet.route import RouteRules
 from runtime.fleet.router import Request, Router
+from runtime.fleet.shared_demand import SharedDemand
 from runtime.fleet.store import FleetStore, FleetStoreError, open_fleet_store
 from tests.aws import moto_client
 from tests.clock import Clock
@@ -121,6 +123,73 @@ def test_secret_is_made_once(open_store: OpenStore) -> None:
     assert first.secret("key", lambda: "a") == "a"
     assert second.secret("key", lambda: "b") == "a"
     assert second.secret("other", lambda: "b") == "b"
+
+
+def test_last_that_a_router_has_told_is_read_for_a_while(open_store: OpenStore) -> None:
+    first, second = open_store(), open_store()
+
+    first.publish("a", "early", NOW)
+    second.publish("b", "other", NOW + 5)
+    first.publish("a", "late", NOW + 10)
+
+    assert second.published(NOW) == {"a": "late", "b": "other"}
+    assert second.published(NOW + 6) == {"a": "late"}
+    assert second.workers() == []
+
+
+def test_demand_of_several_routers_counts_each_request_once(
+    open_store: OpenStore, clock: Clock
+) -> None:
+    stores = open_store(), open_store()
+    routers = [Router(store, RouteRules(), clock=clock) for store in stores]
+    first, second = (SharedDemand(s, r.waiting) for s, r in zip(stores, routers, strict=True))
+    moving = routers[0].route(REQUEST).request_idx
+    routers[1].route(replace(REQUEST, request_idx=moving))
+    routers[1].route(replace(REQUEST, cost=20.0))
+
+    second.tell(NOW)
+    total = first.total(NOW)
+
+    assert total.queued == 120.0
+    assert total.load == pytest.approx(120.0 / 60, abs=0.01)
+    # A router that was killed asks for nothing.
+    assert first.total(NOW + SILENT_AFTER_S + 1).queued == 100.0
+
+
+def test_router_tells_the_others_when_nothing_is_asked_for_any_more(
+    open_store: OpenStore, clock: Clock
+) -> None:
+    store = open_store()
+    waiting = Router(store, RouteRules(), clock=clock).waiting
+    demand = SharedDemand(store, waiting)
+
+    demand.tell(NOW)
+    assert store.published(0.0) == {}
+    waiting.ask(1, 100.0, NOW, keep_s=60.0)
+    demand.tell(NOW + 6)
+    waiting.serve(1)
+    # Not as often as it is swept.
+    demand.tell(NOW + 8)
+    (told,) = store.published(NOW + 6).values()
+    assert json.loads(told) == {"load": 0.0, "waiting": [[1, 100.0]]}
+    demand.tell(NOW + 12)
+    demand.tell(NOW + 18)
+
+    assert [json.loads(text)["waiting"] for text in store.published(NOW + 12).values()] == [[]]
+    assert store.published(NOW + 18) == {}
+
+
+def test_request_that_another_router_has_given_away_waits_no_more(
+    open_router: OpenRouter, clock: Clock
+) -> None:
+    first, second = open_router(), open_router()
+    request_idx = first.route(REQUEST).request_idx
+    second.report(report())
+    second.route(replace(REQUEST, request_idx=request_idx))
+
+    first.refresh()
+
+    assert first.waiting.queue(clock.now).requests == 0
 
 
 def test_two_routers_do_not_give_the_last_places_away_twice(open_router: OpenRouter) -> None:
