@@ -47,10 +47,15 @@ class S3Override:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One workflow to run."""
+    """One workflow to run: the request's own, or that of a template with `modifications` in it.
+
+    `workflow` is empty until handler/workflow_templates.py has filled the template in.
+    """
 
     caller: Caller
     workflow: dict[str, Any]
+    template: str = ""
+    modifications: dict[str, Any] = field(default_factory=dict)
     s3: S3Override = field(default_factory=S3Override)
     return_base64: bool = False
     return_temp: bool = False
@@ -58,3 +63,8 @@ class Job:
     @property
     def id(self) -> str:
         return self.caller.request_id
+
+    @property
+    def content(self) -> Any:
+        """What the request asks for. A file of a template may change; the request has not, then."""
+        return [self.template, self.modifications] if self.template else self.workflow

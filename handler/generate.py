@@ -61,6 +61,7 @@ from handler.runner import JobDied, Runner, Wake
 from handler.storage import Uploads, target_of
 from handler.webhook import new_event_id
 from handler.workflow import fill_random_ints, force_rerun, model_names
+from handler.workflow_templates import with_workflow
 
 
 def generate(
@@ -151,6 +152,7 @@ class JobRun:
         self._cancellation.check("before it began")
         with self._timings.stage("preprocess_ms"):
             self._result.return_base64 = job.return_base64
+            job = with_workflow(job, self._settings.workflow_templates)
             refuse_forbidden(job, self._settings)
             workflow, model_urls = take_model_urls(job.workflow, self._settings)
             workflow = fill_random_ints(workflow)

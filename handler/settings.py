@@ -125,6 +125,7 @@ class Settings:
     benchmark_json_url: str = _var("BENCHMARK_JSON_URL", secret=True)
     standin_models_dir: Path | None = _var("STANDIN_MODELS_DIR", _path, None)
 
+    workflow_templates: Path | None = _var("WORKFLOW_TEMPLATES", _path, None)
     load_any_file: bool = _var("LOAD_ANY_FILE", _switch, default=False)
     input_max_mb: int = _var("INPUT_MAX_MB", _positive, 1024)
     input_timeout_s: float = _var("INPUT_TIMEOUT", _positive_seconds, 300.0)

@@ -75,9 +75,12 @@ def parse_request(event: Any, caller: Caller) -> Job:
     fields = request["input"]
     _refuse_beyond_json(fields)
     s3 = _dict(fields.get("s3"))
+    template = fields.get("modifier") or ""
     return Job(
         caller=caller,
-        workflow=fields["workflow_json"],
+        workflow={} if template else fields["workflow_json"],
+        template=template,
+        modifications=_dict(fields.get("modifications")),
         s3=S3Override(
             access_key_id=_text(s3.get("access_key_id")),
             secret_access_key=_text(s3.get("secret_access_key")),
@@ -116,7 +119,16 @@ def _refuse_other_events(request: Any) -> None:
 
 
 def _refuse_other_workflows(request: dict[str, Any]) -> None:
-    workflow = _dict(request["input"]).get("workflow_json")
+    fields = _dict(request["input"])
+    workflow = fields.get("workflow_json")
+    if fields.get("modifier") and workflow:
+        raise InvalidRequest(
+            "input: found both 'modifier' and 'workflow_json', expected one of them"
+        )
+    if fields.get("modifications") and not fields.get("modifier"):
+        raise InvalidRequest(
+            "input.modifications: found without 'modifier', expected the name of the template there"
+        )
     if is_editor_format(workflow):
         raise InvalidRequest(f"input.workflow_json: {EDITOR_FORMAT}")
     if isinstance(workflow, dict) and set(workflow) == {"prompt"}:
@@ -128,7 +140,7 @@ def _refuse_other_workflows(request: dict[str, Any]) -> None:
 
 def _refuse_beyond_json(fields: dict[str, Any]) -> None:
     """Refuse what the schema cannot: values too deep for ComfyUI, or not valid in JSON."""
-    for name in ("request_id", "workflow_json", "webhook"):
+    for name in ("request_id", "workflow_json", "modifier", "modifications", "webhook"):
         path, value = f"input.{name}", fields.get(name)
         if _is_deeper(value, MAX_DEPTH):
             raise InvalidRequest(

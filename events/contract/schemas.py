@@ -5,7 +5,7 @@ secret.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -33,10 +33,20 @@ _SCHEMA_TYPES = {
     "integer": "a whole number",
 }
 
+_BOUNDS = {
+    "maximum": "at most",
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "multipleOf": "a multiple of",
+}
+
 
 @cache
 def schema(name: str) -> dict[str, Any]:
-    """The published schema `request`, `response` or `webhook` (JSON Schema 2020-12)."""
+    """The published schema `request`, `response`, `webhook` or `template`.
+
+    They are JSON Schema 2020-12.
+    """
     text = resources.files(__package__).joinpath(f"{name}.schema.json").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded
@@ -44,11 +54,17 @@ def schema(name: str) -> dict[str, Any]:
 
 def request_problems(request: Any) -> str:
     """Where a request differs from the schema: five sentences at most; "" if it does not."""
-    errors = sorted(_validator("request").iter_errors(request), key=relevance, reverse=True)
-    sentences = list(dict.fromkeys(_problem(error) for error in errors))
-    reported = "; ".join(sentences[:_MAX_REPORTED])
-    others = len(sentences) - _MAX_REPORTED
-    return reported + (f"; and {others} more" if others > 0 else "")
+    return _problems(_validator("request"), request)
+
+
+def template_problems(template: Any) -> str:
+    """Where the content of a template's file differs from the schema, as `request_problems`."""
+    return _problems(_validator("template"), template, ("template",))
+
+
+def value_problems(value: Any, expected: Mapping[str, Any], path: Sequence[str]) -> str:
+    """Where a value at a path differs from a JSON Schema, as `request_problems`."""
+    return _problems(Draft202012Validator(expected), value, path)
 
 
 def response_problems(response: Any) -> list[str]:
@@ -72,13 +88,21 @@ def keys_of(value: dict[str, Any]) -> str:
     return ("the keys " + ", ".join(keys[:10])) if keys else "no keys"
 
 
+def _problems(validator: Draft202012Validator, value: Any, path: Sequence[str] = ()) -> str:
+    errors = sorted(validator.iter_errors(value), key=relevance, reverse=True)
+    sentences = list(dict.fromkeys(_problem(error, path) for error in errors))
+    reported = "; ".join(sentences[:_MAX_REPORTED])
+    others = len(sentences) - _MAX_REPORTED
+    return reported + (f"; and {others} more" if others > 0 else "")
+
+
 @cache
 def _validator(name: str) -> Draft202012Validator:
     return Draft202012Validator(schema(name))
 
 
-def _problem(error: ValidationError) -> str:
-    path = tuple(str(part) for part in error.absolute_path)
+def _problem(error: ValidationError, base: Sequence[str] = ()) -> str:
+    path = (*base, *(str(part) for part in error.absolute_path))
     return f"{_path_text(path)}: {_sentence(error, path)}"
 
 
@@ -102,11 +126,25 @@ def _sentence(error: ValidationError, path: tuple[str, ...]) -> str:
             return "found an empty string, expected text"
         case "maxLength":
             return f"found {len(instance)} characters, expected at most {value}"
-        case "maximum" | "exclusiveMinimum":
-            bound = "at most" if error.validator == "maximum" else "more than"
-            return f"found {found}, expected {bound} {value}"
+        case "additionalProperties":
+            return _unknown_names(error)
         case _:
-            return f"found {found}, which breaks '{error.validator}' of the schema"
+            return f"found {found}, expected {_expected(str(error.validator), value)}"
+
+
+def _expected(keyword: str, value: Any) -> str:
+    """What a keyword of the schema with this value asks for."""
+    if keyword == "enum":
+        return f"one of: {', '.join(map(str, value))}"
+    return f"{_BOUNDS[keyword]} {value}" if keyword in _BOUNDS else f"'{keyword}' of the schema"
+
+
+def _unknown_names(error: ValidationError) -> str:
+    instance: Any = error.instance
+    expected: Any = error.schema
+    known = expected["properties"]
+    unknown = ", ".join(f"'{_short(name)}'" for name in instance if name not in known)
+    return f"found {unknown}, expected some of: {', '.join(known) or 'none'}"
 
 
 def _path_text(path: Iterable[str]) -> str:

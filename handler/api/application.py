@@ -15,7 +15,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from events.event_context import Response as JobResponse
-from handler.api import description_routes, job_routes, list_routes, report_routes, uploads
+from handler.api import (
+    description_routes,
+    job_routes,
+    list_routes,
+    report_routes,
+    template_routes,
+    uploads,
+)
 from handler.api.authentication import LocalCallers, TokenAuthentication
 from handler.api.dispatcher import Dispatcher, NotOffered, QueueFull, Unavailable
 from handler.api.http_status import CLIENT_CLOSED_REQUEST
@@ -25,7 +32,14 @@ from handler.api.json_answer import message
 from handler.api.request_body import BodyTooLarge
 from handler.log import logger
 
-_ROUTES = (job_routes, list_routes, uploads, report_routes, description_routes)
+_ROUTES = (
+    job_routes,
+    list_routes,
+    template_routes,
+    uploads,
+    report_routes,
+    description_routes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +47,8 @@ class ApiContext:
     """What the routes use; they find it as `request.app.state.context`.
 
     `fit` makes a response as small as the front door needs it. A body may have `max_body_bytes`.
-    `input_folder` is ComfyUI's; None where there is none.
+    `input_folder` is ComfyUI's, `templates_folder` that of the workflow templates; None where there
+    is none.
     """
 
     board: JobBoard
@@ -41,6 +56,7 @@ class ApiContext:
     max_body_bytes: int
     fit: Callable[[JobResponse], JobResponse]
     input_folder: Path | None
+    templates_folder: Path | None = None
 
 
 def create_app(context: ApiContext, token: str = "", *, is_local: bool = False) -> ASGIApp:

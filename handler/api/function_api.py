@@ -22,7 +22,12 @@ class FunctionApi:
             accept = JobsQueue(settings).send
         board = JobBoard(store, settings.jobs_expire_s)
         self._dispatcher = FunctionDispatcher(accept)
-        self._front = LambdaFront(board, self._dispatcher, read_token(settings.api_token))
+        self._front = LambdaFront(
+            board,
+            self._dispatcher,
+            read_token(settings.api_token),
+            templates_folder=settings.workflow_templates,
+        )
 
     def answer(self, event: dict[str, Any], handle: Handle) -> dict[str, Any]:
         """The reply to an event; `handle` runs a job."""

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from mangum import Mangum
@@ -35,8 +36,8 @@ MAX_REPLY_BYTES = 6 * 1024 * 1024 - 4096
 MAX_ALB_REPLY_BYTES = 1024 * 1024 - 4096
 # Behind API Gateway the path may begin with the stage, or with the base path of a custom domain.
 _STAGE = re.compile(
-    r"^(?:/.+?)??(?=/(?:generate|result/|cancel/|jobs|queue-info|upload/image|health|ready|worker"
-    r"|metrics|openapi\.json|docs))"
+    r"^(?:/.+?)??(?=/(?:generate|result/|cancel/|jobs|templates|queue-info|upload/image|health|ready"
+    r"|worker|metrics|openapi\.json|docs))"
 )
 
 _UNREADABLE = {
@@ -50,7 +51,14 @@ _UNREADABLE = {
 class LambdaFront:
     """Answers HTTP events."""
 
-    def __init__(self, board: JobBoard, dispatcher: Dispatcher, token: str) -> None:
+    def __init__(
+        self,
+        board: JobBoard,
+        dispatcher: Dispatcher,
+        token: str,
+        *,
+        templates_folder: Path | None = None,
+    ) -> None:
         self._max_bytes = MAX_REPLY_BYTES
         context = ApiContext(
             board=board,
@@ -58,6 +66,7 @@ class LambdaFront:
             max_body_bytes=MAX_REPLY_BYTES,
             fit=self._fit,
             input_folder=None,
+            templates_folder=templates_folder,
         )
         self._app = create_app(context, token)
 

@@ -155,7 +155,7 @@ def _job_paths() -> dict[str, Any]:
 
 
 def _list_paths() -> dict[str, Any]:
-    """The lists of jobs, and the upload of files."""
+    """The lists of jobs and of templates, and the upload of files."""
     return {
         "/jobs": {
             "get": _operation(
@@ -187,6 +187,25 @@ def _list_paths() -> dict[str, Any]:
                     ),
                     _query("cursor", "`next_cursor` of the page before.", {"type": "string"}),
                 ],
+            )
+        },
+        "/templates": {
+            "get": _operation(
+                "List workflow templates",
+                "What `modifier` may name, and the parameters that `modifications` may set.",
+                {
+                    "200": _json(
+                        "The templates.",
+                        {
+                            "type": "object",
+                            "required": ["templates"],
+                            "properties": {
+                                "templates": {"type": "array", "items": {"type": "object"}}
+                            },
+                        },
+                    ),
+                    **_common(),
+                },
             )
         },
         "/upload/image": {

@@ -165,7 +165,7 @@ class Jobs:
     def _hold(self, store: Store, record: JobRecord, job: Job) -> HeldClaim:
         # The hash covers the store, because a file of another store's job may be a result of that
         # job, not a leftover. It covers no secret, because a file's URL shows the file's metadata.
-        request = fingerprint([store.identity, job.id, job.workflow])
+        request = fingerprint([store.identity, job.id, job.content])
         attempt = Attempt(request, began=datetime.now(UTC))
         return HeldClaim(store, record, attempt, self._clock, self._settings.jobs_expire_s)
 

@@ -32,7 +32,7 @@ def request_fingerprint(job: Job) -> str:
         # Earlier versions did not know them.
         del caller["webhook_events"]
     s3 = asdict(S3Override(**{**asdict(job.s3), "access_key_id": "", "secret_access_key": ""}))
-    request = [caller, job.workflow, s3, job.return_base64, job.return_temp]
+    request = [caller, job.content, s3, job.return_base64, job.return_temp]
     return _hash(_URL_SIGNATURE.sub("", _as_json(request)))
 
 
@@ -42,7 +42,7 @@ def file_mark(job: Job) -> str:
     It covers the id and the workflow alone: everybody with a file's URL can read the file's
     metadata, and the address of a webhook may hold a token.
     """
-    return _hash(_URL_SIGNATURE.sub("", _as_json([job.id, job.workflow])))
+    return _hash(_URL_SIGNATURE.sub("", _as_json([job.id, job.content])))
 
 
 def _as_json(value: Any) -> str:

@@ -79,6 +79,7 @@ class ApiFront:
             max_body_bytes=settings.api_max_body_mb * 1024 * 1024,
             fit=lambda response: response,
             input_folder=settings.comfyui_data / "input",
+            templates_folder=settings.workflow_templates,
         )
         # The handler of a job may have been killed; its claim lapses soon.
         self._timer = RepeatingTimer(2 * LEASE_S, self._end_abandoned)

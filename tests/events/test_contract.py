@@ -33,7 +33,7 @@ def reference() -> dict[str, Any]:
     return loaded
 
 
-@pytest.mark.parametrize("name", ["request", "response", "webhook"])
+@pytest.mark.parametrize("name", ["request", "response", "webhook", "template"])
 def test_published_schemas_are_valid_json_schema(name: str) -> None:
     Draft202012Validator.check_schema(schema(name))
 
@@ -65,6 +65,16 @@ def test_pyworker_envelope_is_unwrapped(reference: dict[str, Any]) -> None:
     envelope = {"payload": reference, "auth_data": {"signature": SECRET}, "session_id": None}
 
     assert parse(envelope).workflow == reference["input"]["workflow_json"]
+
+
+@pytest.mark.parametrize("empty", ["", None, {}])
+def test_template_may_stand_beside_fields_that_are_not_set(empty: Any) -> None:
+    job = parse({"input": {"modifier": "A", "modifications": empty, "workflow_json": empty}})
+    own = parse(event(image(), modifier="", modifications=empty))
+
+    assert (job.template, job.modifications, job.workflow) == ("A", {}, {})
+    assert own.template == ""
+    assert own.workflow
 
 
 @pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {"payload": value}])
@@ -116,6 +126,15 @@ def test_unknown_fields_are_ignored() -> None:
         ({"payload": {"nodes": []}}, "the event", "editor format", "Export (API)"),
         ({"1": {"class_type": "A"}}, "input.workflow_json.1", "missing", "'inputs'"),
         ({"1": {"class_type": "A", "inputs": {}}, "2": 5}, "the event", "the keys 1, 2", "input"),
+        (event(image(), modifier="A"), "input", "both 'modifier' and 'workflow_json'", "one of"),
+        (event(image(), modifications={"a": 1}), "modifications", "without 'modifier'", "name"),
+        ({"input": {"modifier": 5}}, "input.modifier", "a number 5", "a string"),
+        ({"input": {"modifier": "A" * 201}}, "input.modifier", "201 characters", "200"),
+        ({"input": {"modifier": "A", "modifications": [1]}}, "modifications", "a list", "object"),
+        ({"input": {"modifier": "A", "modifications": "x"}}, "modifications", "1 characters", "0"),
+        ({"input": {"modifier": "A", "modifications": {"a": float("nan")}}},
+         "input.modifications", "NaN", "JSON"),
+        ({"input": {"modifier": ""}}, "input", "'workflow_json' is missing", "modifier"),
         (event(image(), request_id=7), "input.request_id", "a number 7", "a string"),
         (event(image(), request_id="x" * 201), "input.request_id", "201 characters", "200"),
         (event(image(), s3="x"), "input.s3", "a string", "an object"),

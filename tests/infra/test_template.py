@@ -45,6 +45,7 @@ NOT_SETTINGS = {
 NOT_IN_TEMPLATE = {
     # The image has them.
     *("COMFYUI_HOME", "COMFYUI_DIR", "COMFYUI_PYTHON", "STANDIN_MODELS_DIR"),
+    "WORKFLOW_TEMPLATES",
     # The role has them, the store is AWS.
     *("S3_ACCESS_KEY_ID", "S3_SECRET_ACCESS_KEY", "S3_ENDPOINT_URL"),
     # Lambda does what `lambda-comfyui serve` does elsewhere.

@@ -39,6 +39,7 @@ def url(tmp_path: Path, input_folder: Path) -> Iterator[str]:
         max_body_bytes=LIMIT,
         fit=lambda response: response,
         input_folder=input_folder,
+        templates_folder=input_folder.with_name("templates"),
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         front = HttpFront(create_app(context), listener)
@@ -46,6 +47,20 @@ def url(tmp_path: Path, input_folder: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         front.stop()
     store.close()
+
+
+def test_templates_are_listed_once_their_folder_is_there(url: str, tmp_path: Path) -> None:
+    missing = requests.get(f"{url}/templates", timeout=30)
+    folder = tmp_path / "templates"
+    folder.mkdir()
+    template = {"workflow": workflows.image(), "parameters": {}}
+    (folder / "Image.json").write_text(json.dumps(template))
+
+    listed = requests.get(f"{url}/templates", timeout=30)
+
+    assert missing.status_code == 503
+    assert "WORKFLOW_TEMPLATES: cannot read" in missing.json()["message"]
+    assert listed.json() == {"templates": [{"name": "Image", "description": "", "parameters": {}}]}
 
 
 def upload(url: str, name: str, content: bytes = b"x", **fields: str) -> requests.Response:
