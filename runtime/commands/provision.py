@@ -21,6 +21,7 @@ from runtime.models.manifest import (
     find_manifest,
     read_manifest,
 )
+from runtime.models.merged_files import merged_files
 from runtime.models.s3 import manifest_of_prefix
 from runtime.models.space import RESERVE_BYTES, check_space
 from runtime.provisioning import put_benchmark, run_script
@@ -79,13 +80,9 @@ def _manifests(names: Sequence[str], settings: Settings) -> list[Manifest]:
 def _with_targets(
     manifests: Sequence[Manifest], settings: Settings
 ) -> list[tuple[ModelFile, Path]]:
-    """Each file once: manifests may share some."""
-    files = {
-        model_path(file.folder, file.name, settings): file
-        for manifest in manifests
-        for file in manifest.files
-    }
-    return [(file, target) for target, file in files.items()]
+    return [
+        (file, model_path(file.folder, file.name, settings)) for file in merged_files(manifests)
+    ]
 
 
 def _download(files: Sequence[tuple[ModelFile, Path]], settings: Settings) -> list[FileState]:

@@ -45,6 +45,13 @@ class Manifest:
 
     name: str
     files: tuple[ModelFile, ...]
+    path: Path | None = None
+    """The file that it was read from, None for the content of a bucket."""
+
+    @property
+    def shown(self) -> str:
+        """As messages name it: two files may give their manifests the same name."""
+        return str(self.path or self.name)
 
 
 def configured_manifests(settings: Settings) -> list[Manifest]:
@@ -84,7 +91,7 @@ def read_manifest(path: Path, settings: Settings) -> Manifest:
     files = [_file(given) for given in content["files"]]
     if settings.models_s3_uri:
         files = [_with_copy(file, settings.models_s3_uri) for file in files]
-    return Manifest(name=content["name"], files=tuple(files))
+    return Manifest(name=content["name"], files=tuple(files), path=path)
 
 
 def find_file(manifests: Iterable[Manifest], folder: str | None, name: str) -> ModelFile | None:

@@ -20,6 +20,7 @@ from handler.worker_protocol import ModelUrl
 from runtime.log import log
 from runtime.models.errors import AccessDeniedError, SourceMissingError
 from runtime.models.manifest import Manifest, ModelFile
+from runtime.models.merged_files import merged_files
 from runtime.models.need import Need
 from runtime.models.parts import is_complete, is_placeholder
 from runtime.models.placeholders import put_placeholder, used_bytes
@@ -68,11 +69,11 @@ class ModelSupply:
     """The models of one worker. Call `start` before ComfyUI starts. Any thread may call it."""
 
     def __init__(self, settings: Settings, manifests: Iterable[Manifest]) -> None:
+        """Raises ManifestError for manifests that contradict each other."""
         self._settings = settings
         self._files = {
             _real(model_path(file.folder, file.name, settings)): file
-            for manifest in manifests
-            for file in manifest.files
+            for file in merged_files(manifests)
         }
         root = _real(download_root(settings) / "any").parent
         self._room = Room(root, settings.clean_below_mb * 1_000_000, self._files)

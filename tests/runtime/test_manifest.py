@@ -18,6 +18,8 @@ from runtime.models.manifest import (
     find_manifest,
     read_manifest,
 )
+from runtime.models.merged_files import merged_files
+from runtime.models.supply import ModelSupply
 
 SAMPLE = PROJECT / "events" / "samples" / "direct_wan22_t2v.json"
 GIVEN: dict[str, Any] = {
@@ -160,6 +162,73 @@ def test_file_without_fields_says_what_is_expected(tmp_path: Path) -> None:
 def test_unknown_manifest_names_those_that_are_shipped() -> None:
     with pytest.raises(ManifestError, match=r"no manifest nope: give sd15, wan2\.2-t2v-a14b, or"):
         configured_manifests(Settings(model_manifests=("sd15", "nope")))
+
+
+PLAIN: dict[str, Any] = {"file": "a.safetensors", "folder": "vae", "sources": ["https://h/a"]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        ({"sha256": "0" * 64}, {"sha256": "1" * 64}, f"sha256 {'0' * 64} and {'1' * 64}"),
+        ({"size": 7}, {"size": 8}, "size 7 and 8"),
+        ({}, {"sources": ["https://s3cret@h/b"]}, "without a common source"),
+        ({"sha256": "0" * 64}, {"sources": ["https://h/b"]}, "without a common source"),
+    ],
+    ids=["hashes", "sizes", "sources", "hash-and-other-source"],
+)
+def test_two_manifests_that_contradict_each_other_are_an_error_with_both_names(
+    first: dict[str, Any], second: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    paths = [
+        write(tmp_path / "first.yaml", PLAIN | first),
+        write(tmp_path / "second.yaml", PLAIN | second),
+    ]
+    settings = Settings(model_manifests=tuple(map(str, paths)), models_dirs=(tmp_path,))
+
+    with pytest.raises(ManifestError) as raised:
+        ModelSupply(settings, configured_manifests(settings))
+
+    message = str(raised.value)
+    assert message.startswith(f"vae/a.safetensors has two entries in {paths[0]} and {paths[1]}, ")
+    assert said in message
+    assert "s3cret" not in message
+
+
+def test_one_manifest_that_contradicts_itself_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "m.yaml", PLAIN | {"size": 7}, PLAIN | {"size": 8})
+    monkeypatch.setenv("MODELS_DIR", str(tmp_path / "models"))
+
+    assert cli.main(["provision", str(path)]) == 2
+
+    assert f"vae/a.safetensors has two entries in {path}, with size 7" in capsys.readouterr().err
+
+
+def test_entries_that_agree_are_one_file_with_what_each_of_them_says(tmp_path: Path) -> None:
+    other = PLAIN | {"file": "b.safetensors"}
+    first = write(tmp_path / "first.yaml", PLAIN | {"size": 7, "sha256": "0" * 64}, other)
+    second = write(
+        tmp_path / "second.yaml", PLAIN | {"sha256": "0" * 64, "sources": ["https://h/copy"]}
+    )
+    third = write(tmp_path / "third.yaml", PLAIN | {"licence": "MIT"})
+
+    files = merged_files(read_manifest(path, Settings()) for path in (first, second, third))
+
+    assert [file.name for file in files] == ["a.safetensors", "b.safetensors"]
+    assert files[0].sources == ("https://h/a", "https://h/copy")
+    assert (files[0].size_bytes, files[0].sha256, files[0].licence) == (7, "0" * 64, "MIT")
+
+
+def test_size_that_nobody_has_verified_contradicts_nothing(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "m.yaml", PLAIN | {"size": 8, "unverified": ["size"]}, PLAIN | {"size": 7}
+    )
+
+    (file,) = merged_files([read_manifest(path, Settings())])
+
+    assert file.size_bytes == 7
 
 
 def test_manifest_of_an_event_has_the_known_files(capsys: pytest.CaptureFixture[str]) -> None:
