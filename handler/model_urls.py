@@ -17,12 +17,12 @@ from handler.worker_protocol import ModelUrl
 from handler.workflow import MODEL_SUFFIXES
 
 # Below the folder of its kind. A name of its own for each URL: none replaces another model.
-_FOLDER = "from_url"
+URL_FOLDER = "from_url"
 # Names of files have 255 bytes at most: ext4(5). A download adds endings to them.
 _MAX_NAME_BYTES = 200
 # The others are pickles, which can run code when they are loaded:
 # https://docs.python.org/3/library/pickle.html
-_SAFE_SUFFIXES = (".safetensors", ".sft", ".gguf")
+SAFE_SUFFIXES = (".safetensors", ".sft", ".gguf")
 
 
 def take_model_urls(
@@ -68,10 +68,10 @@ def _model(url: str, folder: str, path: str, settings: Settings) -> ModelUrl:
             f"{path}: models by URL come from the hosts of MODEL_URLS alone, which has not {host}"
         )
     file_name = _file_name(url)
-    if not file_name.lower().endswith(_SAFE_SUFFIXES):
+    if not file_name.lower().endswith(SAFE_SUFFIXES):
         raise InvalidRequest(
             f"{path}: {file_name} can run code when it is loaded;"
-            f" expected one of {', '.join(_SAFE_SUFFIXES)}"
+            f" expected one of {', '.join(SAFE_SUFFIXES)}"
         )
     if not file_name.isprintable() or len(file_name.encode()) > _MAX_NAME_BYTES:
         raise InvalidRequest(
@@ -79,7 +79,7 @@ def _model(url: str, folder: str, path: str, settings: Settings) -> ModelUrl:
             " characters, at the end of the URL's path"
         )
     digest = hashlib.sha256(encoded).hexdigest()[:16]
-    return ModelUrl(url=url, folder=folder, name=f"{_FOLDER}/{digest}/{file_name}")
+    return ModelUrl(url=url, folder=folder, name=f"{URL_FOLDER}/{digest}/{file_name}")
 
 
 def _file_name(url: str) -> str:

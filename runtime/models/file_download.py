@@ -167,7 +167,9 @@ class FileDownload:
                 if source != self.file.sources[-1]:
                     log(f"models: {error}; going on with the next source")
         if not errors:
-            raise SourceMissingError("the manifest names no source for it")
+            raise SourceMissingError(
+                "nothing says where it comes from: name it by its URL again, or in a manifest"
+            )
         raise type(errors[-1])("; then ".join(str(error) for error in errors))
 
     def _download_from(self, source: str) -> None:

@@ -17,6 +17,7 @@ class Need:
     - `awaited`: a loader of ComfyUI waits for them, the first one longest.
     - `named`: running jobs name them, in the order in which they will be loaded.
     - `listed`: all that the manifests list, in their order.
+    - `left`: an earlier worker has left them on the disk, and nothing says where they came from.
     - `loaded`: this ComfyUI has loaded them since it started; it keeps what it still needs.
     """
 
@@ -24,6 +25,7 @@ class Need:
     named: Sequence[Path]
     listed: Sequence[Path]
     loaded: Collection[Path]
+    left: Sequence[Path] = ()
 
     def order(self) -> list[Path]:
         """The models that are to be on the disk, the most urgent first."""
@@ -39,7 +41,7 @@ class Need:
         """
         if wanted not in self.awaited and wanted not in self.named:
             return []
-        unnamed = [path for path in self.listed if path not in self.named]
+        unnamed = [path for path in (*self.listed, *self.left) if path not in self.named]
         loaded = [path for path in self.named if path in self.loaded]
         groups = [sorted(group, key=lambda path: last_used[path]) for group in (unnamed, loaded)]
         if wanted in self.awaited:

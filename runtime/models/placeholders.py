@@ -7,6 +7,7 @@ zeros. The names of the files are explained in runtime/models/parts.py.
 
 import contextlib
 import fcntl
+import os
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,15 +21,39 @@ _BLOCK_BYTES = 512
 
 
 def put_placeholder(file: ModelFile, target: Path) -> None:
-    """Make a placeholder under the model's name, if nothing is there. Raises OSError."""
+    """Make a placeholder under the model's name, if nothing is there. Raises OSError.
+
+    The time of one that is there becomes the present one: somebody needs it.
+    """
     # False also for a link whose placeholder did not survive a crash.
     if target.exists():
+        if is_placeholder(target):
+            os.utime(target, follow_symlinks=False)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     _write_sparse_file(file, target)
     # Another worker may have been faster.
     with contextlib.suppress(FileExistsError):
         target.symlink_to(Parts(target).placeholder.name)
+
+
+def delete_placeholder(target: Path) -> bool:
+    """Delete a placeholder and what was downloaded of its model. Raises OSError.
+
+    False when another process downloads the model at this moment, or has completed it.
+    """
+    parts = Parts(target)
+    if (lock := try_file_lock(parts.lock)) is None:
+        return False
+    try:
+        if not is_placeholder(target):
+            return False
+        # The name goes last: without it, nobody would find the others after a crash.
+        for path in (parts.state, parts.part, parts.placeholder, target):
+            path.unlink(missing_ok=True)
+        return True
+    finally:
+        unlock_file(parts.lock, lock)
 
 
 def remove_model(file: ModelFile, target: Path) -> bool:

@@ -26,6 +26,7 @@ from runtime.models.parts import is_complete, is_placeholder
 from runtime.models.placeholders import put_placeholder, used_bytes
 from runtime.models.prefetch import Prefetcher
 from runtime.models.room import Room
+from runtime.models.url_files import find_url_files
 
 if TYPE_CHECKING:
     from runtime.models.download import Downloader, FileState
@@ -98,8 +99,12 @@ class ModelSupply:
     def start(self) -> None:
         """Put placeholders where models are missing, and begin to download."""
         with self._lock:
+            self._put_placeholders(self._files)
+            for target, file in find_url_files(self._room.root).items():
+                self._files.setdefault(_real(target), file)
+                self._last_used.setdefault(_real(target), _last_access(target))
+                self._of_callers.add(_real(target))
             if self._files:
-                self._put_placeholders(self._files)
                 self._start_downloader()
                 self._schedule()
 
@@ -112,13 +117,14 @@ class ModelSupply:
                 )
                 for model in models
             }
-            new = {target: file for target, file in files.items() if target not in self._files}
-            if not new or self._stopped.is_set():
+            if not files or self._stopped.is_set():
                 return
-            self._files.update(new)
-            self._last_used.update((target, _last_access(target)) for target in new)
-            self._of_callers.update(new)
-            self._put_placeholders(new)
+            self._put_placeholders(files)
+            for target, file in files.items():
+                self._last_used.setdefault(target, _last_access(target))
+                if not self._has_source(target):
+                    self._files[target] = file
+                    self._of_callers.add(target)
             self._start_downloader()
 
     def _put_placeholders(self, files: Mapping[Path, ModelFile]) -> None:
@@ -270,12 +276,16 @@ class ModelSupply:
             self._last_order = coming
             self._downloader.prioritise(coming)
 
+    def _has_source(self, target: Path) -> bool:
+        return target in self._files and bool(self._files[target].sources)
+
     def _need(self) -> Need:
         awaited = [load.target for load in self._loads if not load.is_complete]
         return Need(
             awaited=[target for target in awaited if target in self._files],
             named=[target for job in self._jobs for target in job.targets],
-            listed=list(self._files),
+            listed=[target for target in self._files if self._has_source(target)],
+            left=[target for target in self._files if not self._has_source(target)],
             loaded=self._loaded,
         )
 

@@ -291,7 +291,9 @@ def test_sources_are_tried_in_order_and_all_are_named(server: ModelServer, targe
 
 
 def test_manifest_without_a_source_is_an_error(target: Path) -> None:
-    assert "names no source" in error_of(download(model(), target), SourceMissingError)
+    assert "nothing says where it comes from" in error_of(
+        download(model(), target), SourceMissingError
+    )
 
 
 def test_secrets_of_a_url_are_in_no_message(server: ModelServer, target: Path) -> None:

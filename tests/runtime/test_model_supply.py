@@ -1,7 +1,6 @@
 """The models of a worker: which one arrives first, what a failed download and a small disk cost."""
 
 import os
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from runtime.models.parts import Parts, is_placeholder
 from runtime.models.supply import LoadState, ModelSupply
 from tests.model_server import Faults, ModelServer, model_server
 from tests.processes import wait_until
+from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
 
@@ -230,14 +230,8 @@ class TestSmallDisk:
 
     @pytest.fixture(autouse=True)
     def disk(self, folder: Path) -> Iterator[None]:
-        folder.mkdir()
-        size = sum(SIZES.values()) * 90 // 100
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
-        if subprocess.run(mount, capture_output=True, check=False).returncode:
-            assert "CI" not in os.environ
-            pytest.skip("a small disk needs root")
-        yield
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        with small_disk(folder, sum(SIZES.values()) * 90 // 100):
+            yield
 
     def test_job_loads_all_its_models(self, start: Start, folder: Path) -> None:
         supply = start()

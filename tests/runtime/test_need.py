@@ -62,3 +62,12 @@ def test_no_model_goes_that_a_loader_waits_for(wanted: Path) -> None:
     state = need(awaited=[VAE, LOW], named=[VAE, TEXT, LOW], loaded=[TEXT])
 
     assert not {VAE, LOW} & set(state.removable_for(wanted, LAST_USED))
+
+
+def test_what_an_earlier_worker_left_is_not_brought_and_may_leave() -> None:
+    old = Path("old")
+    need = Need(awaited=[], named=[HIGH], listed=[VAE, HIGH], loaded=(), left=[old])
+
+    assert old not in need.order()
+    assert need.removable_for(HIGH, {VAE: 1.0, HIGH: 2.0, old: 0.0}) == [old, VAE]
+    assert need.removable_for(HIGH, {VAE: 1.0, HIGH: 2.0, old: 3.0}) == [VAE, old]
