@@ -23,6 +23,7 @@ handler/settings.py.
     ├── DownloadError              models/errors.py       a model file; a status for each reason
     │   ├── AccessDeniedError
     │   ├── ConnectionLostError
+    │   ├── DamagedFileError
     │   ├── DiskFullError
     │   ├── ServerFailedError
     │   ├── SourceChangedError

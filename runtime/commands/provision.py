@@ -14,6 +14,7 @@ from handler.settings import Settings
 from runtime.log import log
 from runtime.models.download import Downloader, FileState
 from runtime.models.download_progress import download_display
+from runtime.models.files_in_place import damaged_files
 from runtime.models.manifest import (
     Manifest,
     ModelFile,
@@ -36,10 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MANIFEST",
         help="a manifest of infra/models, or a path; default: MODEL_MANIFESTS, else MODELS_S3_URI",
     )
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--stream",
         action="store_true",
         help="leave the models of MODEL_MANIFESTS to the worker, which downloads while it runs",
+    )
+    which.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare the models that are there with the SHA-256 of their manifests, too",
     )
 
 
@@ -53,12 +60,14 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     manifests = [] if is_streamed else _manifests(args.manifests, settings)
     files = _with_targets(manifests, settings)
     check_space(files)
+    damaged = damaged_files(files) if args.verify else []
     states = _download(files, settings)
-    failures = [state.error for state in states if state.error]
-    for error in failures:
+    missing = [state.error for state in states if state.error]
+    for error in (*damaged, *missing):
         log(f"models: {error}")
-    if failures:
+    if missing:
         log("models: what came is kept, and the next run goes on from there")
+    if failures := [*damaged, *missing]:
         return failures[0].exit_status
     if states:
         size = sum(state.done_bytes for state in states) / 1e9

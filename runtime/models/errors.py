@@ -83,3 +83,9 @@ class TargetError(DownloadError):
     """The folder of a model cannot be written."""
 
     exit_status = 19
+
+
+class DamagedFileError(DownloadError):
+    """A file that is in place has other bytes than its manifest says, or cannot be read."""
+
+    exit_status = 21

@@ -1,10 +1,12 @@
 """`provision` brings what a manifest names, or says why not with a status of its own."""
 
+import errno
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import yaml
 
 from handler.settings import PROJECT, Settings
 from runtime import cli
-from runtime.models import download, space
+from runtime.models import download, files_in_place, space
 from runtime.models.errors import DownloadError
 from runtime.models.patience import Patience
 from runtime.worker.benchmark import benchmark_workflow
@@ -252,6 +254,111 @@ def test_two_commands_on_one_folder_download_once(
     assert (first.returncode, second.returncode) == (0, 0)
     assert "is being downloaded by another process: waiting for it" in said
     assert server.sent_bytes["/a"] <= len(CONTENT) + 1
+
+
+def test_verify_finds_a_wrong_file_of_the_right_size_and_leaves_it_there(
+    server: ModelServer, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = models / "vae" / "a.safetensors"
+    wrong.parent.mkdir()
+    wrong.write_bytes(b"x" * len(CONTENT))
+    right = entry(server.add("right", CONTENT), file="right.safetensors")
+    (models / "vae" / "right.safetensors").write_bytes(CONTENT)
+    missing = entry(server.add("missing", CONTENT), file="missing.safetensors")
+    path = manifest(tmp_path, entry(server.add("a", CONTENT)), right, missing)
+    assert cli.main(["provision", path]) == 0
+    (models / "vae" / "missing.safetensors").unlink()
+    server.requests.clear()
+
+    assert cli.main(["provision", "--verify", path]) == 21
+
+    assert wrong.read_bytes() == b"x" * len(CONTENT)
+    assert (models / "vae" / "missing.safetensors").read_bytes() == CONTENT
+    assert {name for name, _ in server.requests} == {"/missing"}
+    shown = capsys.readouterr().err
+    digest = hashlib.sha256(wrong.read_bytes()).hexdigest()
+    assert f"models: vae/a.safetensors: {wrong} has the SHA-256 {digest}" in shown
+    assert f"the manifest says {SHA256}; delete it and run provision again" in shown
+    assert "models: 2 files were verified, 1 of them are not right" in shown
+
+
+def test_verify_accepts_right_files_and_names_those_without_a_hash(
+    server: ModelServer, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = server.add("a", CONTENT)
+    plain = {"file": "plain.safetensors", "folder": "vae", "sources": [url]}
+    path = manifest(tmp_path, entry(url), plain)
+    assert cli.main(["provision", path]) == 0
+
+    assert cli.main(["provision", "--verify", path]) == 0
+
+    shown = capsys.readouterr().err
+    assert "models: vae/plain.safetensors has no sha256 in its manifest: not verified" in shown
+    assert "models: 1 files were verified, 0 of them are not right" in shown
+
+
+def test_verify_reports_a_file_that_cannot_be_read(
+    server: ModelServer,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = manifest(tmp_path, entry(server.add("a", CONTENT)))
+    assert cli.main(["provision", path]) == 0
+    real_open = Path.open
+
+    def broken(self: Path, *args: Any, **options: Any) -> Any:
+        if self.suffix == ".safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        return real_open(self, *args, **options)
+
+    monkeypatch.setattr(Path, "open", broken)
+
+    assert cli.main(["provision", "--verify", path]) == 21
+
+    assert "cannot be read: Input/output error" in capsys.readouterr().err
+
+
+def test_log_says_how_far_a_long_verification_is(
+    server: ModelServer,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = manifest(tmp_path, entry(server.add("a", CONTENT)))
+    assert cli.main(["provision", path]) == 0
+    (models / "vae" / "a.safetensors").unlink()
+    # A disk that is slow to answer: the hash goes on when the line was shown.
+    shown = threading.Event()
+    os.mkfifo(models / "vae" / "a.safetensors")
+
+    def write() -> None:
+        with (models / "vae" / "a.safetensors").open("wb") as pipe:
+            pipe.write(CONTENT[:500_000])
+            shown.wait()
+            pipe.write(CONTENT[500_000:])
+
+    monkeypatch.setattr(files_in_place, "is_complete", lambda file, target: True)
+    monkeypatch.setattr("runtime.models.download_progress._LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(
+        "runtime.models.download_progress.log", lambda text: "of" in text and shown.set()
+    )
+    monkeypatch.setattr("runtime.commands.provision._download", lambda files, settings: [])
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+
+    assert cli.main(["provision", "--verify", path]) == 0
+
+    assert shown.is_set()
+
+
+def test_verify_leaves_nothing_to_the_worker(models: Path) -> None:
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["provision", "--stream", "--verify"])
+
+    assert raised.value.code == 2
 
 
 @pytest.fixture
