@@ -39,6 +39,9 @@ class Faults:
     dripping_answers: int = 0
     """How many answers come at `drip_bytes_per_s`; -1: all."""
     drip_bytes_per_s: float = 10.0
+    """Also of the headers, if these drip."""
+    drips_headers: bool = False
+    """The headers come at that rate, and have no end."""
     has_no_ranges: bool = False
     has_unknown_size: bool = False
     """Ranges are of a file of unknown size."""
@@ -139,7 +142,9 @@ class _Handler(BaseHTTPRequestHandler):
             status = 401
         if path not in self.owner.files and not faults.redirects_to:
             status = 404
-        if status:
+        if faults.drips_headers:
+            self._drip_headers(faults.drip_bytes_per_s)
+        elif status:
             self._refuse(status, faults.retry_after)
         elif faults.redirects_to:
             self.send_response(302)
@@ -159,6 +164,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(self.owner.files[path])))
         self.send_header("ETag", self.owner.etags[path])
         self.end_headers()
+
+    def _drip_headers(self, bytes_per_s: float) -> None:
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(b"HTTP/1.1 206 Partial Content\r\nX-Drip: ")
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(1 / bytes_per_s)
 
     def _send_until_closed(self) -> None:
         self.close_connection = True

@@ -191,6 +191,7 @@ class Downloader:
             with self.changed:
                 now, is_first = time.monotonic(), True
                 for download in self._order:
+                    download.end_late_request(now)
                     if transfer := download.transfer:
                         transfer.check_speed(now, is_first=is_first)
                         is_first = is_first and not transfer.is_running

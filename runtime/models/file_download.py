@@ -117,6 +117,10 @@ class FileDownload:
             )
             self._thread.start()
 
+    def end_late_request(self, now: float) -> None:
+        """Leave a source that sends its first answer byte by byte: no Transfer watches that."""
+        self._connection.end_late_request(now)
+
     def stop(self) -> None:
         """End the thread and wait for it. `stopped` is set, and `changed` is not held."""
         self._connection.abort()

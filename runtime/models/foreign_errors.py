@@ -17,6 +17,7 @@ from runtime.models.errors import (
     DownloadError,
     SourceMissingError,
     TargetError,
+    TooSlowError,
 )
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -39,6 +40,7 @@ def disk_errors(target: Path) -> Iterator[None]:
 def network_errors(shown_source: str) -> Iterator[None]:
     """Raises ConnectionLostError for the errors of sockets, AccessDeniedError for a forbidden host.
 
+    A TooSlowError of a connection, whose answer comes byte by byte, gets the name of its source.
     An error of a certificate does not pass by itself, so it is an AccessDeniedError, too. A URL
     that is not valid is a SourceMissingError without the reason, which may have the URL in it.
     """
@@ -46,6 +48,8 @@ def network_errors(shown_source: str) -> Iterator[None]:
         yield
     except ForbiddenAddress as error:
         raise AccessDeniedError(f"{shown_source}: {error}") from None
+    except TooSlowError as error:
+        raise TooSlowError(f"{shown_source}: {error}") from None
     except ssl.SSLCertVerificationError as error:
         raise AccessDeniedError(f"{shown_source}: {error.verify_message}") from None
     except (ValueError, http.client.InvalidURL):

@@ -9,6 +9,7 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from functools import cache, cached_property, lru_cache
 from typing import Any
@@ -18,10 +19,13 @@ from urllib.request import getproxies, proxy_bypass
 import certifi
 
 from handler.outbound import Allowed, addresses_of
+from runtime.models.errors import TooSlowError
 
 # The longest time without one byte of an answer.
 READ_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
+# From the beginning of a connection until all headers are there: they may come byte by byte.
+ANSWER_WITHIN_S = 60.0
 # Simple servers let five connections wait to be accepted (request_queue_size of socketserver). A
 # kernel drops the others, whose next attempt takes a second.
 _NEW_AT_ONCE = 4
@@ -34,7 +38,7 @@ def connection_gate() -> threading.Semaphore:
 
 
 class HttpConnection:
-    """The connection of one thread. Only `abort` may be called by another one."""
+    """The connection of one thread. Others may call `abort`, `interrupt` and `end_late_request`."""
 
     def __init__(self, gate: threading.Semaphore) -> None:
         self._gate = gate
@@ -42,6 +46,8 @@ class HttpConnection:
         self._connection: http.client.HTTPConnection | None = None
         self._response: http.client.HTTPResponse | None = None
         self._aborted = False
+        self._asked_at: float | None = None
+        self._is_late = False
 
     @cached_property
     def buffer(self) -> memoryview:
@@ -53,9 +59,23 @@ class HttpConnection:
     ) -> http.client.HTTPResponse:
         """Ask for a URL, without following redirects.
 
-        `allowed` restricts the addresses of a caller's URL. Raises ForbiddenAddress, OSError or
-        http.client.HTTPException.
+        `allowed` restricts the addresses of a caller's URL. Raises ForbiddenAddress, TooSlowError,
+        OSError or http.client.HTTPException.
         """
+        self._asked_at, self._is_late = time.monotonic(), False
+        try:
+            return self._get(url, headers, allowed)
+        finally:
+            self._asked_at = None
+            # Instead of any error, and of an answer: headers that are cut count as complete.
+            if self._is_late:
+                raise TooSlowError(
+                    f"no answer within {ANSWER_WITHIN_S:g} s, which is too slow to wait for"
+                )
+
+    def _get(
+        self, url: str, headers: Mapping[str, str], allowed: Allowed | None
+    ) -> http.client.HTTPResponse:
         parts = urlsplit(url)
         server = (parts.scheme, parts.netloc, allowed)
         if self._aborted:
@@ -66,7 +86,7 @@ class HttpConnection:
         try:
             return self._ask(parts, headers)
         except (ConnectionError, http.client.BadStatusLine):
-            if self._aborted:
+            if self._aborted or self._is_late:
                 raise
             # The server has closed the connection since the last answer, which is its right.
             return self._ask_anew(parts, server, headers)
@@ -91,6 +111,13 @@ class HttpConnection:
             except OSError:
                 return
 
+    def end_late_request(self, now: float) -> None:
+        """End a request that has been without its answer for too long. Any thread may call it."""
+        asked_at = self._asked_at
+        if asked_at is not None and now - asked_at > ANSWER_WITHIN_S:
+            self._is_late = True
+            self.interrupt()
+
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
@@ -103,7 +130,9 @@ class HttpConnection:
         self, parts: SplitResult, server: tuple[Any, ...], headers: Mapping[str, str]
     ) -> http.client.HTTPResponse:
         self.close()
+        self._asked_at = None
         with self._gate:
+            self._asked_at = time.monotonic()
             self._connection = _connection_to(
                 parts, _proxy_of(parts.scheme, parts.netloc), server[2]
             )

@@ -267,6 +267,30 @@ def test_only_source_that_drips_is_an_error(server: ModelServer, target: Path) -
     assert "too slow to wait for" in error_of(state, TooSlowError)
 
 
+def test_source_whose_headers_drip_is_left_for_the_next(
+    server: ModelServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_connection, "ANSWER_WITHIN_S", 0.5)
+    slow = server.add("slow", CONTENT, Faults(drips_headers=True))
+    patience = replace(IMPATIENT, window_s=0.5)
+
+    assert download(model(slow, server.add("a", CONTENT)), target, patience).error is None
+
+    assert_is_there(target)
+    assert [path for path, _ in server.requests].count("/slow") == 1
+
+
+def test_only_source_whose_headers_drip_is_an_error(
+    server: ModelServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_connection, "ANSWER_WITHIN_S", 0.5)
+    slow = server.add("a", CONTENT, Faults(drips_headers=True))
+
+    state = download(model(slow), target, replace(IMPATIENT, window_s=0.5))
+
+    assert "no answer within 0.5 s, which is too slow to wait for" in error_of(state, TooSlowError)
+
+
 def test_other_size_than_in_the_manifest_is_an_error(server: ModelServer, target: Path) -> None:
     state = download(model(server.add("a", CONTENT[:-1])), target)
 
