@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,12 @@ from handler.model_folders import download_root, model_path
 from handler.settings import Settings
 from handler.worker_protocol import ModelUrl
 from runtime.log import log
-from runtime.models.errors import AccessDeniedError, SourceMissingError
+from runtime.models.errors import (
+    AccessDeniedError,
+    DiskFullError,
+    DownloadError,
+    SourceMissingError,
+)
 from runtime.models.manifest import Manifest, ModelFile
 from runtime.models.merged_files import merged_files
 from runtime.models.need import Need
@@ -86,6 +91,7 @@ class ModelSupply:
         self._loaded: set[Path] = set()
         self._last_used = {target: _last_access(target) for target in self._files}
         self._no_room: dict[Path, str] = {}
+        self._lacks_room: set[Path] = set()
         self._blocked_since: float | None = None
         self._last_order: list[Path] = []
         self._stopped = threading.Event()
@@ -236,12 +242,12 @@ class ModelSupply:
                 return LoadState(is_complete=True)
             if target in self._no_room:
                 return LoadState(failure=self._no_room[target])
-            download = self._download(target)
-        if download and download.error:
+            download, error = self._download(target), self._error(target)
+        if error:
             is_request_wrong = target in self._of_callers and isinstance(
-                download.error, (SourceMissingError, AccessDeniedError)
+                error, (SourceMissingError, AccessDeniedError)
             )
-            return LoadState(failure=str(download.error), is_request_wrong=is_request_wrong)
+            return LoadState(failure=str(error), is_request_wrong=is_request_wrong)
         done_bytes = download.done_bytes if download else 0
         return LoadState(done_bytes=done_bytes, total_bytes=self._size(target))
 
@@ -258,10 +264,8 @@ class ModelSupply:
             self._no_room.pop(target, None)
         blocked = None
         for target in order:
-            download = self._download(target)
-            is_coming = download is not None and not download.is_final
-            has_failed = download is not None and download.error and target not in retried
-            if is_coming or has_failed or is_complete(self._files[target], target):
+            has_failed = self._error(target) and target not in retried
+            if self._is_coming(target) or has_failed or is_complete(self._files[target], target):
                 continue
             if target in self._no_room:
                 continue
@@ -270,6 +274,7 @@ class ModelSupply:
                 break
             allowed = self._settings.outbound_allow if target in self._of_callers else None
             self._downloader.add(self._files[target], target, allowed)
+            self._lacks_room.discard(target)
         self._note_blocked(blocked, need)
         coming = [target for target in order if self._is_coming(target)]
         if coming != self._last_order:
@@ -329,6 +334,22 @@ class ModelSupply:
             return self._downloader.state(target) if self._downloader else None
         except KeyError:
             return None
+
+    def _error(self, target: Path) -> DownloadError | None:
+        """Why the download has failed; None where it is only to wait for room on the disk.
+
+        That is if the source has told the size of the file when there was no room: it is known now.
+        """
+        download = self._download(target)
+        if download is None or download.error is None or target in self._lacks_room:
+            return None
+        file = self._files[target]
+        is_news = download.size_bytes not in (file.size_bytes, file.expected_bytes)
+        if isinstance(download.error, DiskFullError) and is_news:
+            self._files[target] = replace(file, expected_bytes=download.size_bytes)
+            self._lacks_room.add(target)
+            return None
+        return download.error
 
     def _size(self, target: Path) -> int:
         file, download = self._files[target], self._download(target)

@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 def start(folder: Path, server: ModelServer) -> Iterator[Start]:
     with ExitStack() as stack:
 
-        def start(**sizes: int) -> ModelSupply:
+        def start(**sizes: int | None) -> ModelSupply:
             files = [
                 ModelFile(
                     name=f"{name}.safetensors",
@@ -53,7 +53,12 @@ def start(folder: Path, server: ModelServer) -> Iterator[Start]:
                 )
                 for name, size in (sizes or SIZES).items()
             ]
-            settings = Settings(models_dirs=(folder,), comfyui_dir=folder / "no", clean_below_mb=0)
+            settings = Settings(
+                models_dirs=(folder,),
+                comfyui_dir=folder / "no",
+                clean_below_mb=0,
+                outbound_allow=Allowed.parse("127.0.0.1"),
+            )
             supply = ModelSupply(settings, [Manifest(name="test", files=tuple(files))])
             stack.callback(supply.stop)
             supply.start()
@@ -282,4 +287,48 @@ class TestSmallDisk:
         state = load(supply, path_of(folder, "huge"))[-1]
 
         assert "has no room for huge.safetensors, 100000000 bytes" in state.failure
+        assert load(supply, path_of(folder, "vae"))[-1].is_complete
+
+    def test_room_is_made_for_a_model_by_url_whose_size_only_its_source_knows(
+        self, start: Start, folder: Path, server: ModelServer
+    ) -> None:
+        supply = start(**{name: size for name, size in SIZES.items() if name != "low"})
+        for name in ("vae", "text", "high"):
+            assert load(supply, path_of(folder, name))[-1].is_complete
+        url = f"{server.url}/low.safetensors"
+        model = ModelUrl(url=url, folder="vae", name="from_url/1/low.safetensors")
+
+        supply.add_urls([model])
+        supply.begin_job([model.name])
+
+        assert load(supply, folder / "vae" / model.name)[-1] == LoadState(is_complete=True)
+        assert is_placeholder(path_of(folder, "text"))
+        assert not is_placeholder(path_of(folder, "high"))
+
+    def test_file_whose_size_only_its_source_knows_waits_for_room(
+        self, start: Start, folder: Path
+    ) -> None:
+        supply = start(**SIZES | {"low": None})
+        with ExitStack() as low, ExitStack() as others:
+            for name in ("vae", "text", "high"):
+                states = others.enter_context(supply.load(path_of(folder, name)))
+                assert list(states)[-1].is_complete
+            waits = low.enter_context(supply.load(path_of(folder, "low")))
+            assert any(state.total_bytes == SIZES["low"] for state in waits)
+
+            others.close()
+
+            assert list(waits)[-1].is_complete
+
+    def test_file_that_proves_larger_than_the_disk_fails_its_job_with_the_reason(
+        self, start: Start, folder: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("runtime.models.supply._RELEASED_WITHIN_S", 0.5)
+        server.add("huge.safetensors", bytes(100 * MB))
+        supply = start(**SIZES, huge=None)
+
+        state = load(supply, path_of(folder, "huge"))[-1]
+
+        assert "has no room for huge.safetensors, 100000000 bytes" in state.failure
+        assert len([path for path, _ in server.requests if path == "/huge.safetensors"]) == 1
         assert load(supply, path_of(folder, "vae"))[-1].is_complete
