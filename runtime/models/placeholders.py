@@ -72,7 +72,8 @@ def remove_model(file: ModelFile, target: Path) -> bool:
             unlock_file(parts.lock, lock)
     if is_placeholder(target) or not target.exists():
         return True
-    with target.open("rb") as model:
+    # NFS gives an exclusive lock to those alone who may write: flock(2).
+    with target.open("r+b" if os.access(target, os.W_OK) else "rb") as model:
         if not _is_locked(model):
             return False
         _write_sparse_file(file, target)

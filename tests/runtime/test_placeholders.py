@@ -1,10 +1,12 @@
 """Placeholders: what they look like to ComfyUI, to readers that do not ask, and after a removal."""
 
+import errno
 import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +94,42 @@ def test_model_that_a_loader_holds_is_not_removed(target: Path) -> None:
         assert not remove_model(MODEL, target)
 
     assert is_complete(MODEL, target)
+
+
+@pytest.fixture
+def nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks as NFS gives them: flock(2). The machines of the tests have no such mount."""
+    flock = fcntl.flock
+
+    def flock_of_nfs(file: Any, operation: int) -> None:
+        descriptor = file if isinstance(file, int) else file.fileno()
+        mode = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
+        if operation & fcntl.LOCK_EX and mode == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_of_nfs)
+
+
+@pytest.mark.usefixtures("nfs")
+def test_model_on_nfs_is_removed_unless_a_loader_holds_it(target: Path) -> None:
+    target.parent.mkdir()
+    target.write_bytes(os.urandom(SIZE))
+
+    with target.open("rb") as loader:
+        fcntl.flock(loader, fcntl.LOCK_SH)
+        assert not remove_model(MODEL, target)
+
+    assert remove_model(MODEL, target)
+    assert is_placeholder(target)
+
+
+def test_model_that_may_only_be_read_is_removed(target: Path) -> None:
+    target.parent.mkdir()
+    target.write_bytes(os.urandom(SIZE))
+    target.chmod(0o444)
+
+    assert remove_model(MODEL, target)
 
 
 def test_model_that_just_got_its_name_is_not_removed(target: Path) -> None:
