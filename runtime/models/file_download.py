@@ -26,6 +26,7 @@ from runtime.models.errors import (
 )
 from runtime.models.file_state import FileState, Phase
 from runtime.models.foreign_errors import defects, disk_errors
+from runtime.models.header import HEADER_BYTES, lacks_header
 from runtime.models.http_connection import HttpConnection
 from runtime.models.manifest import ModelFile
 from runtime.models.part_file import Origin, PartFile, done_bytes_on_disk
@@ -241,6 +242,11 @@ class FileDownload:
                     f" expected {origin.sha256}"
                 )
             with disk_errors(self.target):
+                beginning = memoryview(bytearray(HEADER_BYTES))
+                if lacks_header(self.file.name, bytes(beginning[: part.read_into(beginning, 0)])):
+                    raise WrongHashError(
+                        f"{shown(remote.source)}: the file begins with zeros, so it is no model"
+                    )
                 part.finish(self.target)
         except (WrongHashError, SourceChangedError):
             part.discard()

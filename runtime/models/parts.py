@@ -16,6 +16,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.models.header import is_copied_placeholder
 from runtime.models.manifest import ModelFile
 
 
@@ -55,11 +56,12 @@ def is_placeholder(target: Path) -> bool:
 
 
 def is_complete(file: ModelFile, target: Path) -> bool:
-    """Whether the model is there, in the size of its manifest, and is no placeholder."""
+    """Whether the model is there, in its size: no placeholder, and no copy of one."""
     try:
         status = target.stat()
     except (OSError, ValueError):
         return False
     # Asked last: another process may have put a placeholder there, whose size is that of the model.
     is_model = stat.S_ISREG(status.st_mode) and not is_placeholder(target)
-    return is_model and file.size_bytes in (None, status.st_size)
+    has_size = file.size_bytes in (None, status.st_size)
+    return is_model and has_size and not is_copied_placeholder(target)

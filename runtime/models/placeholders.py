@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+from runtime.models.header import is_copied_placeholder
 from runtime.models.manifest import ModelFile
 from runtime.models.parts import Parts, is_placeholder
 from runtime.process.file_lock import try_file_lock, unlock_file
@@ -21,14 +22,17 @@ _BLOCK_BYTES = 512
 
 
 def put_placeholder(file: ModelFile, target: Path) -> None:
-    """Make a placeholder under the model's name, if nothing is there. Raises OSError.
+    """Make a placeholder under the model's name, if no model is there. Raises OSError.
 
-    The time of one that is there becomes the present one: somebody needs it.
+    The time of one that is there becomes the present one: somebody needs it. A copy of one, which
+    may take the space of the model, is replaced.
     """
     # False also for a link whose placeholder did not survive a crash.
     if target.exists():
         if is_placeholder(target):
             os.utime(target, follow_symlinks=False)
+        elif is_copied_placeholder(target):
+            _replace_copy(file, target)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     _write_sparse_file(file, target)
@@ -76,17 +80,34 @@ def remove_model(file: ModelFile, target: Path) -> bool:
     with target.open("r+b" if os.access(target, os.W_OK) else "rb") as model:
         if not _is_locked(model):
             return False
-        _write_sparse_file(file, target)
-        link = target.with_name(f"{target.name}.placeholder.link")
-        link.unlink(missing_ok=True)
-        link.symlink_to(parts.placeholder.name)
-        link.replace(target)
+        _replace_by_placeholder(file, target)
     return True
 
 
 def used_bytes(target: Path) -> int:
     """The disk space of the model, or of what was downloaded of it so far."""
     return sum(_allocated_bytes(path) for path in (target, Parts(target).part))
+
+
+def _replace_copy(file: ModelFile, target: Path) -> None:
+    parts = Parts(target)
+    if (lock := try_file_lock(parts.lock)) is None:
+        # The model that another process downloads will replace it.
+        return
+    try:
+        if is_copied_placeholder(target):
+            _replace_by_placeholder(file, target)
+    finally:
+        unlock_file(parts.lock, lock)
+
+
+def _replace_by_placeholder(file: ModelFile, target: Path) -> None:
+    """Without a moment in which there is nothing under the name."""
+    _write_sparse_file(file, target)
+    link = target.with_name(f"{target.name}.placeholder.link")
+    link.unlink(missing_ok=True)
+    link.symlink_to(Parts(target).placeholder.name)
+    link.replace(target)
 
 
 def _is_locked(file: IO[Any]) -> bool:

@@ -24,6 +24,7 @@ from runtime.models.errors import (
     DownloadError,
     SourceMissingError,
 )
+from runtime.models.header import is_copied_placeholder
 from runtime.models.manifest import Manifest, ModelFile
 from runtime.models.merged_files import merged_files
 from runtime.models.need import Need
@@ -231,10 +232,10 @@ class ModelSupply:
     def _state(self, target: Path) -> LoadState:
         file = self._files.get(target)
         if file is None:
-            is_left_over = is_placeholder(target)
+            is_left_over = is_placeholder(target) or is_copied_placeholder(target)
             failure = (
-                f"{target.name} is a placeholder, and no manifest of this worker names it: list it"
-                f" in one of MODEL_MANIFESTS, or delete {target}"
+                f"{target.name} is a placeholder or the copy of one, and no manifest of this worker"
+                f" names it: list it in one of MODEL_MANIFESTS, or delete {target}"
             )
             return LoadState(failure=failure) if is_left_over else LoadState(is_complete=True)
         with self._lock:

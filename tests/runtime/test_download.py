@@ -242,6 +242,16 @@ def test_empty_file_is_no_model(server: ModelServer, target: Path) -> None:
     assert "the file is empty" in message
 
 
+def test_file_that_begins_with_zeros_is_an_error(server: ModelServer, target: Path) -> None:
+    """It counted as missing when it was there, and would come again and again."""
+    url = server.add("a", bytes(SIZE))
+
+    message = error_of(download(model(url, sha256=None), target), WrongHashError)
+
+    assert "begins with zeros, so it is no model" in message
+    assert len([path for path, _ in server.requests]) < 40
+
+
 def test_connection_that_drips_is_left_for_another(server: ModelServer, target: Path) -> None:
     url = server.add("a", CONTENT, Faults(dripping_answers=1))
     server.bytes_per_s = 4_000_000
@@ -528,7 +538,7 @@ def test_folder_that_cannot_be_made_is_an_error(server: ModelServer, tmp_path: P
 
 def test_first_file_of_the_order_gets_the_connections(server: ModelServer, tmp_path: Path) -> None:
     server.bytes_per_s = 20_000_000
-    content = bytes(8_000_000)
+    content = b"x" * 8_000_000
     names = ["a", "b", "c"]
     targets = {name: tmp_path / name for name in names}
     with Downloader(Settings(), connections=4) as downloader:

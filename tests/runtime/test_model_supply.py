@@ -82,7 +82,7 @@ def test_missing_models_have_placeholders_at_once(
 ) -> None:
     server.bytes_per_s = 1
     path_of(folder, "vae").parent.mkdir(parents=True)
-    path_of(folder, "vae").write_bytes(bytes(SIZES["vae"]))
+    path_of(folder, "vae").write_bytes(b"x" * SIZES["vae"])
 
     start()
 
@@ -161,6 +161,31 @@ def test_placeholder_that_no_manifest_names_is_no_model(start: Start, folder: Pa
 
     assert not state.is_complete
     assert "no manifest of this worker names it" in state.failure
+
+
+def test_copy_of_a_placeholder_that_no_manifest_names_is_no_model(
+    start: Start, folder: Path
+) -> None:
+    supply = start()
+    stranger = path_of(folder, "stranger")
+    stranger.write_bytes(bytes(1000))
+
+    state = load(supply, stranger)[-1]
+
+    assert not state.is_complete
+    assert "the copy of one" in state.failure
+
+
+def test_copy_of_a_placeholder_is_replaced_by_the_model(
+    start: Start, folder: Path, server: ModelServer
+) -> None:
+    path = path_of(folder, "vae")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(SIZES["vae"]))
+
+    assert load(start(), path)[-1].is_complete
+
+    assert path.read_bytes() == server.files["/vae.safetensors"]
 
 
 def test_folder_that_cannot_be_made_fails_the_loads_and_not_the_worker(

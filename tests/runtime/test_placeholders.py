@@ -56,12 +56,72 @@ def test_link_whose_placeholder_is_gone_gets_another(target: Path) -> None:
 @pytest.mark.parametrize("size", [SIZE, 10])
 def test_file_that_is_there_stays(target: Path, size: int) -> None:
     target.parent.mkdir()
-    target.write_bytes(bytes(size))
+    target.write_bytes(b"x" * size)
 
     put_placeholder(MODEL, target)
 
     assert not target.is_symlink()
     assert target.stat().st_size == size
+
+
+@pytest.fixture(params=["auto", "never"])
+def copied(request: pytest.FixtureRequest, target: Path, tmp_path: Path) -> Path:
+    """A model in a copy of the folder, in which links were followed. rsync writes all zeros."""
+    put_placeholder(MODEL, target)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    line = ["cp", "-rL", f"--sparse={request.param}", str(target.parent), str(copy)]
+    subprocess.run(line, check=True)
+    return copy / target.parent.name / target.name
+
+
+def test_copy_of_a_placeholder_is_no_model(copied: Path) -> None:
+    assert copied.stat().st_size == SIZE
+    assert not copied.is_symlink()
+
+    assert not is_complete(MODEL, copied)
+
+
+def test_copy_of_a_placeholder_becomes_a_placeholder(copied: Path) -> None:
+    put_placeholder(MODEL, copied)
+
+    assert is_placeholder(copied)
+    assert copied.stat().st_size == SIZE
+    assert used_bytes(copied) == 0
+
+
+def test_copy_that_another_process_replaces_by_the_model_stays(copied: Path) -> None:
+    with Parts(copied).lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        put_placeholder(MODEL, copied)
+
+    assert not is_placeholder(copied)
+
+
+def test_file_of_another_format_may_begin_with_zeros(target: Path) -> None:
+    target = target.with_suffix(".npy")
+    target.parent.mkdir()
+    target.write_bytes(bytes(SIZE))
+
+    assert is_complete(MODEL, target)
+
+
+def test_model_that_replaces_a_copy_of_its_placeholder_is_complete(copied: Path) -> None:
+    assert not is_complete(MODEL, copied)
+
+    copied.write_bytes(b"x" * SIZE)
+
+    assert is_complete(MODEL, copied)
+
+
+def test_look_at_a_header_is_no_use_of_the_model(target: Path) -> None:
+    target.parent.mkdir()
+    target.write_bytes(b"x" * SIZE)
+    os.utime(target, (0, 1))
+
+    assert is_complete(MODEL, target)
+
+    assert target.stat().st_atime == 0
 
 
 def test_removed_model_is_a_placeholder_whose_space_is_free(target: Path) -> None:
