@@ -2,12 +2,14 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from handler.settings import PROJECT
+from handler.settings import PROJECT, Settings
+from runtime.models.manifest import find_manifest, read_manifest
 from tests.events.samples import sample
 
 GUIDE = (PROJECT / "docs" / "deploy-aws.md").read_text()
@@ -21,17 +23,41 @@ def weights_of(event: dict[str, Any]) -> set[str]:
     return {node["inputs"][key] for node in nodes for key in LOADED if key in node["inputs"]}
 
 
+def section(heading: str) -> str:
+    return GUIDE.partition(f"### {heading}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+
+
 def uploaded(heading: str) -> set[str]:
-    """The files that the commands below a heading bring."""
-    section = GUIDE.partition(f"### {heading}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
-    return {Path(url).name for url in re.findall(r"^weight \w+ +(\S+)", section, re.MULTILINE)}
+    """The files that the commands below a heading bring, one by one or by a manifest."""
+    text = section(heading)
+    urls = re.findall(r"^weight \w+ +(\S+)", text, re.MULTILINE)
+    names = re.findall(r"lambda-comfyui provision (\S+)", text)
+    manifests = [read_manifest(find_manifest(name), Settings()) for name in names]
+    return {
+        *(Path(url).name for url in urls),
+        *(file.name for manifest in manifests for file in manifest.files),
+    }
 
 
-@pytest.mark.parametrize("profile", ["sd15", "wan22"])
-def test_guide_brings_the_weights_that_the_sample_of_a_profile_loads(profile: str) -> None:
-    name = {"sd15": "direct_sd15", "wan22": "direct_wan22_t2v"}[profile]
-
+@pytest.mark.parametrize(
+    ("profile", "name"),
+    [
+        ("sd15", "direct_sd15"),
+        ("wan22", "direct_wan22_t2v"),
+        ("wan22-streaming", "direct_wan22_t2v"),
+    ],
+)
+def test_guide_brings_the_weights_that_the_sample_of_a_profile_loads(
+    profile: str, name: str
+) -> None:
     assert weights_of(sample(name)) <= uploaded(f"Weights for {profile}")
+
+
+def test_guide_uploads_below_the_prefix_of_the_streaming_profile() -> None:
+    given = tomllib.loads(CONFIG)["wan22-streaming"]["deploy"]["parameters"]["parameter_overrides"]
+    prefix = dict(item.split("=", 1) for item in given)["ModelsPrefix"]
+
+    assert f"weights s3://$MODELS_BUCKET/{prefix}\n" in section("Weights for wan22-streaming")
 
 
 def test_shell_of_the_guide_reads_region_and_stack_from_the_profile(tmp_path: Path) -> None:

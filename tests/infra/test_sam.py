@@ -11,13 +11,14 @@ from typing import Any
 import boto3
 import pytest
 
-from handler.settings import PROJECT
+from handler.settings import PROJECT, Settings
+from runtime.models.manifest import find_manifest, read_manifest
 from tests.aws import moto_server
 from tests.infra.template import needs_sam, parameter, run_tool, template
 
 pytestmark = [needs_sam, pytest.mark.slow]
 
-PROFILES = ("sd15", "wan22")
+PROFILES = ("sd15", "wan22", "wan22-streaming")
 REGION = "eu-west-1"  # not the one of run_tool's environment
 # vCPU and GiB of the instance types in the profiles.
 INSTANCES = {"g6.xlarge": (4, 16), "g6.2xlarge": (8, 32), "g6e.2xlarge": (8, 64)}
@@ -133,6 +134,19 @@ def test_environments_fit_their_instances(profile: str) -> None:
     # One instance more than needed, so that one can be replaced.
     assert int(given["MaxVCpuCount"]) == vcpu * (environments + 1)
     assert int(given["MaxConcurrentJobs"]) == environments * int(given["JobsPerEnvironment"])
+
+
+def test_tmp_of_the_streaming_profile_holds_all_models_but_the_text_encoder() -> None:
+    """ComfyUI keeps the text encoder in memory when it needs the last of the others."""
+    given = values("wan22-streaming")
+    manifest = read_manifest(find_manifest(given["ModelManifests"]), Settings())
+    sizes = {file.folder: 0 for file in manifest.files}
+    for file in manifest.files:
+        sizes[file.folder] += file.size_bytes or 0
+    usable_bytes = int(given["TmpMiB"]) * 1024**2 - Settings().clean_below_mb * 1_000_000
+
+    assert sum(sizes.values()) > usable_bytes
+    assert sum(sizes.values()) - sizes["text_encoders"] < usable_bytes
 
 
 @pytest.fixture(scope="module")
