@@ -11,9 +11,10 @@ import pytest
 from handler.outbound import Allowed
 from handler.settings import Settings
 from handler.worker_protocol import ModelUrl
+from runtime.models.load_state import LoadState
 from runtime.models.manifest import Manifest, ModelFile
 from runtime.models.parts import Parts, is_placeholder
-from runtime.models.supply import LoadState, ModelSupply
+from runtime.models.supply import ModelSupply
 from tests.model_server import Faults, ModelServer, model_server
 from tests.processes import wait_until
 from tests.small_disk import small_disk
@@ -306,7 +307,7 @@ class TestSmallDisk:
     def test_model_that_is_larger_than_the_disk_fails_its_job_with_the_reason(
         self, start: Start, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("runtime.models.supply._RELEASED_WITHIN_S", 0.5)
+        monkeypatch.setattr("runtime.models.schedule._RELEASED_WITHIN_S", 0.5)
         supply = start(**SIZES, huge=100 * MB)
 
         state = load(supply, path_of(folder, "huge"))[-1]
@@ -348,7 +349,7 @@ class TestSmallDisk:
     def test_file_that_proves_larger_than_the_disk_fails_its_job_with_the_reason(
         self, start: Start, folder: Path, server: ModelServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("runtime.models.supply._RELEASED_WITHIN_S", 0.5)
+        monkeypatch.setattr("runtime.models.schedule._RELEASED_WITHIN_S", 0.5)
         server.add("huge.safetensors", bytes(100 * MB))
         supply = start(**SIZES, huge=None)
 

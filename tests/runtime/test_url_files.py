@@ -12,9 +12,10 @@ from handler.model_urls import take_model_urls
 from handler.outbound import Allowed
 from handler.settings import Settings
 from handler.worker_protocol import ModelUrl
+from runtime.models.load_state import LoadState
 from runtime.models.manifest import Manifest, ModelFile
 from runtime.models.parts import Parts, is_placeholder
-from runtime.models.supply import LoadState, ModelSupply
+from runtime.models.supply import ModelSupply
 from tests.model_server import ModelServer, model_server
 from tests.processes import wait_until
 from tests.small_disk import small_disk
