@@ -4,6 +4,9 @@ Runs in ComfyUI's interpreter: `scaled_wan.py COMFYUI_DIR STANDINS FOLDER`. The 
 are the real ones: VAE 0.7 %, text encoder 19 %, each diffusion model 40 %. They are noise in
 layouts that ComfyUI's loaders accept, so each byte that is loaded is read. Text encoder and VAE are
 the stand-in weights with more tensors.
+
+All have 32-bit numbers, which a CPU loads as they are. The real weights have 8-bit numbers, which a
+GPU loads as they are; a CPU would make four bytes of each.
 """
 
 import sys
@@ -12,7 +15,7 @@ from pathlib import Path
 from large_models import wan_shapes, write  # type: ignore[import-not-found]
 
 LAYERS = 5
-TEXT_BLOCKS = 15
+TEXT_BLOCKS = 4
 VAE_BYTES = 25_000_000
 HIGH = "wan2.2_t2v_high_noise_14B_fp8_scaled.safetensors"
 LOW = "wan2.2_t2v_low_noise_14B_fp8_scaled.safetensors"
@@ -39,8 +42,9 @@ def write_text_encoder(standins: Path, folder: Path) -> None:
     path = Path("text_encoders") / TEXT
     tensors = load_file(standins / path)
     name = next(name for name in tensors if name.endswith("wi_1.weight"))
-    for block in range(TEXT_BLOCKS):
-        tensors[f"encoder.block.{block}.layer.1.DenseReluDense.wi_1.weight"] = tensors[name].clone()
+    large = tensors[name] = tensors[name].float()
+    for block in range(TEXT_BLOCKS - 1):
+        tensors[f"encoder.block.{block}.layer.1.DenseReluDense.wi_1.weight"] = large.clone()
     (folder / path).parent.mkdir(parents=True)
     save_file(tensors, folder / path)
 
