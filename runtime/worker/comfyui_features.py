@@ -1,6 +1,6 @@
 """What the ComfyUI in a folder can do, found before it is started: version, options, node cache.
 
-What depends on them is decided in comfyui_arguments.py and housekeeping.py beside this file. What
+What depends on them is decided in comfyui_arguments.py and node_cache.py beside this file. What
 the version of a running ComfyUI means to its clients is in handler/comfyui_version.py.
 
 The source is read, not run: `main.py --help` names the same options, but takes a process and 0.1 s
@@ -16,20 +16,20 @@ _ADDED = re.compile(r"""\.add_argument\(\s*((?:["']--[\w-]+["']\s*,\s*)+)""")
 _OPTION = re.compile(r"--[\w-]+")
 # The first one in the function `prompt_worker` is the cache that an option must replace.
 _CACHE = re.compile(r"cache_type\s*=\s*execution\.CacheType\.(\w+)")
-_CACHES_ONE_PROMPT = frozenset({"CLASSIC", "NONE"})
+_UNKNOWN_CACHE = "UNKNOWN"
 
 
 @dataclass(frozen=True, slots=True)
 class ComfyUIFeatures:
     """`version` as in "0.33.0", and the `options` of main.py; '' and empty if not known.
 
-    `caches_many_prompts`: unless an option says otherwise, its node cache keeps the results of
-    other prompts than the last one.
+    `cache_type`: the name in ComfyUI's CacheType of the node cache that it has unless an option
+    says otherwise; UNKNOWN where main.py does not say it, '' where there is none.
     """
 
     version: str
     options: frozenset[str]
-    caches_many_prompts: bool
+    cache_type: str
 
     @classmethod
     def of(cls, folder: Path) -> "ComfyUIFeatures":
@@ -39,8 +39,8 @@ class ComfyUIFeatures:
         names = frozenset(name for names in added for name in _OPTION.findall(names))
         main = _text(folder / "main.py")
         cache = _CACHE.search(main)
-        is_classic = cache is not None and cache[1] in _CACHES_ONE_PROMPT
-        return cls(version[1] if version else "", names, bool(main) and not is_classic)
+        cache_type = cache[1] if cache else _UNKNOWN_CACHE if main else ""
+        return cls(version[1] if version else "", names, cache_type)
 
 
 def _text(file: Path) -> str:

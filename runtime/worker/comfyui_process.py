@@ -25,6 +25,7 @@ from runtime.worker.comfyui_arguments import HOST, arguments, child_environment
 from runtime.worker.device_fault import device_fault
 from runtime.worker.gate import gate_socket
 from runtime.worker.inside_gate import SOCKET_VARIABLE
+from runtime.worker.node_cache import cache_environment
 from runtime.worker.start_reports import StartReports
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ class ComfyUIProcess:
         self._child = Child(
             [str(settings.comfyui_interpreter), "-u", str(_INSIDE_COMFYUI), *program],
             cwd=settings.comfyui_code,
-            env=child_environment(os.environ) | {SOCKET_VARIABLE: str(gate_socket(settings))},
+            env={
+                **child_environment(os.environ),
+                **cache_environment(settings),
+                SOCKET_VARIABLE: str(gate_socket(settings)),
+            },
             on_line=self._take,
             on_end=on_end,
             has_stdin=is_prewarmed,

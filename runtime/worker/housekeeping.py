@@ -25,7 +25,7 @@ from handler.artifacts import MARKER
 from handler.inputs.input_folder import PART_PREFIX, PART_SUFFIX
 from handler.inputs.references import SUBFOLDERS
 from handler.settings import Settings
-from runtime.worker.comfyui_features import ComfyUIFeatures
+from runtime.worker.node_cache import NodeCache, node_cache
 
 # In the output folder: held by the worker that may write there.
 LOCK_NAME = ".worker.lock"
@@ -34,8 +34,6 @@ NEWEST_JOBS = 500
 _FOLDERS = ("output", "input", "temp")
 # Into these ComfyUI writes; nodes also name files of the input folder.
 MADE_BY_COMFYUI = ("output", "temp")
-# Options of ComfyUI's main.py.
-_CACHES_OF_ONE_PROMPT = ("--cache-classic", "--cache-none", "--high-ram")
 _MB = 1_000_000
 # What st_blocks counts, see stat(3type).
 _BLOCK_BYTES = 512
@@ -77,12 +75,7 @@ def caches_many_prompts(settings: Settings) -> bool:
     A number of a file that was removed is given again, and such a cache would take the new file for
     its own.
     """
-    given = settings.comfyui_args
-    if any(word.startswith(("--cache-lru", "--cache-ram")) for word in given):
-        return True
-    if any(word in _CACHES_OF_ONE_PROMPT for word in given):
-        return False
-    return ComfyUIFeatures.of(settings.comfyui_code).caches_many_prompts
+    return node_cache(settings) is NodeCache.MANY_PROMPTS
 
 
 def find_due(settings: Settings, running_since: float | None = None) -> list[Removal]:

@@ -19,6 +19,7 @@ any more: docs/decisions/0006-prewarmed-python.md and 0004-unresponsive-job.md s
 """
 
 import contextlib
+import functools
 import gc
 import importlib
 import importlib.util
@@ -99,11 +100,14 @@ def main() -> None:
     has_self_test = command[0] == SELF_TEST
     if has_self_test:
         command = command[1:]
+    memory = load("memory", "../process")
+    available_bytes = functools.partial(memory.available_bytes, with_used_cache=True)
+    models = load("inside_models").of_environment(available_bytes)
 
     def start(thread: threading.Thread) -> None:
-        frozen_start(thread, command, has_self_test=has_self_test)
+        frozen_start(thread, command, models, has_self_test=has_self_test)
 
-    load("inside_gate").install()
+    load("inside_gate").install(models and models.make_room_to_load)
     threading.Thread.start = start  # type: ignore[method-assign,assignment]
     threading.excepthook = end_with_the_executor
     threading.Thread(target=collect_when_serving, args=(command,), daemon=True).start()
@@ -117,7 +121,9 @@ def main() -> None:
         raise
 
 
-def frozen_start(thread: threading.Thread, command: list[str], *, has_self_test: bool) -> None:
+def frozen_start(
+    thread: threading.Thread, command: list[str], models: Any, *, has_self_test: bool
+) -> None:
     """Start a thread; when it is the executor's, extend the executor first.
 
     The objects of the boot are hidden from the garbage collector then.
@@ -129,6 +135,10 @@ def frozen_start(thread: threading.Thread, command: list[str], *, has_self_test:
     if EXECUTOR in thread.name:
         load("gpu_check").report(command)
         extend_the_executor(has_self_test=has_self_test)
+        if models is not None:
+            # A ComfyUI that has no such names keeps none.
+            with contextlib.suppress(AttributeError, KeyError):
+                models.extend(sys.modules["execution"], sys.modules["nodes"])
         gc.freeze()
     plain_start(thread)
 
@@ -144,9 +154,13 @@ def extend_the_executor(*, has_self_test: bool) -> None:
         os._exit(1)
 
 
-def load(name: str) -> Any:
-    """The module in the file `name`.py beside this one. Its name stays free for custom nodes."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+def load(name: str, folder: str = ".") -> Any:
+    """The module in the file `name`.py beside this one, or in `folder`, as seen from here.
+
+    Its name stays free for custom nodes.
+    """
+    file = Path(__file__).parent / folder / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -61,17 +61,20 @@ class Answer:
         return json.dumps(asdict(self)).encode() + b"\n"
 
 
-def install() -> None:
-    """Have ComfyUI's loader ask the worker, as soon as ComfyUI has imported it."""
+def install(before_load: Callable[[str], None] | None = None) -> None:
+    """Have ComfyUI's loader ask the worker, as soon as ComfyUI has imported it.
+
+    `before_load` is called with the path of each file when it is complete, before it is read.
+    """
     if address := os.environ.get(SOCKET_VARIABLE):
-        sys.meta_path.insert(0, _Finder(address))
+        sys.meta_path.insert(0, _Finder(address, before_load))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
     """Wraps the loader before anyone can import it from its module by name."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, address: str, before_load: Callable[[str], None] | None) -> None:
+        self._address, self._before_load = address, before_load
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -84,13 +87,16 @@ class _Finder(importlib.abc.MetaPathFinder):
 
             def execute_and_wrap(module: ModuleType) -> None:
                 execute(module)
-                setattr(module, LOADER, gated(getattr(module, LOADER), self._address))
+                load = getattr(module, LOADER)
+                setattr(module, LOADER, gated(load, self._address, self._before_load))
 
             spec.loader.exec_module = execute_and_wrap  # type: ignore[method-assign]
         return spec
 
 
-def gated(load: Callable[..., Any], address: str) -> Callable[..., Any]:
+def gated(
+    load: Callable[..., Any], address: str, before_load: Callable[[str], None] | None = None
+) -> Callable[..., Any]:
     """`load`, whose first argument is the path of a model file, for complete files only.
 
     Raises ModelUnavailable, ModelNotFound, and what ComfyUI raises in an interrupted job.
@@ -98,7 +104,10 @@ def gated(load: Callable[..., Any], address: str) -> Callable[..., Any]:
 
     @functools.wraps(load)
     def load_when_complete(ckpt: Any, *arguments: Any, **options: Any) -> Any:
-        with _complete(os.path.abspath(ckpt), address):
+        path = os.path.abspath(ckpt)
+        with _complete(path, address):
+            if before_load:
+                before_load(path)
             return load(ckpt, *arguments, **options)
 
     return load_when_complete

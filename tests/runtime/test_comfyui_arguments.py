@@ -62,14 +62,12 @@ def test_options_and_version_are_read_from_the_source(tmp_path: Path) -> None:
     assert ComfyUIFeatures.of(comfyui_with(tmp_path, NEW)) == ComfyUIFeatures(
         version="1.2.3",
         options=frozenset({"--cpu", "--offline", "--no-network", "--disable-assets"}),
-        caches_many_prompts=False,
+        cache_type="",
     )
 
 
 def test_nothing_is_known_of_an_empty_folder(tmp_path: Path) -> None:
-    assert ComfyUIFeatures.of(tmp_path) == ComfyUIFeatures(
-        "", frozenset(), caches_many_prompts=False
-    )
+    assert ComfyUIFeatures.of(tmp_path) == ComfyUIFeatures("", frozenset(), cache_type="")
 
 
 @pytest.mark.parametrize(
