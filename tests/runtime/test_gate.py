@@ -182,6 +182,21 @@ def test_model_stays_while_it_is_loaded(address: Path, target: Path, tmp_path: P
     assert Parts(target).placeholder.exists()
 
 
+def test_room_is_made_when_the_file_is_complete_and_before_it_is_read(
+    address: Path, target: Path
+) -> None:
+    sizes: list[int] = []
+
+    def make_room(path: str) -> None:
+        sizes.append(Path(path).stat().st_size)
+        assert not Path(path).is_symlink()
+
+    def load(path: str) -> list[int]:
+        return list(sizes)
+
+    assert gated(load, str(address), make_room)(str(target)) == [len(CONTENT)]
+
+
 def test_loader_is_gated_as_soon_as_its_module_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
