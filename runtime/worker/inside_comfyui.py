@@ -139,6 +139,7 @@ def frozen_start(
             # A ComfyUI that has no such names keeps none.
             with contextlib.suppress(AttributeError, KeyError):
                 models.extend(sys.modules["execution"], sys.modules["nodes"])
+                plain_start(threading.Thread(target=models.watch, name="kept models", daemon=True))
         gc.freeze()
     plain_start(thread)
 

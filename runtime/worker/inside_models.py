@@ -5,7 +5,8 @@ models among them stay in memory until a prompt needs them again, or until memor
 else stays: no image, and no result that names a file.
 
 A prompt has as much memory as it has with the classic cache. A model that is kept takes none of the
-GPU's. Of the machine's, room is made before a node runs and before a model file is read.
+GPU's. Of the machine's, room is made before a node runs and before a model file is read, and, as
+other processes need memory, too, several times a second.
 
 runtime/worker/inside_comfyui.py loads this file. ComfyUI's Python runs it, so it imports nothing of
 this project. Whether it is used is decided in runtime/worker/node_cache.py;
@@ -20,6 +21,7 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -34,29 +36,34 @@ _PATCHER_NAMES = ("patcher", "control_model_wrapped")
 _EXTRAS = ("attachments", "additional_models", "injections", "hook_patches", "forced_hooks")
 _EXTRAS_BY_KIND = ("wrappers", "callbacks")
 
+# How often memory is looked at while something is kept. Another ComfyUI loads a gigabyte meanwhile.
+_LOOK_EVERY_S = 0.2
+
 Entries = dict[Any, Any]
 
 
 class KeptModels:
     """Entries of ComfyUI's node cache, those of each earlier prompt together, the oldest first.
 
-    `headroom_bytes` of memory stay available, as `available_bytes` counts it. For any thread.
+    `headroom_bytes` of memory stay available, as `available_bytes` counts it. Its methods are for
+    the executor's thread and for loaders, `watch` is for a thread of its own.
     """
 
     def __init__(self, headroom_bytes: int, available_bytes: Callable[[], int]) -> None:
         self._headroom_bytes, self._available_bytes = headroom_bytes, available_bytes
         self._prompts: list[Entries] = []
-        self._lock = threading.RLock()
+        self._changed = threading.Condition(threading.RLock())
 
     def add(self, entries: Entries) -> None:
         """Keep what the last prompt used and the next one does not."""
         if entries:
-            with self._lock:
+            with self._changed:
                 self._prompts.append(entries)
+                self._changed.notify_all()
 
     def take(self, keys: Iterable[Any]) -> Entries:
         """The entries with these keys, which are kept no longer."""
-        with self._lock:
+        with self._changed:
             found = {
                 key: entries.pop(key) for key in keys for entries in self._prompts if key in entries
             }
@@ -64,16 +71,40 @@ class KeptModels:
             return found
 
     def clear(self) -> None:
-        with self._lock:
+        with self._changed:
             self._prompts.clear()
 
     def make_room(self, needed_bytes: int = 0) -> None:
         """Forget the oldest, until `needed_bytes` and the headroom are available."""
-        with self._lock:
+        with self._changed:
             while self._prompts and not self.has_room(needed_bytes):
-                del self._prompts[0]
-                _return_freed_memory()
-                logging.info("forgot the models of an earlier prompt, because memory is short")
+                self._forget(self._prompts[0])
+
+    def watch(self) -> None:
+        """Forget the oldest whenever the headroom is not available; does not return."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._prompts)
+            time.sleep(_LOOK_EVERY_S)
+            self.forget_if_short()
+
+    def forget_if_short(self) -> None:
+        """Forget the oldest, unless ComfyUI's list of loaded models has one of its models.
+
+        Only the executor's thread may change that list, which the end of such a model does.
+        """
+        with self._changed:
+            if self._prompts and not self.has_room(0):
+                loaded = _loaded_patchers()
+                unloaded = (each for each in self._prompts if not _has_any(each, loaded))
+                if (oldest := next(unloaded, None)) is not None:
+                    self._forget(oldest)
+
+    def _forget(self, entries: Entries) -> None:
+        self._prompts = [each for each in self._prompts if each is not entries]
+        entries.clear()
+        _return_freed_memory()
+        logging.info("forgot the models of an earlier prompt, because memory is short")
 
     def make_room_to_load(self, path: str) -> None:
         """Make room for the model in this file. Raises nothing."""
@@ -154,23 +185,35 @@ def _off_the_gpu(forgotten: Entries, used: Entries, kept: KeptModels) -> Entries
         kept.make_room(needed_bytes)
         if not kept.has_room(needed_bytes):
             continue
-        if needed_bytes:
-            _unload(models)
+        _unload(models)
         if not any(map(_bytes_on_the_gpu, models)):
             entries[key] = entry
     return entries
 
 
 def _unload(models: list[Any]) -> None:
-    """Have ComfyUI move these models from the GPU to memory."""
+    """Have ComfyUI move these models from the GPU to memory, and count them as loaded no longer."""
     management = sys.modules["comfy.model_management"]
     loaded = management.current_loaded_models
-    for position in reversed(range(len(loaded))):
+    count = len(loaded)
+    for position in reversed(range(count)):
         patcher = loaded[position].model
         if patcher is not None and any(patcher.model is model for model in models):
             loaded[position].model_unload()
             del loaded[position]
-    management.soft_empty_cache()
+    if len(loaded) < count:
+        management.soft_empty_cache()
+
+
+def _loaded_patchers() -> set[int]:
+    management = sys.modules["comfy.model_management"]
+    patchers = [loaded.model for loaded in list(management.current_loaded_models)]
+    return {id(patcher) for patcher in patchers if patcher is not None}
+
+
+def _has_any(entries: Entries, patchers: set[int]) -> bool:
+    outputs = (output for entry in entries.values() for output in _flat(entry.outputs))
+    return any(id(_patcher_of(output)) in patchers for output in outputs)
 
 
 def _bytes_on_the_gpu(model: Any) -> int:

@@ -7,6 +7,7 @@ is in test_kept_models.py.
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ import pytest
 from handler.settings import PROJECT, Settings
 from runtime.worker import inside_models
 from runtime.worker.inside_models import KeptModels
+from tests.processes import wait_until
 
 
 class Device(NamedTuple):
@@ -198,6 +200,38 @@ def test_oldest_is_forgotten_before_a_node_runs_with_too_little_memory(machine: 
 
     # `c` is of the last prompt, which the classic cache has as well.
     assert machine.run(a=1, b=1, c=1) == {"b", "c"}
+
+
+def test_oldest_is_forgotten_when_another_process_takes_the_memory(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        machine.run(**{name: ModelPatcher()})
+
+    def collect() -> None:
+        machine.available_bytes = HEADROOM
+
+    monkeypatch.setattr(inside_models, "_return_freed_memory", collect)
+    threading.Thread(target=machine.kept.watch, daemon=True).start()
+    machine.available_bytes = HEADROOM - 1
+
+    assert wait_until(lambda: machine.available_bytes == HEADROOM)
+    assert set(machine.kept.take("abc")) == {"b"}
+
+
+def test_model_that_comfyui_counts_as_loaded_is_forgotten_by_the_executor_alone(
+    machine: Machine,
+) -> None:
+    loaded = machine.on_the_gpu()
+    machine.run(loader=ModelPatcher(loaded.model), lora=loaded)
+    machine.run(loader=1, other=ModelPatcher())
+    machine.run(loader=1)
+    machine.available_bytes = HEADROOM - 1
+
+    machine.kept.forget_if_short()
+    machine.kept.forget_if_short()
+    assert set(machine.kept.take(["other"])) == set()
+    assert set(machine.kept.take(["lora"])) == {"lora"}
 
 
 @pytest.mark.parametrize(("size_bytes", "is_kept"), [(495, True), (496, False)])
