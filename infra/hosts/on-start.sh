@@ -141,15 +141,14 @@ start_pyworker() {
     pyworker_pid=$!
 }
 
-# A trapped signal ends `wait` before the process has ended.
+# A trapped signal ends `wait` before the process has ended, or with the signal's status just as it
+# ends. The last `wait` gives its own status, as often as it is asked.
 wait_for() {
-    local status=0
-    wait "$1" || status=$?
+    wait "$1" || true
     while kill -0 "$1" 2> /dev/null; do
-        status=0
-        wait "$1" || status=$?
+        wait "$1" || true
     done
-    return "$status"
+    wait "$1"
 }
 
 # The last lines say why serve ended. A process that it left behind may hold the log open for ever.
