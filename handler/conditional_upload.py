@@ -12,14 +12,14 @@ from typing import Any, Protocol
 from events import aws
 
 _CREATES_OBJECT = ("PutObject", "CompleteMultipartUpload")
-_TAKEN = {
+TAKEN = {
     "PreconditionFailed",
     # Another upload to the same key is under way.
     "ConditionalRequestConflict",
     # An object that should be replaced was deleted.
     "NoSuchKey",
 }
-_WITHOUT_CONDITIONS = "NotImplemented"
+WITHOUT_CONDITIONS = "NotImplemented"
 NEW_OBJECT = {"IfNoneMatch": "*"}
 
 
@@ -68,9 +68,9 @@ class UploadClient:
             self._upload(path, bucket, key, extra, on_begin)
         except ClientError as error:
             reason = aws.error_name(error)
-            if reason in _TAKEN:
+            if reason in TAKEN:
                 raise KeyTaken(reason) from error
-            if reason != _WITHOUT_CONDITIONS or not condition:
+            if reason != WITHOUT_CONDITIONS or not condition:
                 raise
             self._conditions.pop((bucket, key))
             self._upload(path, bucket, key, extra, on_begin)

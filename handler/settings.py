@@ -72,6 +72,13 @@ def _url(raw: str) -> str:
     return raw.rstrip("/")
 
 
+def _s3_prefix(raw: str) -> str:
+    bucket, _, prefix = raw.removeprefix("s3://").strip("/").partition("/")
+    if not raw.startswith("s3://") or raw.startswith("s3:///") or not bucket:
+        raise ValueError("expected s3://bucket/prefix/")
+    return f"s3://{bucket}/{prefix}/" if prefix else f"s3://{bucket}/"
+
+
 def _names(raw: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in raw.split(",") if name.strip())
 
@@ -183,6 +190,7 @@ class Settings:
     idle_stop_after_s: float | None = _var("IDLE_STOP_AFTER", _positive_seconds, None)
     idle_exit_after_s: float | None = _var("IDLE_EXIT_AFTER", _positive_seconds, None)
     init_budget_s: float = _var("INIT_BUDGET", _seconds, 110.0)
+    compile_cache: str = _var("COMPILE_CACHE", _s3_prefix)
     warmup_workflow: Path | None = _var("WARMUP_WORKFLOW", _path, None)
     benchmark: bool | None = _var("BENCHMARK", _switch, None)
     benchmark_json_path: Path | None = _var("BENCHMARK_JSON_PATH", _path, None)

@@ -16,9 +16,11 @@ handler/settings.py.
     │   ├── PinError               provisioning.py        PROVISIONING_SCRIPT
     │   ├── PoolError              lambda_host/pool.py    the host's workers, one for each GPU
     │   └── TemplateError          sam/template.py        the file of --template
+    ├── ArchiveError               worker/compile_archive.py
     ├── BadBodyError               fleet/protocol.py      answered with HTTP 400
     ├── ComfyUIStartError          worker/comfyui_process.py
     │   └── UnfitDeviceError
+    ├── CompileStoreError          worker/compile_store.py
     ├── CustomNodeError            custom_nodes/install.py
     ├── DownloadError              models/errors.py       a model file; a status for each reason
     │   ├── AccessDeniedError

@@ -33,7 +33,7 @@ TESTS = PROJECT / "tests"
 CUSTOM_NODES = TESTS / "custom_nodes"
 _OURS = (
     *("S3_", "WEBHOOK_", "AWS_", "COMFYUI_", "WORKER_", "STANDIN_", "DEAD", "POWERTOOLS_"),
-    *("JOBS_", "OUTBOUND_", "API_", "ROUTER_", "PUBLIC_", "SCALE_", "WORKFLOW_"),
+    *("JOBS_", "OUTBOUND_", "API_", "ROUTER_", "PUBLIC_", "SCALE_", "WORKFLOW_", "COMPILE_"),
 )
 # Fixtures that start a server.
 _SERVICES = {"aws", "dynamodb", "s3"}

@@ -22,6 +22,7 @@ from runtime.errors import LambdaComfyUIError
 from runtime.log import log
 from runtime.process.child import Child, describe_exit
 from runtime.worker.comfyui_arguments import HOST, arguments, child_environment
+from runtime.worker.compile_cache import CompileCache
 from runtime.worker.device_fault import device_fault
 from runtime.worker.gate import gate_socket
 from runtime.worker.inside_gate import SOCKET_VARIABLE
@@ -45,6 +46,7 @@ _TAIL_LINES = 200
 _SHOWN_LINES = 20
 # See runtime/worker/inside_executor.py.
 _PROMPT_BEGINS = re.compile(r"\[(\S+) begins\]$")
+_PROMPT_ENDED = re.compile(r"\[\S+ has ended\]$")
 _PROGRESS_BAR = re.compile(r"\s*\d+%\|")
 
 
@@ -72,6 +74,7 @@ class ComfyUIProcess:
         *,
         is_prewarmed: bool = False,
         has_self_test: bool = False,
+        compile_cache: CompileCache | None = None,
     ) -> None:
         check_installed(settings)
         self.port = 0
@@ -81,6 +84,7 @@ class ComfyUIProcess:
         self.last_prompt = ""
         self.reports = StartReports()
         self._settings = settings
+        self._compile_cache = compile_cache
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._waits_for_begin = is_prewarmed
         program = ["--prewarm", *self._command_for(0)] if is_prewarmed else self._command()
@@ -92,6 +96,7 @@ class ComfyUIProcess:
             env={
                 **child_environment(os.environ),
                 **cache_environment(settings),
+                **(compile_cache.begin_process() if compile_cache else {}),
                 SOCKET_VARIABLE: str(gate_socket(settings)),
             },
             on_line=self._take,
@@ -198,8 +203,14 @@ class ComfyUIProcess:
     def _take(self, line: str) -> None:
         if begins := _PROMPT_BEGINS.search(line):
             self.last_prompt = begins[1]
+            if self._compile_cache:
+                self._compile_cache.begin_prompt()
             return
-        if self.reports.take(line):
+        if _PROMPT_ENDED.search(line):
+            if self._compile_cache:
+                self._compile_cache.end_prompt()
+            return
+        if self.reports.take(line) or (self._compile_cache and self._compile_cache.take(line)):
             return
         # A progress bar rewrites its line for every step; the handler reports the steps.
         if not _PROGRESS_BAR.match(line):

@@ -111,7 +111,7 @@ def main() -> None:
     threading.Thread.start = start  # type: ignore[method-assign,assignment]
     threading.excepthook = end_with_the_executor
     threading.Thread(target=collect_when_serving, args=(command,), daemon=True).start()
-    load("inside_custom_nodes").watch()
+    load("inside_custom_nodes").watch(load("inside_compiler").report)
     sys.argv = [command[0], *allocator, *command[1:]]
     try:
         runpy.run_path(command[0], run_name="__main__")

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,13 +25,19 @@ _CUSTOM = "custom_nodes"
 _MAX_REASON = 500
 
 
-def watch() -> None:
-    """Report each custom node from now on. Call it before ComfyUI imports its nodes.py."""
-    sys.meta_path.insert(0, _Finder())
+def watch(on_nodes: Callable[[], object]) -> None:
+    """Report each custom node from now on. Call it before ComfyUI imports its nodes.py.
+
+    `on_nodes` is called before the first one, when ComfyUI has chosen its device.
+    """
+    sys.meta_path.insert(0, _Finder(on_nodes))
 
 
 class _Finder:
     """Finds ComfyUI's nodes.py as Python does, and extends it once it was executed."""
+
+    def __init__(self, on_nodes: Callable[[], object]) -> None:
+        self._on_nodes = on_nodes
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -47,6 +53,7 @@ class _Finder:
             def execute_and_extend(module: ModuleType) -> None:
                 execute(module)
                 _extend(module)
+                self._on_nodes()
 
             loader.exec_module = execute_and_extend
         return spec

@@ -22,7 +22,8 @@ _MAX_MESSAGE = 2000
 def extend(executor: Any) -> None:
     """Extend ComfyUI's class `PromptExecutor` (its execution.py).
 
-    A line on stdout, which runtime/worker/comfyui_process.py reads, names each prompt that begins.
+    Lines on stdout, which runtime/worker/comfyui_process.py reads, name each prompt that begins
+    and each that has ended.
 
     A failed run is examined before the next one begins. The message `execution_error` in its
     history gets two more keys: `causes`, the exception and those that it was raised from, each
@@ -34,7 +35,10 @@ def extend(executor: Any) -> None:
     def execute(self: Any, prompt: Any, prompt_id: str, *arguments: Any) -> None:
         # At once, and past ComfyUI's own log: the prompt may end this process.
         os.write(1, f"[{prompt_id} begins]\n".encode())
-        plain_execute(self, prompt, prompt_id, *arguments)
+        try:
+            plain_execute(self, prompt, prompt_id, *arguments)
+        finally:
+            os.write(1, f"[{prompt_id} has ended]\n".encode())
 
     def handle_execution_error(self: Any, *arguments: Any) -> None:
         plain(self, *arguments)

@@ -41,9 +41,11 @@ class Worker:
         self._dispatcher.start()
         self.housekeeper.start()
         self.models.start()
+        self._shared.compile_cache.start()
         try:
             self._supervisor.run()
         finally:
+            self._shared.compile_cache.stop(self._shared.drain_until)
             self.stop()
             self.housekeeper.stop()
             self._supervisor.end()

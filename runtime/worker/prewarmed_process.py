@@ -10,13 +10,16 @@ from collections.abc import Callable
 from handler.settings import Settings
 from runtime.log import log
 from runtime.worker.comfyui_process import ComfyUIProcess, ComfyUIStartError
+from runtime.worker.compile_cache import CompileCache
 
 
 class Prewarmed:
     """One process at most. All of it but `pid` is used by the thread that supervises ComfyUI."""
 
-    def __init__(self, settings: Settings, on_end: Callable[[], None]) -> None:
-        self._settings, self._on_end = settings, on_end
+    def __init__(
+        self, settings: Settings, on_end: Callable[[], None], compile_cache: CompileCache
+    ) -> None:
+        self._settings, self._on_end, self._compile_cache = settings, on_end, compile_cache
         self._process: ComfyUIProcess | None = None
 
     @property
@@ -33,7 +36,12 @@ class Prewarmed:
     def start(self) -> None:
         """Start one. If that fails, the next start of ComfyUI only takes longer."""
         with contextlib.suppress(ComfyUIStartError, OSError):
-            self._process = ComfyUIProcess(self._settings, self._on_end, is_prewarmed=True)
+            self._process = ComfyUIProcess(
+                self._settings,
+                self._on_end,
+                is_prewarmed=True,
+                compile_cache=self._compile_cache,
+            )
 
     def take(self) -> ComfyUIProcess | None:
         """Hand the process over if it lives; `ComfyUIProcess.begin` makes it ComfyUI."""

@@ -15,6 +15,7 @@ from runtime.hooks import Change
 from runtime.log import log
 from runtime.worker.benchmark import Benchmark
 from runtime.worker.comfyui_process import ComfyUIProcess
+from runtime.worker.compile_cache import CompileCache
 from runtime.worker.idle import Idle
 from runtime.worker.prewarmed_process import Prewarmed
 from runtime.worker.restart_policy import RestartPolicy
@@ -43,7 +44,8 @@ class SharedState:
         self.reports = StartReports()
         # A ComfyUI that `Worker.restart` has killed.
         self.hung_process: ComfyUIProcess | None = None
-        self.prewarmed = Prewarmed(settings, self.notify)
+        self.compile_cache = CompileCache(settings)
+        self.prewarmed = Prewarmed(settings, self.notify, self.compile_cache)
         self.idle = Idle(settings)
         self.restarts = RestartPolicy()
         self.benchmark = Benchmark(settings)

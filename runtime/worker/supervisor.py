@@ -69,7 +69,10 @@ class Supervisor:
         prewarmed = shared.prewarmed.take()
         try:
             process = prewarmed or ComfyUIProcess(
-                self._settings, shared.notify, has_self_test=is_recovering
+                self._settings,
+                shared.notify,
+                has_self_test=is_recovering,
+                compile_cache=shared.compile_cache,
             )
             with shared.changed:
                 shared.process, shared.reports = process, process.reports

@@ -45,6 +45,25 @@ def test_zero_seconds_switch_nothing_off(name: str) -> None:
         Settings.from_env({name: "0"})
 
 
+@pytest.mark.parametrize(
+    ("raw", "prefix"),
+    [
+        ("s3://bucket/some/prefix/", "s3://bucket/some/prefix/"),
+        ("s3://bucket/prefix", "s3://bucket/prefix/"),
+        ("s3://bucket/", "s3://bucket/"),
+        ("s3://bucket", "s3://bucket/"),
+    ],
+)
+def test_prefix_of_compiled_code_ends_with_a_slash(raw: str, prefix: str) -> None:
+    assert Settings.from_env({"COMPILE_CACHE": raw}).compile_cache == prefix
+
+
+@pytest.mark.parametrize("raw", ["bucket/prefix", "s3://", "s3:///prefix", "https://bucket/p/"])
+def test_place_of_compiled_code_that_is_no_bucket_is_refused(raw: str) -> None:
+    with pytest.raises(SettingsError, match=r"COMPILE_CACHE .*: expected s3://bucket/prefix/"):
+        Settings.from_env({"COMPILE_CACHE": raw})
+
+
 def test_existing_comfyui_is_run_by_the_python_in_its_folder(tmp_path: Path) -> None:
     python = tmp_path / "venv" / "bin" / "python"
     python.parent.mkdir(parents=True)

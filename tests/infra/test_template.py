@@ -174,6 +174,7 @@ def test_smallest_memory_is_one_vcpu_at_the_default_ratio() -> None:
     [
         ("ComfyUIArgs", ["", "--highvram --reserve-vram 1"], ['--x "y', "it's", "--x \\"]),
         ("ModelsPrefix", ["models", "m", "a/b-1.0"], ["", "/models", "models/", "/"]),
+        ("CompileCachePrefix", ["compiled", "a/b-1.0"], ["", "/compiled", "compiled/", "/"]),
     ],
 )
 def test_pattern_of_a_parameter(name: str, taken: list[str], refused: list[str]) -> None:
@@ -274,7 +275,7 @@ def _statements() -> Iterator[dict[str, Any]]:
 def test_role_names_its_actions_and_its_resources() -> None:
     statements = list(_statements())
 
-    assert len(statements) == 15
+    assert len(statements) == 17
     for statement in statements:
         assert "*" not in json.dumps(statement["Action"])
         assert statement["Resource"] != "*"
@@ -440,6 +441,7 @@ def _for_moto(parameters: dict[str, str]) -> str:
         None,
         STORAGE_CONDITIONS.get(parameters.get("ModelStorage", "image")),
         INBOX_CONDITIONS.get(parameters.get("Inbox", "none")),
+        "HasCompileCache" if parameters.get("CompileCacheBucket", "none") != "none" else None,
     }
     role["Policies"] = [branch[1] for branch in branches if branch[0] in true]
     del reduced["Transform"]
@@ -537,6 +539,31 @@ def test_storage_decides_permissions_and_variables(storage: str) -> None:
     folder = {"image": None, "s3": "/tmp/models"}.get(storage, "/mnt/models")
     assert environment.get("MODELS_DIR") == folder
     assert environment.get("MODELS_S3_URI") == ("s3://weights/models/" if storage == "s3" else None)
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize(
+    ("bucket", "added", "uri"),
+    [("none", [], None), ("code", ["compile-cache"], "s3://code/compiled/")],
+)
+def test_function_may_use_the_bucket_of_compiled_code_if_there_is_one(
+    bucket: str, added: list[str], uri: str | None
+) -> None:
+    _deploy(CompileCacheBucket=bucket)
+
+    (function,) = boto3.client("lambda", "us-east-1").list_functions()["Functions"]
+    assert function["Environment"]["Variables"].get("COMPILE_CACHE") == uri
+    assert _policies_of_the_role() == sorted(
+        ["jobs", "logs", "queues", "results", "task-tokens", *added]
+    )
+
+
+def test_function_may_not_remove_compiled_code() -> None:
+    use, look = (s for s in _statements() if "CompileCacheBucket" in json.dumps(s))
+
+    assert use["Action"] == ["s3:GetObject", "s3:PutObject"]
+    assert use["Resource"]["Fn::Sub"].endswith(":${CompileCacheBucket}/${CompileCachePrefix}/*")
+    assert look["Action"] == "s3:ListBucket"
 
 
 def _policies_of_the_role() -> list[str]:

@@ -421,6 +421,17 @@ class TestTorch(_Output):
         return {"ui": {"text": [json.dumps(facts)]}}
 
 
+class TestCompiled(_Output):
+    """Says what torch.compile has found in its caches, and what not, to make these samples."""
+
+    inputs: ClassVar = {"samples": ("LATENT",)}
+
+    def run(self, samples: Any) -> dict[str, Any]:
+        from torch._dynamo.utils import counters  # noqa: PLC0415
+
+        return {"ui": {"text": [json.dumps(counters["inductor"])]}}
+
+
 def replace_a_class() -> None:
     """Newer versions of ComfyUI run a node of a class that is gone as one of another class."""
     try:
@@ -469,5 +480,6 @@ NODE_CLASS_MAPPINGS = {
         TestLate,
         TestLateFile,
         TestTorch,
+        TestCompiled,
     )
 }
