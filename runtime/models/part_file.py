@@ -14,6 +14,7 @@ import os
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from runtime.models.parts import Parts
 
@@ -168,11 +169,8 @@ class PartFile:
 
 def done_bytes_on_disk(parts: Parts) -> int:
     """How much of a file another process has downloaded so far; 0 where nothing can be read."""
-    try:
-        raw = parts.state.read_bytes()
-        return _bytes_in(raw[_HEADER_BYTES:], json.loads(raw[:_HEADER_BYTES])["size_bytes"])
-    except (OSError, ValueError, KeyError):
-        return 0
+    state = _read_state(parts)
+    return _bytes_in(state.marks, state.origin.size_bytes) if state else 0
 
 
 def _begin(parts: Parts, origin: Origin, blocks: int) -> None:
@@ -186,21 +184,35 @@ def _begin(parts: Parts, origin: Origin, blocks: int) -> None:
     new.replace(parts.state)
 
 
-def _read_marks(parts: Parts, origin: Origin) -> bytes | None:
-    """The blocks that are there, None where the part cannot be continued."""
+class _State(NamedTuple):
+    origin: Origin
+    boot: str
+    marks: bytes
+
+
+def _read_state(parts: Parts) -> _State | None:
+    """What NAME.part.state says; None where it or NAME.part is missing, or is damaged."""
     try:
         raw = parts.state.read_bytes()
         header = json.loads(raw[:_HEADER_BYTES])
         boot = header.pop("boot")
-        before = Origin(**header)
+        origin = Origin(**header)
+        blocks = -(-origin.size_bytes // BLOCK_BYTES)
         size = parts.part.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    is_lost = boot != _boot_id() and not origin.sha256
-    if is_lost or not before.may_continue(_stored(origin)) or size != origin.size_bytes:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     marks = raw[_HEADER_BYTES:]
-    return marks if len(marks) == -(-origin.size_bytes // BLOCK_BYTES) else None
+    is_whole = size == origin.size_bytes and len(marks) == blocks and not marks.strip(b"\0\1")
+    return _State(origin, boot, marks) if is_whole else None
+
+
+def _read_marks(parts: Parts, origin: Origin) -> bytes | None:
+    """The blocks that are there, None where the part cannot be continued."""
+    state = _read_state(parts)
+    if state is None or not state.origin.may_continue(_stored(origin)):
+        return None
+    is_lost = state.boot != _boot_id() and not origin.sha256
+    return None if is_lost else state.marks
 
 
 def _stored(origin: Origin) -> Origin:
