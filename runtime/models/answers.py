@@ -12,25 +12,37 @@ from runtime.models.errors import (
     SourceMissingError,
     WrongSizeError,
 )
+from runtime.models.http_connection import HttpConnection
 
 # https://www.rfc-editor.org/rfc/rfc9110#name-status-codes
 _LATER = frozenset({408, 425, 429, 500, 502, 503, 504})
+# https://www.iana.org/assignments/http-parameters: `aws-chunked` and others change no byte.
+_COMPRESSED = frozenset({"br", "compress", "deflate", "gzip", "x-compress", "x-gzip", "zstd"})
 _MAX_RETRY_AFTER_S = 120.0
 _MAX_ERROR_BYTES = 4096
 
 
-def check_status(answer: http.client.HTTPResponse, shown_source: str) -> None:
+def check_status(
+    answer: http.client.HTTPResponse, connection: HttpConnection, shown_source: str
+) -> None:
     """Nothing for the file or a range of it. Raises DownloadError for all else.
 
-    Sites that want a login may send its page with the status 200.
+    Sites that want a login may send its page with the status 200. Of a file that a server
+    compresses, neither the size nor the ranges are those of the file.
     """
     status = answer.status
     if status in (200, 206):
         if answer.headers.get_content_type() == "text/html":
             hint = _access_hint(shown_source)
             raise AccessDeniedError(f"{shown_source}: sends a web page instead of a file; {hint}")
+        if (coding := answer.headers.get("Content-Encoding", "").lower()) in _COMPRESSED:
+            raise WrongSizeError(
+                f"{shown_source}: sends the file compressed ({coding}), although it was asked not"
+                " to; name a server that sends it as it is"
+            )
         return
-    said = f"{shown_source}: HTTP {status} {_code_of_s3(answer) or answer.reason}".rstrip()
+    said = f"{shown_source}: HTTP {status} {_code_of_s3(answer, connection) or answer.reason}"
+    said = said.rstrip()
     if status in _LATER or status >= 500:
         raise ServerFailedError(said, retry_after_s=_retry_after(answer))
     match status:
@@ -44,11 +56,11 @@ def check_status(answer: http.client.HTTPResponse, shown_source: str) -> None:
             raise AccessDeniedError(f"{said}; {_access_hint(shown_source)}")
 
 
-def _code_of_s3(answer: http.client.HTTPResponse) -> str:
+def _code_of_s3(answer: http.client.HTTPResponse, connection: HttpConnection) -> str:
     """https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html"""
     if "xml" not in answer.headers.get("Content-Type", ""):
         return ""
-    code = re.search(rb"<Code>(\w+)</Code>", answer.read(_MAX_ERROR_BYTES))
+    code = re.search(rb"<Code>(\w+)</Code>", connection.read_beginning(_MAX_ERROR_BYTES))
     return code[1].decode() if code else ""
 
 

@@ -178,10 +178,15 @@ class FileDownload:
         raise type(errors[-1])("; then ".join(str(error) for error in errors))
 
     def _download_from(self, source: str) -> None:
-        """Download from one source; from the first byte again if what was there proves wrong."""
-        is_second_time = False
+        """Download from one source; from the first byte again if what was there proves wrong.
+
+        A URL that a source leads to may be refused after a time, or after some requests: the source
+        is asked for a new one, unless the last one was new or the second, and has brought nothing.
+        """
+        is_second_time = is_second_url = False
         while True:
             remote = self._open(source)
+            done_before = done_bytes_on_disk(self._parts)
             try:
                 self._transfer(remote)
                 return
@@ -192,8 +197,11 @@ class FileDownload:
                     raise
                 is_second_time = True
             except AccessDeniedError:
-                if time.monotonic() - remote.opened_at < _FRESH_S:
+                is_new = time.monotonic() - remote.opened_at < _FRESH_S
+                has_brought_none = done_bytes_on_disk(self._parts) <= done_before
+                if has_brought_none and (is_new or is_second_url):
                     raise
+                is_second_url = has_brought_none
 
     def _open(self, source: str) -> Remote:
         """Open the source, however often that takes within the patience."""

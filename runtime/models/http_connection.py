@@ -6,11 +6,12 @@ than any client library that was measured (benchmarks/weights_download.py).
 
 import contextlib
 import http.client
+import re
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache, cached_property, lru_cache
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -30,6 +31,7 @@ ANSWER_WITHIN_S = 60.0
 # kernel drops the others, whose next attempt takes a second.
 _NEW_AT_ONCE = 4
 _BUFFER_BYTES = 512 * 1024
+_NOT_IN_A_URL = re.compile(r"[^!-~]")
 
 
 def connection_gate() -> threading.Semaphore:
@@ -44,6 +46,7 @@ class HttpConnection:
         self._gate = gate
         self._server: tuple[Any, ...] = ()
         self._connection: http.client.HTTPConnection | None = None
+        self._socket: socket.socket | None = None
         self._response: http.client.HTTPResponse | None = None
         self._aborted = False
         self._asked_at: float | None = None
@@ -62,9 +65,22 @@ class HttpConnection:
         `allowed` restricts the addresses of a caller's URL. Raises ForbiddenAddress, TooSlowError,
         OSError or http.client.HTTPException.
         """
+        with self._in_time():
+            return self._get(url, headers, allowed)
+
+    def read_beginning(self, most_bytes: int) -> bytes:
+        """The first bytes of the body, or all of it. Raises LateAnswer, OSError, HTTPException."""
+        if self._response is None:
+            return b""
+        with self._in_time():
+            return self._response.read(most_bytes)
+
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """What `end_late_request` ends."""
         self._asked_at, self._is_late = time.monotonic(), False
         try:
-            return self._get(url, headers, allowed)
+            yield
         finally:
             self._asked_at = None
             # Instead of any error, and of an answer: headers that are cut count as complete.
@@ -80,8 +96,9 @@ class HttpConnection:
         server = (parts.scheme, parts.netloc, allowed)
         if self._aborted:
             raise ConnectionAbortedError("the download was stopped")
-        is_reused = self._connection is not None and server == self._server and self._is_read()
-        if not is_reused:
+        if _NOT_IN_A_URL.search(parts.path + parts.query):
+            raise http.client.InvalidURL
+        if server != self._server or not self._is_kept():
             return self._ask_anew(parts, server, headers)
         try:
             return self._ask(parts, headers)
@@ -103,8 +120,8 @@ class HttpConnection:
 
     def interrupt(self) -> None:
         """End the request under way: its thread gets an OSError. Any thread may call it."""
-        connection = self._connection
-        if connection is not None and (sock := connection.sock) is not None:
+        # Not that of the HTTPConnection, which forgets it where the server will close it.
+        if (sock := self._socket) is not None:
             try:
                 # Not SSLSocket's own, which takes the TLS state away from the thread that reads.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
@@ -121,10 +138,15 @@ class HttpConnection:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
-        self._connection = self._response = None
+        if self._response is not None:
+            # It alone has the socket where the server will close it.
+            self._response.close()
+        self._connection = self._response = self._socket = None
 
-    def _is_read(self) -> bool:
-        return self._response is None or self._response.isclosed()
+    def _is_kept(self) -> bool:
+        """Whether the last answer was read to its end, and its server has kept the connection."""
+        is_open = self._connection is not None and self._connection.sock is not None
+        return is_open and self._response is not None and self._response.isclosed()
 
     def _ask_anew(
         self, parts: SplitResult, server: tuple[Any, ...], headers: Mapping[str, str]
@@ -138,7 +160,8 @@ class HttpConnection:
             )
             self._server = server
             self._connection.connect()
-            self._connection.sock.settimeout(READ_TIMEOUT_S)
+            self._socket = self._connection.sock
+            self._socket.settimeout(READ_TIMEOUT_S)
             return self._ask(parts, headers)
 
     def _ask(self, parts: SplitResult, headers: Mapping[str, str]) -> http.client.HTTPResponse:
@@ -148,6 +171,8 @@ class HttpConnection:
         if parts.scheme == "http" and _proxy_of(parts.scheme, parts.netloc):
             target = parts._replace(fragment="").geturl()
         given = {"Host": parts.netloc.rpartition("@")[2], "Accept-Encoding": "identity", **headers}
+        # Without an answer, this connection is of no more use.
+        self._response = None
         self._connection.request("GET", target, headers=given)
         self._response = self._connection.getresponse()
         return self._response

@@ -26,20 +26,26 @@ def receive_range(run: RangeRun, remote: Remote, part: PartFile) -> None:
             headers["If-Match"] = remote.version
     with network_errors(shown(remote.source)):
         answer = run.connection.get(remote.url, headers, remote.allowed)
-        check_status(answer, shown(remote.source))
+        check_status(answer, run.connection, shown(remote.source))
         _check_same_file(answer, run, remote)
-        while run.position < run.end and not run.must_stop:
-            _receive(answer, run, part)
-        if run.position == run.end:
+        end_of_answer = run.position + answer.length if answer.length is not None else None
+        # A server may send less than it was asked for, and be asked for the rest:
+        # https://www.rfc-editor.org/rfc/rfc9110#section-15.3.7
+        end = run.end if end_of_answer is None else min(run.end, end_of_answer)
+        if end == run.position:
+            raise ConnectionError(f"asked for bytes from {run.position} on, got none")
+        while run.position < end and not run.must_stop:
+            _receive(answer, run, end, part)
+        if run.position == end_of_answer:
             run.connection.keep()
 
 
-def _receive(answer: http.client.HTTPResponse, run: RangeRun, part: PartFile) -> None:
+def _receive(answer: http.client.HTTPResponse, run: RangeRun, end: int, part: PartFile) -> None:
     """Read about a block, and write what came, also of a line that breaks then."""
     # Straight from the socket into the buffer, for which HTTPResponse itself has no method.
     read = answer.readinto if answer.chunked else answer.fp.readinto1
     buffer, received = run.connection.buffer, 0
-    wanted = min(run.end - run.position, len(buffer))
+    wanted = min(end - run.position, len(buffer))
     try:
         while received < min(BLOCK_BYTES, wanted):
             size = read(buffer[received:wanted])

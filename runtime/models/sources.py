@@ -104,8 +104,8 @@ class Sources:
             answer = _first_byte(url, headers, connection, allowed)
             linked = linked or _linked_sha256(answer)
             if answer.status not in _REDIRECTS:
-                return _remote(source, url, headers, answer, linked, allowed)
-            answer.read(_MAX_UNUSED_BYTES)
+                return _remote(source, url, headers, answer, connection, linked, allowed)
+            connection.read_beginning(_MAX_UNUSED_BYTES)
             to = urljoin(url, answer.headers.get("Location", ""))
             if urlsplit(to).scheme not in ("http", "https"):
                 raise SourceMissingError(f"{shown(source)} leads to a URL that is not http(s)")
@@ -128,11 +128,11 @@ class Sources:
         answer = _first_byte(url, {}, connection, None)
         region = answer.headers.get("x-amz-bucket-region")
         if answer.status in (301, 307, 400) and region and bucket not in self._regions:
-            answer.read(_MAX_UNUSED_BYTES)
+            connection.read_beginning(_MAX_UNUSED_BYTES)
             self._regions[bucket] = region
             url = self._presign(source, region)
             answer = _first_byte(url, {}, connection, None)
-        return _remote(source, url, {}, answer, None, None)
+        return _remote(source, url, {}, answer, connection, None, None)
 
     def _presign(self, source: str, region: str | None) -> str:
         from botocore.exceptions import BotoCoreError  # noqa: PLC0415
@@ -186,17 +186,18 @@ def _remote(
     url: str,
     headers: Mapping[str, str],
     answer: http.client.HTTPResponse,
+    connection: HttpConnection,
     sha256: str | None,
     allowed: Allowed | None,
 ) -> Remote:
     has_ranges = answer.status == 206
-    check_status(answer, shown(source))
+    check_status(answer, connection, shown(source))
     length = answer.headers.get("Content-Length", "")
     if has_ranges:
         # The length is that of the first byte. The total may be unknown: `bytes 0-0/*`.
         total = _TOTAL.fullmatch(answer.headers.get("Content-Range", ""))
         length = total[1] if total else ""
-        answer.read(_MAX_UNUSED_BYTES)
+        connection.read_beginning(_MAX_UNUSED_BYTES)
     if not length.isdecimal():
         raise ServerFailedError(f"{shown(source)} does not say how large the file is")
     if not int(length):
