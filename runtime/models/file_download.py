@@ -155,7 +155,8 @@ class FileDownload:
         try:
             yield not is_complete(self.file, self.target)
         finally:
-            unlock_file(self._parts.lock, lock)
+            with disk_errors(self.target):
+                unlock_file(self._parts.lock, lock)
 
     def _download(self) -> None:
         """Try all sources. Raises DownloadError, of the kind of the last source's."""

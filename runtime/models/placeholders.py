@@ -36,6 +36,8 @@ def put_placeholder(file: ModelFile, target: Path) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     _write_sparse_file(file, target)
+    if target.is_symlink() and not is_placeholder(target):
+        _remove_dead_link(target)
     # Another worker may have been faster.
     with contextlib.suppress(FileExistsError):
         target.symlink_to(Parts(target).placeholder.name)
@@ -117,6 +119,19 @@ def _is_locked(file: IO[Any]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _remove_dead_link(target: Path) -> None:
+    """Remove a link that leads nowhere, which the model will replace, too."""
+    parts = Parts(target)
+    # Without the lock, another worker could put the model there at this moment.
+    if (lock := try_file_lock(parts.lock)) is None:
+        return
+    try:
+        if not target.exists():
+            target.unlink(missing_ok=True)
+    finally:
+        unlock_file(parts.lock, lock)
 
 
 def _write_sparse_file(file: ModelFile, target: Path) -> None:

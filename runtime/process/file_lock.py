@@ -60,9 +60,14 @@ def try_file_lock(path: Path) -> int | None:
 
 
 def unlock_file(path: Path, descriptor: int) -> None:
-    """Give a lock of `try_file_lock` back, and delete its file."""
-    path.unlink(missing_ok=True)
-    os.close(descriptor)
+    """Give a lock of `try_file_lock` back, and delete its file.
+
+    Raises OSError when the file cannot be deleted; the lock is given back all the same.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def _is_file_of(path: Path, descriptor: int) -> bool:

@@ -536,6 +536,31 @@ def test_folder_that_cannot_be_made_is_an_error(server: ModelServer, tmp_path: P
         assert isinstance(downloader.state(target).error, TargetError)
 
 
+def test_lock_that_cannot_be_deleted_is_an_error_and_stops_no_later_download(
+    server: ModelServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = model(server.add("a", CONTENT))
+    real_unlink = Path.unlink
+
+    def fail(path: Path, *, missing_ok: bool = False) -> None:
+        if path == Parts(target).lock:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        real_unlink(path, missing_ok=missing_ok)
+
+    with Downloader(Settings(), patience=IMPATIENT) as downloader:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", fail)
+            downloader.add(file, target)
+            assert downloader.wait([target], 60)
+        assert isinstance(downloader.state(target).error, TargetError)
+        target.unlink()
+        downloader.add(file, target)
+        assert downloader.wait([target], 60)
+        assert downloader.state(target).error is None
+
+    assert_is_there(target)
+
+
 def test_first_file_of_the_order_gets_the_connections(server: ModelServer, tmp_path: Path) -> None:
     server.bytes_per_s = 20_000_000
     content = b"x" * 8_000_000

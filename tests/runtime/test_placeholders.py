@@ -16,6 +16,7 @@ from runtime.models.manifest import ModelFile
 from runtime.models.part_file import Origin, PartFile
 from runtime.models.parts import Parts, is_complete, is_placeholder
 from runtime.models.placeholders import put_placeholder, remove_model, used_bytes
+from runtime.process.file_lock import try_file_lock, unlock_file
 from runtime.process.open_files import open_files
 from tests.processes import wait_until
 
@@ -51,6 +52,33 @@ def test_link_whose_placeholder_is_gone_gets_another(target: Path) -> None:
 
     assert is_placeholder(target)
     assert target.stat().st_size == SIZE
+
+
+def test_link_that_leads_nowhere_becomes_a_placeholder(target: Path) -> None:
+    target.parent.mkdir()
+    target.symlink_to("/nowhere/a.safetensors")
+
+    put_placeholder(MODEL, target)
+
+    assert is_placeholder(target)
+    assert sorted(path.name for path in target.parent.iterdir()) == [
+        target.name,
+        Parts(target).placeholder.name,
+    ]
+
+
+def test_link_that_leads_nowhere_stays_while_another_process_downloads_its_model(
+    target: Path,
+) -> None:
+    target.parent.mkdir()
+    target.symlink_to("/nowhere/a.safetensors")
+    lock = try_file_lock(Parts(target).lock)
+    assert lock is not None
+
+    put_placeholder(MODEL, target)
+
+    assert not is_placeholder(target)
+    unlock_file(Parts(target).lock, lock)
 
 
 @pytest.mark.parametrize("size", [SIZE, 10])
