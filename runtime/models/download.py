@@ -11,7 +11,7 @@ from handler.outbound import Allowed
 from handler.settings import Settings
 from runtime.models.file_download import FileDownload, Surroundings
 from runtime.models.file_state import FileState, Phase
-from runtime.models.http_connection import HttpConnection, connection_gate
+from runtime.models.http_connection import ConnectionGate, HttpConnection
 from runtime.models.manifest import ModelFile
 from runtime.models.patience import Patience
 from runtime.models.ranges import RangeRun
@@ -47,7 +47,7 @@ class Downloader:
         self.changed = threading.Condition()
         self._stopped = threading.Event()
         self._patience = patience or Patience()
-        gate = connection_gate()
+        gate = ConnectionGate()
         self._common = Surroundings(
             Sources(settings, os.environ),
             self._patience,

@@ -27,7 +27,7 @@ from runtime.models.errors import (
 from runtime.models.file_state import FileState, Phase
 from runtime.models.foreign_errors import defects, disk_errors
 from runtime.models.header import HEADER_BYTES, lacks_header
-from runtime.models.http_connection import HttpConnection
+from runtime.models.http_connection import ANSWER_WITHIN_S, ConnectionGate, HttpConnection
 from runtime.models.manifest import ModelFile
 from runtime.models.part_file import Origin, PartFile, done_bytes_on_disk
 from runtime.models.parts import Parts, is_complete
@@ -51,7 +51,7 @@ class Surroundings:
     patience: Patience
     changed: threading.Condition
     stopped: threading.Event
-    gate: threading.Semaphore
+    gate: ConnectionGate
     kept_bytes: int
 
 
@@ -205,15 +205,20 @@ class FileDownload:
                 is_second_url = has_brought_none
 
     def _open(self, source: str) -> Remote:
-        """Open the source, however often that takes within the patience."""
-        retries = Retries(self._common.patience)
+        """Open the source, however often that takes within the patience.
+
+        No longer than a minute where it is silent: each try takes half of that.
+        """
+        retries, began = Retries(self._common.patience), time.monotonic()
         while True:
             try:
                 remote = self._common.sources.open(source, self._connection, self._allowed)
                 break
             except DownloadError as error:
                 now = time.monotonic()
-                if not error.may_pass or not retries.may_retry(now, error.retry_after_s):
+                is_silent = isinstance(error, ConnectionLostError) and now > began + ANSWER_WITHIN_S
+                may_retry = error.may_pass and not is_silent
+                if not may_retry or not retries.may_retry(now, error.retry_after_s):
                     raise
                 self._pause(retries.not_before - now)
         if self.file.size_bytes not in (None, remote.size_bytes):

@@ -34,15 +34,23 @@ _BUFFER_BYTES = 512 * 1024
 _NOT_IN_A_URL = re.compile(r"[^!-~]")
 
 
-def connection_gate() -> threading.Semaphore:
-    """Lets a few threads connect to a server at the same time."""
-    return threading.Semaphore(_NEW_AT_ONCE)
+class ConnectionGate:
+    """Lets a few threads connect to each server at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._gates: dict[str, threading.Semaphore] = {}
+
+    def to(self, netloc: str) -> threading.Semaphore:
+        """The gate of one server: a server that is silent holds up no other one."""
+        with self._lock:
+            return self._gates.setdefault(netloc, threading.Semaphore(_NEW_AT_ONCE))
 
 
 class HttpConnection:
     """The connection of one thread. Others may call `abort`, `interrupt` and `end_late_request`."""
 
-    def __init__(self, gate: threading.Semaphore) -> None:
+    def __init__(self, gate: ConnectionGate) -> None:
         self._gate = gate
         self._server: tuple[Any, ...] = ()
         self._connection: http.client.HTTPConnection | None = None
@@ -153,7 +161,7 @@ class HttpConnection:
     ) -> http.client.HTTPResponse:
         self.close()
         self._asked_at = None
-        with self._gate:
+        with self._gate.to(parts.netloc):
             self._asked_at = time.monotonic()
             self._connection = _connection_to(
                 parts, _proxy_of(parts.scheme, parts.netloc), server[2]

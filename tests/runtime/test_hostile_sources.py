@@ -8,15 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from handler.settings import Settings
+from runtime.models import download as download_module
 from runtime.models import file_download, http_connection
 from runtime.models.download import Downloader, FileState, Phase
-from runtime.models.errors import AccessDeniedError, TooSlowError, WrongSizeError
+from runtime.models.errors import (
+    AccessDeniedError,
+    ConnectionLostError,
+    TooSlowError,
+    WrongSizeError,
+)
 from runtime.models.manifest import ModelFile
 from runtime.models.patience import Patience
 
@@ -24,9 +30,11 @@ pytestmark = pytest.mark.slow
 
 SIZE = 1_000_003
 CONTENT = random.Random(2).randbytes(SIZE)
-IMPATIENT = Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.05, window_s=0.5)
+IMPATIENT = Patience(tries=3, first_pause_s=0.01, longest_pause_s=0.05, window_s=2.0)
 # So that a client which waits for the end does so no longer than its test.
 _DRIPS_FOR_S = 20.0
+# How many connections to one server are made at the same time, less that of the other server.
+_SILENT = 3
 
 
 @dataclass(frozen=True)
@@ -81,10 +89,16 @@ def hostile_server(answer: Answer) -> Iterator[str]:
         thread.join()
 
 
-def download(url: str, folder: Path, *, size: int | None = SIZE) -> FileState:
-    file = ModelFile(name="a.safetensors", folder="vae", sources=(url,), size_bytes=size)
+def model(url: str, size: int | None = SIZE) -> ModelFile:
+    return ModelFile(name="a.safetensors", folder="vae", sources=(url,), size_bytes=size)
+
+
+def download(
+    url: str, folder: Path, *, size: int | None = SIZE, patience: Patience = IMPATIENT
+) -> FileState:
+    file = model(url, size)
     target = folder / file.name
-    with Downloader(Settings(), connections=4, patience=IMPATIENT) as downloader:
+    with Downloader(Settings(), connections=4, patience=patience) as downloader:
         downloader.add(file, target)
         assert downloader.wait([target], _DRIPS_FOR_S / 2), "it still waits"
         return downloader.state(target)
@@ -190,6 +204,51 @@ def test_server_that_was_silent_once_is_asked_again(
     with hostile_server(answer) as url:
         assert download(f"{url}/a", tmp_path).error is None
     assert (tmp_path / "a.safetensors").read_bytes() == CONTENT
+
+
+def silence(_: Question) -> Iterator[bytes]:
+    time.sleep(_DRIPS_FOR_S)
+    yield headers(500, 0, "Connection: close")
+
+
+def test_source_that_stays_silent_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(file_download, "ANSWER_WITHIN_S", 0.5)
+    patience = replace(IMPATIENT, tries=1000)
+
+    with hostile_server(silence) as url:
+        error = download(f"{url}/a", tmp_path, patience=patience).error
+
+    assert isinstance(error, ConnectionLostError)
+    assert "timed out" in str(error)
+
+
+def test_server_that_is_silent_holds_up_no_other_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_module, "_HEAD_START_S", 0.0)
+    are_asked = threading.Semaphore(0)
+
+    def stay_silent(question: Question) -> Iterator[bytes]:
+        are_asked.release()
+        return silence(question)
+
+    def answer(question: Question) -> Iterator[bytes]:
+        if question.is_first_byte:
+            for _ in range(_SILENT):
+                are_asked.acquire(timeout=_DRIPS_FOR_S / 4)
+        yield from part(question)
+
+    with (
+        hostile_server(answer) as url,
+        hostile_server(stay_silent) as silent_url,
+        Downloader(Settings(), connections=4, patience=IMPATIENT) as downloader,
+    ):
+        downloader.add(model(f"{url}/a"), tmp_path / "a.safetensors")
+        for number in range(_SILENT + 1):
+            downloader.add(model(f"{silent_url}/{number}"), tmp_path / f"{number}.safetensors")
+        assert downloader.wait([tmp_path / "a.safetensors"], _DRIPS_FOR_S / 2), "it still waits"
+        assert downloader.state(tmp_path / "a.safetensors").error is None
 
 
 def signed(question: Question, requests: int) -> Iterator[bytes]:
