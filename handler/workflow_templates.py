@@ -7,11 +7,15 @@ request asks for it, so a change counts from the next job on.
 
 import copy
 import json
-from collections.abc import Mapping
+import math
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from events.contract.request import refuse_beyond_json
 from events.contract.schemas import template_problems, value_problems
 from events.errors import InvalidRequest, Misconfigured
 from events.job import Job
@@ -20,6 +24,10 @@ from handler.workflow import RANDOM_INT, shown
 _SETTING = "WORKFLOW_TEMPLATES"
 _LIMITS = ("type", "minimum", "maximum", "multipleOf", "maxLength", "enum")
 _PATH = ("input", "modifications")
+# A response, which has the message, may have to be small.
+_MAX_NAMES = 50
+# As many as `fill_random_ints` draws from.
+_RANDOM_VALUES = 2**32
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,9 @@ def with_workflow(job: Job, folder: Path | None) -> Job:
         return job
     files = _files(folder)
     if job.template not in files:
-        expected = f"expected one of: {', '.join(files)}" if files else "this worker has none"
+        others = len(files) - _MAX_NAMES
+        names = ", ".join([*files][:_MAX_NAMES]) + (f", and {others} more" if others > 0 else "")
+        expected = f"expected one of: {names}" if files else "this worker has none"
         raise InvalidRequest(f"input.modifier: found {shown(job.template)}, {expected}")
     template = _read(files[job.template])
     return replace(job, workflow=_filled(template, job.modifications))
@@ -78,7 +88,10 @@ def _read(path: Path) -> Template:
     """Raises Misconfigured."""
     try:
         content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        refuse_beyond_json("template", content)
+    except InvalidRequest as error:
+        raise Misconfigured(f"{_SETTING}: {path}: {error.message}") from error
+    except (OSError, ValueError, RecursionError) as error:
         raise Misconfigured(f"{_SETTING}: cannot read {path}: {error}") from error
     if problems := template_problems(content):
         raise Misconfigured(f"{_SETTING}: {path} is no template: {problems}")
@@ -98,41 +111,36 @@ def _problem(workflow: Mapping[str, Any], parameter: Mapping[str, Any]) -> str:
         if target["input"] not in node["inputs"]:
             return f"to: node {target['node']} has no input '{target['input']}'"
     default = parameter.get("default")
-    if default is None or _is_placeholder(parameter, default):
+    if default is None:
         return ""
-    return value_problems(default, _limits(parameter), ("default",))
+    return value_problems(_drawn(parameter, default), _limits(parameter), ("default",))
 
 
 def _filled(template: Template, modifications: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of the workflow with the values in it. Raises InvalidRequest."""
     parameters = template.parameters
-    values = {
-        name: value
+    given = {
+        name: _drawn(parameters[name], value) if name in parameters else value
         for name, value in modifications.items()
         if name not in parameters or not _is_not_given(parameters[name], value)
-    }
-    checked = {
-        name: value
-        for name, value in values.items()
-        if name not in parameters or not _is_placeholder(parameters[name], value)
     }
     needed = [
         name
         for name, parameter in parameters.items()
-        if "default" not in parameter and name not in values
+        if "default" not in parameter and name not in given
     ]
     expected = {
         "properties": {name: _limits(parameter) for name, parameter in parameters.items()},
         "required": needed,
         "additionalProperties": False,
     }
-    if problems := value_problems(checked, expected, _PATH):
+    if problems := value_problems(given, expected, _PATH):
         raise InvalidRequest(problems)
     workflow = copy.deepcopy(template.workflow)
     for name, parameter in parameters.items():
+        value = given[name] if name in given else _drawn(parameter, parameter["default"])
         for target in parameter["to"]:
-            inputs = workflow[target["node"]]["inputs"]
-            inputs[target["input"]] = values.get(name, parameter.get("default"))
+            workflow[target["node"]]["inputs"][target["input"]] = value
     return workflow
 
 
@@ -146,6 +154,24 @@ def _is_not_given(parameter: Mapping[str, Any], value: Any) -> bool:
     return value is None or (value == "" and parameter["type"] != "string")
 
 
-def _is_placeholder(parameter: Mapping[str, Any], value: Any) -> bool:
-    """Whether the value becomes a random number later."""
-    return bool(value == RANDOM_INT and parameter["type"] == "integer")
+def _drawn(parameter: Mapping[str, Any], value: Any) -> Any:
+    """The value; for the placeholder of an integer, a random one that its limits allow.
+
+    It is drawn here, once: all inputs of the parameter get the same one.
+    """
+    if value != RANDOM_INT or parameter["type"] != "integer":
+        return value
+    allowed = _allowed_integers(_limits(parameter))
+    # Without any, the placeholder is refused like every other value.
+    return secrets.choice(allowed) if allowed else value
+
+
+def _allowed_integers(limits: Mapping[str, Any]) -> Sequence[int]:
+    """Those that the limits of an integer allow; the first ones, where they are very many."""
+    if "enum" in limits:
+        return [value for value in limits["enum"] if not value_problems(value, limits, ())]
+    maximum = limits.get("maximum", math.inf)
+    low = math.ceil(limits.get("minimum", min(0, maximum)))
+    high = math.floor(min(maximum, low + _RANDOM_VALUES - 1))
+    step = Fraction(str(limits.get("multipleOf", 1))).numerator
+    return range(-(-low // step) * step, high + 1, step)

@@ -73,7 +73,8 @@ def parse_request(event: Any, caller: Caller) -> Job:
     if problems := request_problems(request):
         raise InvalidRequest(problems)
     fields = request["input"]
-    _refuse_beyond_json(fields)
+    for name in ("request_id", "workflow_json", "modifier", "modifications", "webhook"):
+        refuse_beyond_json(f"input.{name}", fields.get(name))
     s3 = _dict(fields.get("s3"))
     template = fields.get("modifier") or ""
     return Job(
@@ -138,24 +139,25 @@ def _refuse_other_workflows(request: dict[str, Any]) -> None:
         )
 
 
-def _refuse_beyond_json(fields: dict[str, Any]) -> None:
-    """Refuse what the schema cannot: values too deep for ComfyUI, or not valid in JSON."""
-    for name in ("request_id", "workflow_json", "modifier", "modifications", "webhook"):
-        path, value = f"input.{name}", fields.get(name)
-        if _is_deeper(value, MAX_DEPTH):
-            raise InvalidRequest(
-                f"{path}: found more than {MAX_DEPTH} levels of nesting, expected fewer"
-            )
-        try:
-            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise InvalidRequest(
-                f"{path}: found half of a Unicode surrogate pair, expected whole characters"
-            ) from None
-        except ValueError:
-            raise InvalidRequest(
-                f"{path}: found NaN or Infinity, expected numbers that JSON has"
-            ) from None
+def refuse_beyond_json(path: str, value: Any) -> None:
+    """Refuse what a schema cannot: a value too deep for ComfyUI, or not valid in JSON.
+
+    Raises InvalidRequest, which names the path.
+    """
+    if _is_deeper(value, MAX_DEPTH):
+        raise InvalidRequest(
+            f"{path}: found more than {MAX_DEPTH} levels of nesting, expected fewer"
+        )
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            f"{path}: found half of a Unicode surrogate pair, expected whole characters"
+        ) from None
+    except ValueError:
+        raise InvalidRequest(
+            f"{path}: found NaN or Infinity, expected numbers that JSON has"
+        ) from None
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

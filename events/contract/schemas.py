@@ -5,13 +5,15 @@ secret.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError
 from jsonschema.exceptions import relevance
+from jsonschema.validators import extend
 
 _MAX_REPORTED = 5
 _SECRET_PATHS = (("input", "s3"), ("input", "webhook"))
@@ -64,7 +66,7 @@ def template_problems(template: Any) -> str:
 
 def value_problems(value: Any, expected: Mapping[str, Any], path: Sequence[str]) -> str:
     """Where a value at a path differs from a JSON Schema, as `request_problems`."""
-    return _problems(Draft202012Validator(expected), value, path)
+    return _problems(_ValueValidator(expected), value, path)
 
 
 def response_problems(response: Any) -> list[str]:
@@ -94,6 +96,20 @@ def _problems(validator: Draft202012Validator, value: Any, path: Sequence[str] =
     reported = "; ".join(sentences[:_MAX_REPORTED])
     others = len(sentences) - _MAX_REPORTED
     return reported + (f"; and {others} more" if others > 0 else "")
+
+
+def _multiple_of(
+    _: Any, step: float, value: Any, __: Mapping[str, Any]
+) -> Iterator[ValidationError]:
+    """As the digits say. jsonschema divides floats: 0.3 is no multiple of 0.1 then."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and Fraction(str(value)) % Fraction(str(step)):
+        yield ValidationError("")
+
+
+_ValueValidator = extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator, {"multipleOf": _multiple_of}
+)
 
 
 @cache

@@ -65,6 +65,10 @@ def changed(**parameter: Any) -> dict[str, Any]:
     return template
 
 
+def nested(levels: int) -> Any:
+    return [nested(levels - 1)] if levels else ""
+
+
 def ask(**fields: Any) -> dict[str, Any]:
     return app.lambda_handler({"input": fields}, Context(100.0))
 
@@ -126,6 +130,59 @@ def test_random_number_may_be_a_default_and_a_value(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("comfyui")
+def test_random_number_is_the_same_in_all_inputs_and_within_the_limits(folder: Path) -> None:
+    both = [{"node": "1", "input": "value"}, {"node": "3", "input": "value"}]
+    template = changed(to=both, minimum=90, maximum=101, multipleOf=6, default=90)
+    del template["parameters"]["prompt"]
+    write(folder, "Text2Text", template)
+
+    first, second = texts(ask(modifier="Text2Text", modifications={"steps": "__RANDOM_INT__"}))
+
+    assert first == second
+    assert first in ("90", "96")
+
+
+@pytest.mark.usefixtures("comfyui")
+def test_random_number_is_one_of_the_values_that_are_listed(folder: Path) -> None:
+    write(folder, "Text2Text", changed(enum=[4, 500, "6"], default="__RANDOM_INT__"))
+
+    assert texts(ask(modifier="Text2Text", modifications={"prompt": "x"})) == ["x", "4"]
+
+
+def test_random_number_is_refused_where_the_limits_allow_none(folder: Path) -> None:
+    template = changed(minimum=3, maximum=3)
+    del template["parameters"]["steps"]["default"]
+    write(folder, "Text2Text", template)
+
+    given = {"prompt": "x", "steps": "__RANDOM_INT__"}
+    assert "expected a whole number" in refusal(modifier="Text2Text", modifications=given)
+
+
+@pytest.mark.usefixtures("comfyui")
+def test_multiple_of_a_fraction_is_one_as_its_digits_say(folder: Path) -> None:
+    template = changed(type="number", multipleOf=0.1, minimum=0, default=0.7)
+    template["workflow"]["3"] = node("PrimitiveFloat", value=1.0)
+    write(folder, "Text2Text", template)
+
+    def asked(steps: float) -> dict[str, Any]:
+        return {"modifier": "Text2Text", "modifications": {"prompt": "x", "steps": steps}}
+
+    assert texts(ask(**asked(0.3))) == ["x", "0.3"]
+    assert "expected a multiple of 0.1" in refusal(**asked(0.35))
+    assert "expected at most 100" in refusal(**asked(10**400))
+
+
+def test_refusal_names_some_of_many_templates(folder: Path) -> None:
+    for number in range(100):
+        write(folder, f"a{number:03}", TEMPLATE)
+
+    message = refusal(modifier="x")
+
+    assert "a048" in message
+    assert message.endswith(", and 51 more")
+
+
+@pytest.mark.usefixtures("comfyui")
 def test_repeat_gets_its_answer_although_the_template_has_changed(
     folder: Path, sqlite: SqliteTable
 ) -> None:
@@ -180,6 +237,9 @@ def test_wrong_values_are_refused_with_what_is_expected(
     ("content", "problem"),
     [
         ("{", "Expecting"),
+        ("[" * 100_000, "recursion"),
+        (json.dumps(TEMPLATE).replace('"value": 1', '"value": 1e999'), "NaN or Infinity"),
+        (changed(description=nested(101)), "template: found more than 100 levels"),
         ({"workflow": TEMPLATE["workflow"]}, "template: 'parameters' is missing"),
         ({**TEMPLATE, "script": "x"}, "template: found 'script', expected some of: description"),
         (changed(type="float"), "steps.type: found a string"),
