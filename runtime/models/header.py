@@ -5,7 +5,6 @@
 
 import os
 import stat
-from functools import lru_cache
 from pathlib import Path
 
 # They begin with the length of a header, with `GGUF`, as a ZIP archive or as a pickle. Files of
@@ -20,22 +19,27 @@ def lacks_header(name: str, beginning: bytes) -> bool:
     return name.lower().endswith(_FORMATS) and beginning == bytes(HEADER_BYTES)
 
 
+# The inode and the time of each file that has a header. What has none is looked at each time: the
+# file may be written within the same tick of the clock.
+_with_header: dict[Path, tuple[int, int]] = {}
+
+
 def is_copied_placeholder(path: Path) -> bool:
     """Whether the file has the zeros of a placeholder. The placeholder itself counts, too.
 
-    Reads each file once, as long as it stays what it is.
+    Reads each model once, as long as it stays what it is.
     """
     try:
         status = path.stat()
-        is_file = stat.S_ISREG(status.st_mode)
-        return is_file and _lacks_header(path, status.st_ino, status.st_mtime_ns)
+        version = status.st_ino, status.st_mtime_ns
+        if not stat.S_ISREG(status.st_mode) or _with_header.get(path) == version:
+            return False
+        if lacks_header(path.name, _beginning(path)):
+            return True
     except (OSError, ValueError):
         return False
-
-
-@lru_cache(maxsize=1024)
-def _lacks_header(path: Path, inode: int, mtime_ns: int) -> bool:
-    return lacks_header(path.name, _beginning(path))
+    _with_header[path] = version
+    return False
 
 
 def _beginning(path: Path) -> bytes:

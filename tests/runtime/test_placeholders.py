@@ -12,6 +12,7 @@ import pytest
 
 from handler.model_folders import find_models, kinds_in
 from handler.settings import Settings
+from runtime.models import header
 from runtime.models.manifest import ModelFile
 from runtime.models.part_file import Origin, PartFile
 from runtime.models.parts import Parts, is_complete, is_placeholder
@@ -140,6 +141,36 @@ def test_model_that_replaces_a_copy_of_its_placeholder_is_complete(copied: Path)
     copied.write_bytes(b"x" * SIZE)
 
     assert is_complete(MODEL, copied)
+
+
+def test_model_that_is_written_within_one_tick_of_the_clock_is_complete(copied: Path) -> None:
+    before = copied.stat()
+    assert not is_complete(MODEL, copied)
+
+    copied.write_bytes(b"x" * SIZE)
+    os.utime(copied, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert is_complete(MODEL, copied)
+
+
+def test_header_of_each_of_many_models_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def beginning(path: Path) -> bytes:
+        read.append(path)
+        return b"x"
+
+    monkeypatch.setattr(header, "_beginning", beginning)
+    models = [tmp_path / f"{number}.safetensors" for number in range(3000)]
+    for model in models:
+        model.touch()
+
+    for model in models * 2:
+        assert not header.is_copied_placeholder(model)
+
+    assert read == models
 
 
 def test_look_at_a_header_is_no_use_of_the_model(target: Path) -> None:
