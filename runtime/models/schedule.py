@@ -54,6 +54,7 @@ class Schedule:
             self._no_room.pop(target, None)
         blocked = None
         for target in order:
+            self._note_told_size(target)
             has_failed = self.error(target) and target not in retried
             file = self._known.files[target]
             if self.is_coming(target) or has_failed or is_complete(file, target):
@@ -80,29 +81,37 @@ class Schedule:
         return download.done_bytes if download else 0, self._size(target)
 
     def error(self, target: Path) -> DownloadError | None:
-        """Why the file will not come; None where it is only to wait for room on the disk.
-
-        That is if its source has told the size when there was no room: it is known now.
-        """
+        """Why the file will not come; None where it is only to wait for room on the disk."""
         if target in self._no_room:
             return self._no_room[target]
         download = self._download(target)
-        if download is None or download.error is None or target in self._lacks_room:
-            return None
-        file = self._known.files[target]
-        is_news = download.size_bytes not in (file.size_bytes, file.expected_bytes)
-        if isinstance(download.error, DiskFullError) and is_news:
-            self._known.note_size(target, download.size_bytes)
-            self._lacks_room.add(target)
+        if download is None or target in self._lacks_room or self._has_told_size(target):
             return None
         return download.error
+
+    def _note_told_size(self, target: Path) -> None:
+        """Know how large the file is, if its source has told that when there was no room."""
+        if (download := self._download(target)) and self._has_told_size(target):
+            self._known.note_size(target, download.size_bytes)
+            self._lacks_room.add(target)
+
+    def _has_told_size(self, target: Path) -> bool:
+        """Whether there was no room for a file, whose size was not known before."""
+        file, download = self._known.files[target], self._download(target)
+        return (
+            download is not None
+            and isinstance(download.error, DiskFullError)
+            and download.size_bytes not in (file.size_bytes, file.expected_bytes)
+        )
 
     def _make_room(self, target: Path, need: Need, loading: Collection[Path]) -> bool:
         """Whether the disk has room for the whole file; models that may go are removed for it."""
         missing = self._missing_bytes(target) - self._free_bytes()
+        if missing <= 0:
+            return True
         removable = need.removable_for(target, self._known.last_used)
         kept = {*loading, *filter(self.is_coming, self._known.files)}
-        return missing <= 0 or self._room.remove(missing, removable, kept)
+        return self._room.remove(missing, removable, kept)
 
     def _note_blocked(self, target: Path | None, need: Need) -> None:
         """A loader's file for which there is no room, for a while now, will not come."""
