@@ -31,7 +31,8 @@ class SharedDemand:
 
     def tell(self, now: float) -> None:
         """Tell the other routers, every few seconds, as long as there is something to tell."""
-        if now - self._told_at < _TELL_EVERY_S:
+        # Below 0 where the clock was put back.
+        if 0 <= now - self._told_at < _TELL_EVERY_S:
             return
         load = round(self._waiting.load(now), 3)
         waiting = sorted(self._waiting.costs().items())[:_MOST_TOLD]

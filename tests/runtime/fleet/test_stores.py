@@ -179,6 +179,22 @@ def test_router_tells_the_others_when_nothing_is_asked_for_any_more(
     assert store.published(NOW + 18) == {}
 
 
+def test_router_whose_clock_is_put_back_goes_on_telling(
+    open_store: OpenStore, clock: Clock
+) -> None:
+    store = open_store()
+    waiting = Router(store, RouteRules(), clock=clock).waiting
+    demand = SharedDemand(store, waiting)
+    waiting.ask(1, 100.0, NOW, keep_s=60.0)
+    demand.tell(NOW)
+    waiting.ask(2, 100.0, NOW - 3600, keep_s=60.0)
+
+    demand.tell(NOW - 3600)
+
+    (told,) = store.published(NOW - 3600).values()
+    assert json.loads(told)["waiting"] == [[1, 100.0], [2, 100.0]]
+
+
 def test_request_that_another_router_has_given_away_waits_no_more(
     open_router: OpenRouter, clock: Clock
 ) -> None:
