@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from events.errors import Cancelled, DeadlineExceeded, WorkerUnavailable
+from events.errors import Cancelled, DeadlineExceeded, ModelUnavailable, WorkerUnavailable
 from handler.cancellation import Cancellation
 from handler.clock import Deadline, Timings
 from handler.comfyui import SUBMIT_TIMEOUT_S, ComfyUI, ComfyUIStuck, Place
@@ -56,6 +56,7 @@ class Wake:
         Raises WorkerUnavailable.
         """
         self._worker, self._timings, self._deadline = worker, timings, deadline
+        self._models = models
         try:
             self._is_warm = worker.begin_wake(models, deadline.work_left_s(), model_urls)
         except OSError as error:
@@ -67,7 +68,8 @@ class Wake:
     def wait(self, cancellation: Cancellation) -> ReadyWorker:
         """The worker, once its ComfyUI is ready.
 
-        Raises WorkerUnavailable, DeadlineExceeded, Cancelled.
+        Raises WorkerUnavailable, DeadlineExceeded, Cancelled, and ModelUnavailable where the disk
+        takes no file for a model of a manifest: ComfyUI would refuse the workflow for it.
         """
         began = time.monotonic()
         try:
@@ -87,6 +89,9 @@ class Wake:
             cold_start_ms = round((time.monotonic() - began) * 1000, 1)
             self._timings.add("cold_start_ms", cold_start_ms)
             emit(WorkerReady(cold_start_ms=cold_start_ms))
+        for name in self._models:
+            if reason := worker.unplaced_models.get(name):
+                raise ModelUnavailable(f"{name} cannot be put on the disk of the worker: {reason}")
         return worker
 
 

@@ -59,12 +59,16 @@ _NO_ANSWER = (OSError, WorkerUnavailable)
 
 @dataclass(frozen=True, slots=True)
 class ReadyWorker:
-    """A ComfyUI that serves: where it listens, and the folders of its files by output type."""
+    """A ComfyUI that serves: where it listens, and the folders of its files by output type.
+
+    `unplaced_models` are the names of models that it cannot find, each with the reason.
+    """
 
     base_url: str
     comfyui_version: ComfyUIVersion
     folders: dict[str, Path]
     starts: int
+    unplaced_models: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,13 @@ class WorkerClient:
         match worker.state:
             case State.READY:
                 version = ComfyUIVersion(worker.comfyui_version)
-                return ReadyWorker(worker.base_url, version, worker.folders, worker.starts)
+                return ReadyWorker(
+                    worker.base_url,
+                    version,
+                    worker.folders,
+                    worker.starts,
+                    worker.unplaced_models,
+                )
             case State.STARTING | State.BENCHMARKING | State.INACTIVE | State.FAILED:
                 # One that is starting has failed just now, and begun again for another handler.
                 reason = worker.failure or f"the worker is {worker.state}"

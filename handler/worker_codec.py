@@ -134,8 +134,11 @@ def _read(kind: Any, given: Any, name: str) -> Any:
         return tuple(given)
     if kind == tuple[ModelUrl, ...] and isinstance(given, list):
         return tuple(_read_fields(ModelUrl, each) for each in given)
-    if kind == dict[str, Path] and isinstance(given, dict) and _are_strings(given.values()):
-        return {key: Path(path) for key, path in given.items()}
+    if isinstance(given, dict) and _are_strings(given.values()):
+        if kind == dict[str, Path]:
+            return {key: Path(path) for key, path in given.items()}
+        if kind == dict[str, str]:
+            return given
     if kind in _OBJECTS:
         return _read_fields(_OBJECTS[kind], given)
     if kind == tuple[FailedNode, ...] and isinstance(given, list):

@@ -116,6 +116,8 @@ class WorkerStatus:
     failed_nodes: tuple[FailedNode, ...]
     # By ComfyUI's output types: output, input, temp.
     folders: dict[str, Path]
+    # The names of models of manifests for which the disk takes no file, each with the reason.
+    unplaced_models: dict[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)

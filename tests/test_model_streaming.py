@@ -156,6 +156,23 @@ def test_download_that_fails_fails_the_jobs_that_need_it_and_no_other(
     assert run(loads(HIGH))["status"] == "completed"
 
 
+def test_disk_that_takes_no_file_for_a_model_is_no_fault_of_the_job(
+    start_worker: Callable[[], Any], models: Path
+) -> None:
+    (models / "vae" / VAE).mkdir(parents=True)
+    start_worker()
+
+    failed = run(loads(VAE))
+
+    assert failed["error"]["type"] == "ModelUnavailable"
+    assert failed["error"]["retryable"]
+    assert failed["error"]["message"] == (
+        f"{VAE} cannot be put on the disk of the worker: Is a directory"
+    )
+    (models / "vae" / VAE).rmdir()
+    assert run(loads(VAE))["status"] == "completed"
+
+
 def test_job_that_waits_for_a_model_ends_at_its_deadline(
     start_worker: Callable[[], Any], server: ModelServer
 ) -> None:

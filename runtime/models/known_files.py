@@ -33,6 +33,8 @@ class KnownFiles:
         }
         self.last_used = {target: _last_access(target) for target in self.files}
         """In seconds since the epoch."""
+        self.unplaced: dict[str, str] = {}
+        """The names of files whose placeholders could not be put, each with the reason."""
         self._of_callers: set[Path] = set()
 
     def begin(self) -> None:
@@ -51,6 +53,11 @@ class KnownFiles:
             if not self.has_source(target):
                 file = ModelFile(name=model.name, folder=model.folder, sources=(model.url,))
                 self._add(target, file)
+            self._put_placeholder(target)
+
+    def place(self, names: Iterable[str]) -> None:
+        """Put placeholders where files of these names are missing."""
+        for target in self.named(names):
             self._put_placeholder(target)
 
     def named(self, names: Iterable[str]) -> list[Path]:
@@ -87,10 +94,13 @@ class KnownFiles:
         self._of_callers.add(target)
 
     def _put_placeholder(self, target: Path) -> None:
+        file = self.files[target]
         try:
-            put_placeholder(self.files[target], target)
+            put_placeholder(file, target)
+            self.unplaced.pop(file.name, None)
         except OSError as error:
             log(f"no placeholder can be put at {target}: {error.strerror}")
+            self.unplaced[file.name] = error.strerror or type(error).__name__
 
 
 def real_path(path: Path) -> Path:

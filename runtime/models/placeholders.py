@@ -6,6 +6,7 @@ zeros. The names of the files are explained in runtime/models/parts.py.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -27,6 +28,8 @@ def put_placeholder(file: ModelFile, target: Path) -> None:
     The time of one that is there becomes the present one: somebody needs it. A copy of one, which
     may take the space of the model, is replaced.
     """
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     # False also for a link whose placeholder did not survive a crash.
     if target.exists():
         if is_placeholder(target):

@@ -125,7 +125,7 @@ class Schedule:
             self._no_room[target] = DiskFullError(
                 f"{self._room.root} has no room for {target.name}, {self._size(target)} bytes:"
                 f" {max(self._free_bytes(), 0)} bytes may be used, CLEAN_BELOW stays free, and"
-                " ComfyUI has the other models open"
+                " no other model can be removed"
             )
 
     def _free_bytes(self) -> int:

@@ -67,6 +67,17 @@ class ModelSupply:
                 self._start_schedule()
                 self._update()
 
+    def place(self, names: Iterable[str]) -> None:
+        """ComfyUI is to find the models of these names, as placeholders at least."""
+        with self._lock:
+            self._known.place(names)
+
+    @property
+    def unplaced(self) -> dict[str, str]:
+        """The names of models that ComfyUI cannot find, each with the reason."""
+        with self._lock:
+            return dict(self._known.unplaced)
+
     def add_urls(self, models: Sequence[ModelUrl]) -> None:
         """Download the models that a request names by URL, too. Call it before `begin_job`."""
         with self._lock:

@@ -140,10 +140,11 @@ class _Connection(socketserver.StreamRequestHandler):
         self._has_job = True
         worker.begin_job()
         self._running_job = worker.housekeeper.begin_job()
-        status = worker.describe()
-        is_ready = status.state is State.READY
         # Before the answer: ComfyUI refuses a prompt whose models are not even placeholders.
         worker.models.add_urls(request.model_urls)
+        worker.models.place(request.models)
+        status = worker.describe()
+        is_ready = status.state is State.READY
         self._write(Status(id=request.id, is_final=is_ready, worker=status))
         self._models = worker.models.begin_job(request.models)
         if not is_ready:

@@ -226,6 +226,7 @@ class Worker:
                 score=shared.benchmark.last.score if shared.benchmark.last else None,
                 benchmark=shared.benchmark.last,
                 folders=shared.folders,
+                unplaced_models=self.models.unplaced,
             )
 
     def _forget_prompts(self, prompt_ids: Sequence[str]) -> None:

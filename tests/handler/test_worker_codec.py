@@ -67,6 +67,7 @@ READY = WorkerStatus(
     ),
     failed_nodes=(FailedNode("broken", "SyntaxError: invalid syntax"),),
     folders={"output": Path("/data/output"), "temp": Path("/data/temp")},
+    unplaced_models={"vae.safetensors": "Is a directory"},
 )
 REQUESTS: list[Request] = [
     Wake(id=1, models=("a.safetensors", "sub/b.pt")),

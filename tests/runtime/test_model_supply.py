@@ -153,6 +153,20 @@ def test_download_that_fails_fails_its_load_alone_and_is_tried_again_for_the_nex
     assert load(supply, path_of(folder, "text"))[-1].is_complete
 
 
+def test_model_for_which_the_disk_takes_no_file_is_named_until_it_does(
+    start: Start, folder: Path
+) -> None:
+    path_of(folder, "vae").mkdir(parents=True)
+
+    supply = start()
+
+    assert supply.unplaced == {"vae.safetensors": "Is a directory"}
+    path_of(folder, "vae").rmdir()
+    supply.place(["vae.safetensors"])
+    assert supply.unplaced == {}
+    assert path_of(folder, "vae").exists()
+
+
 def test_placeholder_that_no_manifest_names_is_no_model(start: Start, folder: Path) -> None:
     supply = start()
     stranger = path_of(folder, "stranger")
