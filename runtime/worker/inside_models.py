@@ -31,9 +31,16 @@ HEADROOM_VARIABLE = "LAMBDA_COMFYUI_MODELS_HEADROOM"
 _LOAD_FACTOR = 2
 # Where ComfyUI's classes for text encoders, VAEs and control nets have their model.
 _PATCHER_NAMES = ("patcher", "control_model_wrapped")
-# What a clone of a model gets from nodes that change how it is sampled. It may hold memory of the
-# GPU, and such nodes read no file.
-_EXTRAS = ("attachments", "additional_models", "injections", "hook_patches", "forced_hooks")
+# What a clone of a model gets from nodes that change it. It may hold memory of the GPU, and the
+# patches of a LoRA its mapped file, which then cannot leave a small disk.
+_EXTRAS = (
+    "patches",
+    "attachments",
+    "additional_models",
+    "injections",
+    "hook_patches",
+    "forced_hooks",
+)
 _EXTRAS_BY_KIND = ("wrappers", "callbacks")
 
 # How often memory is looked at while something is kept. Another ComfyUI loads a gigabyte meanwhile.
@@ -222,7 +229,7 @@ def _bytes_on_the_gpu(model: Any) -> int:
 
 
 def _is_of_models(entry: Any) -> bool:
-    """Whether a result consists of models as they were loaded, with or without LoRAs."""
+    """Whether a result consists of models as they were loaded."""
     if entry.ui:
         return False
     patchers = []

@@ -48,6 +48,7 @@ class ModelPatcher:
     model: Model = field(default_factory=Model)
     offload_device: Device = CPU
     model_options: dict[str, Any] = field(default_factory=lambda: {"transformer_options": {}})
+    patches: dict[str, Any] = field(default_factory=dict)
     attachments: dict[str, Any] = field(default_factory=dict)
     wrappers: dict[str, Any] = field(default_factory=lambda: {"kind": {}})
 
@@ -160,12 +161,24 @@ def test_model_stays_until_a_prompt_needs_it_again(machine: Machine) -> None:
         entry(ModelPatcher(), object()),
         entry(ModelPatcher(), ui={"images": []}),
         entry(ModelPatcher(model_options={"transformer_options": {"patches": {"a": object()}}})),
+        entry(ModelPatcher(patches={"a weight": [object()]})),
         entry(ModelPatcher(attachments={"a": object()})),
         entry(ModelPatcher(wrappers={"kind": {"key": object()}})),
         entry(ModelPatcher(offload_device=GPU)),
         entry(DynamicPatcher()),
     ],
-    ids=["text", "nothing", "more", "files", "patches", "attachment", "wrapper", "GPU", "dynamic"],
+    ids=[
+        "text",
+        "nothing",
+        "more",
+        "files",
+        "transformer",
+        "LoRA",
+        "attachment",
+        "wrapper",
+        "GPU",
+        "dynamic",
+    ],
 )
 def test_nothing_else_stays(machine: Machine, other: Any) -> None:
     machine.run(other=None)
