@@ -61,6 +61,15 @@ def list_templates(folder: Path) -> list[dict[str, Any]]:
     return [_described(name, path) for name, path in _files(folder).items()]
 
 
+def problems_of_templates(folder: Path | None) -> list[str]:
+    """What is wrong with the folder and with each of its files; empty if all can be used."""
+    try:
+        templates = list_templates(folder) if folder else []
+    except Misconfigured as error:
+        return [error.message]
+    return [template["problem"] for template in templates if "problem" in template]
+
+
 def _described(name: str, path: Path) -> dict[str, Any]:
     try:
         template = _read(path)

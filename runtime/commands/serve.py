@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from events import aws
 from handler.settings import Settings
+from handler.workflow_templates import problems_of_templates
 from runtime.commands.listening import LOOPBACK, StartError, is_loopback, listen
 from runtime.commands.options import override, port, seconds, whole_number
 from runtime.extras import require
@@ -103,6 +104,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
                 listen(settings.serve_address, settings.serve_port, "--host, --port")
             )
             api = None if args.no_api else _api(settings, stack)
+            for problem in problems_of_templates(settings.workflow_templates):
+                say(problem)
             workers = pooled_workers(settings, args.environ)
             sqs = _queue(settings, len(workers) * settings.serve_concurrency)
             return _serve(args.environ, settings, listener, sqs, api, workers)

@@ -12,7 +12,7 @@ import pytest
 from events.contract import response_problems
 from handler import app
 from handler.settings import PROJECT
-from handler.workflow_templates import list_templates
+from handler.workflow_templates import list_templates, problems_of_templates
 from tests.conftest import Context
 from tests.handler.job_tables import SqliteTable
 from tests.workflows import node
@@ -265,6 +265,7 @@ def test_file_that_is_no_template_is_a_fault_of_the_worker_that_names_it(
     described = list_templates(folder)
     assert [each["name"] for each in described] == ["Broken", "Text2Text"]
     assert problem in described[0]["problem"]
+    assert problems_of_templates(folder) == [described[0]["problem"]]
 
 
 def test_folder_that_is_missing_is_a_fault_of_the_worker(
@@ -276,6 +277,7 @@ def test_folder_that_is_missing_is_a_fault_of_the_worker(
 
     assert error["type"] == "Misconfigured"
     assert f"WORKFLOW_TEMPLATES: cannot read {tmp_path / 'nowhere'}" in error["message"]
+    assert problems_of_templates(tmp_path / "nowhere") == [error["message"]]
 
 
 def test_list_has_what_a_caller_may_set(folder: Path) -> None:

@@ -261,6 +261,19 @@ def test_port_in_use_is_reported(command: str, capfd: pytest.CaptureFixture[str]
     assert message in capfd.readouterr().err
 
 
+def test_file_that_is_no_template_is_reported_before_the_first_request(
+    start: Start, tmp_path: Path
+) -> None:
+    folder = tmp_path / "templates"
+    folder.mkdir()
+    (folder / "Broken.json").write_text("{}")
+    serving = start("serve", "--port", "0", "--no-api", WORKFLOW_TEMPLATES=str(folder))
+
+    # Before the port is announced: no caller has asked for the template yet.
+    line = r"host: WORKFLOW_TEMPLATES: \S+Broken.json is no template: .*\n(.*\n)*.*listening on"
+    serving.wait_for_line(line)
+
+
 def test_queue_that_does_not_exist_is_reported(sqs: Any, capfd: pytest.CaptureFixture[str]) -> None:
     url = sqs.meta.endpoint_url + "/123456789012/nothing"
 
