@@ -69,7 +69,8 @@ def _sources(model: NamedModel, prefix: str) -> tuple[str, ...]:
 def _api_models(workflow: Mapping[str, Any]) -> Iterator[NamedModel]:
     for node_id, node in workflow.items():
         for input_name, value in node["inputs"].items():
-            if isinstance(value, str) and value.endswith(MODEL_SUFFIXES):
+            # The worker downloads a model by its URL, under a name of its own.
+            if isinstance(value, str) and value.endswith(MODEL_SUFFIXES) and "://" not in value:
                 class_type = node["class_type"]
                 yield NamedModel(
                     name=value,

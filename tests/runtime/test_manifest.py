@@ -281,6 +281,19 @@ def test_prefix_is_a_source_of_what_no_manifest_knows(
     assert file["sources"] == ["s3://b/p/loras/mine.safetensors"]
 
 
+def test_model_by_its_url_is_left_to_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "https://huggingface.co/OWNER/REPO/resolve/main/some.safetensors"
+    workflow = {"1": {"class_type": "VAELoader", "inputs": {"vae_name": url}}}
+    (tmp_path / "w.json").write_text(json.dumps(workflow))
+    monkeypatch.setenv("MODELS_S3_URI", "s3://b/p/")
+
+    assert cli.main(["manifest", str(tmp_path / "w.json")]) == 0
+
+    assert yaml.safe_load(capsys.readouterr().out) == {"name": "w", "files": []}
+
+
 def test_urls_that_the_editor_saves_are_sources_also_in_subgraphs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
