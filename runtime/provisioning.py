@@ -42,7 +42,7 @@ def put_benchmark(settings: Settings) -> None:
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         new = Path(folder) / "workflow.json"
-        _fetch(url, sha256, new, settings)
+        _fetch("BENCHMARK_JSON_URL", url, sha256, new, settings)
         try:
             is_object = isinstance(json.loads(new.read_text("utf-8")), dict)
         except ValueError:
@@ -73,7 +73,7 @@ def run_script(settings: Settings, environ: Mapping[str, str]) -> None:
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "provisioning.sh"
-        _fetch(url, sha256, path, settings)
+        _fetch("PROVISIONING_SCRIPT", url, sha256, path, settings)
         _run(path, environ)
 
 
@@ -96,10 +96,12 @@ def _split(given: str) -> tuple[str, str | None]:
     return (found[1], found[2]) if found else (given, None)
 
 
-def _fetch(url: str, sha256: str | None, target: Path, settings: Settings) -> None:
+def _fetch(setting: str, url: str, sha256: str | None, target: Path, settings: Settings) -> None:
+    """Raises DownloadError, whose message names the setting instead of the temporary file."""
     file = ModelFile(name=target.name, folder=".", sources=(url,), sha256=sha256)
     with Downloader(settings) as downloader:
         downloader.add(file, target)
         downloader.wait([target])
         if error := downloader.state(target).error:
-            raise error
+            reason = str(error).removeprefix(f"{file.folder}/{file.name}: ")
+            raise type(error)(f"{setting}: {reason}") from error

@@ -73,6 +73,8 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         size = sum(state.done_bytes for state in states) / 1e9
         seconds = time.monotonic() - began
         log(f"models: {len(states)} files, {size:.2f} GB, are in place after {seconds:.0f} s")
+    elif not is_streamed and not manifests:
+        log("models: none: name a manifest, or set MODEL_MANIFESTS or MODELS_S3_URI")
     put_benchmark(settings)
     run_script(settings, args.environ)
     return 0

@@ -47,7 +47,7 @@ def check_status(
         raise ServerFailedError(said, retry_after_s=_retry_after(answer))
     match status:
         case 404 | 410:
-            raise SourceMissingError(f"{said}; correct the source in the manifest")
+            raise SourceMissingError(f"{said}; correct the source")
         case 412:
             raise SourceChangedError(f"{said}; the file was replaced during the download")
         case 416:

@@ -159,7 +159,7 @@ def test_fault_that_passes_does_no_harm(faults: Faults, server: ModelServer, tar
         (Faults(wrong_answers=ALL), WrongHashError, f"expected {SHA256}"),
         (Faults(always_status=401), AccessDeniedError, "HTTP 401"),
         (Faults(always_status=403), AccessDeniedError, "HTTP 403"),
-        (Faults(always_status=404), SourceMissingError, "correct the source in the manifest"),
+        (Faults(always_status=404), SourceMissingError, "correct the source"),
         (Faults(always_status=410), SourceMissingError, "HTTP 410"),
         (Faults(always_status=400), AccessDeniedError, "HTTP 400"),
         (Faults(always_status=500), ServerFailedError, "HTTP 500"),

@@ -472,8 +472,11 @@ def test_key_that_leads_out_of_the_folder_is_refused(
     assert list(models.iterdir()) == []
 
 
-def test_nothing_to_do_is_no_failure(models: Path) -> None:
+def test_nothing_to_do_is_no_failure_and_is_said(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert cli.main(["provision"]) == 0
+    assert "name a manifest, or set MODEL_MANIFESTS or MODELS_S3_URI" in capsys.readouterr().err
 
 
 def test_streamed_models_are_left_to_the_worker(
@@ -554,3 +557,20 @@ def test_benchmark_workflow_is_put_in_place_and_replaced(
     server.add("workflow.json", b"<html>")
     assert cli.main(["provision"]) == 20
     assert json.loads(place.read_text()) == workflows[-1]
+
+
+def test_failed_download_names_the_variable_that_asked_for_it(
+    server: ModelServer,
+    models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nowhere = f"{server.url}/nowhere"
+    monkeypatch.setenv("BENCHMARK_JSON_URL", nowhere)
+    assert cli.main(["provision"]) == 13
+    assert f"BENCHMARK_JSON_URL: {nowhere}: HTTP 404" in capsys.readouterr().err
+
+    monkeypatch.delenv("BENCHMARK_JSON_URL")
+    monkeypatch.setenv("PROVISIONING_SCRIPT", f"{nowhere}#sha256={'a' * 64}")
+    assert cli.main(["provision"]) == 13
+    assert f"PROVISIONING_SCRIPT: {nowhere}: HTTP 404" in capsys.readouterr().err
