@@ -715,6 +715,8 @@ def test_profiles_keep_the_rules_of_the_template() -> None:
         ({"ModelStorage": "efs"}, {"ModelsOnAFileSystem"}),
         ({"ModelStorage": "efs", "ModelsAccessPointArn": ACCESS_POINTS["efs"]}, set()),
         ({"ModelStorage": "s3files"}, {"ModelsInABucket", "ModelsOnAFileSystem"}),
+        ({"ModelManifests": "sd15"}, {"NoManifestsWithoutCopies"}),
+        ({"ModelManifests": "sd15", "ModelStorage": "s3", "ModelsBucket": "weights"}, set()),
         ({"Api": "url-token"}, {"TokenForTheApi"}),
         ({"Api": "url-token", "ApiToken": "secret"}, set()),
     ],
