@@ -39,6 +39,7 @@ from runtime.models.verification import digest_of_arriving
 from runtime.process.file_lock import try_file_lock, unlock_file
 
 _ELSEWHERE_POLL_S = 0.5
+_CORRECT_IT = "correct the source or the manifest"
 # The URL of a source that was opened longer ago may have expired.
 _FRESH_S = 30.0
 
@@ -224,12 +225,12 @@ class FileDownload:
         if self.file.size_bytes not in (None, remote.size_bytes):
             raise WrongSizeError(
                 f"{shown(source)}: has {remote.size_bytes} bytes,"
-                f" the manifest says {self.file.size_bytes}"
+                f" the manifest says {self.file.size_bytes}: {_CORRECT_IT}"
             )
         if self.file.sha256 and remote.sha256 not in (None, self.file.sha256):
             raise WrongHashError(
                 f"{shown(source)}: has the SHA-256 {remote.sha256},"
-                f" the manifest says {self.file.sha256}"
+                f" the manifest says {self.file.sha256}: {_CORRECT_IT}"
             )
         return remote
 
@@ -253,7 +254,7 @@ class FileDownload:
             if digest != (origin.sha256 or ""):
                 raise WrongHashError(
                     f"{shown(remote.source)}: the SHA-256 of what came is {digest},"
-                    f" expected {origin.sha256}"
+                    f" expected {origin.sha256}: {_CORRECT_IT}"
                 )
             with disk_errors(self.target):
                 beginning = memoryview(bytearray(HEADER_BYTES))

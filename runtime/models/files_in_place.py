@@ -40,7 +40,7 @@ def damaged_files(files: Iterable[tuple[ModelFile, Path]]) -> list[DamagedFileEr
             for check in checks:
                 check.is_stopped = True
     errors = [check.error for check in checks if check.error]
-    log(f"models: {len(checks)} files were verified, {len(errors)} of them are not right")
+    log(f"models: files verified: {len(checks)}, not right: {len(errors)}")
     return errors
 
 

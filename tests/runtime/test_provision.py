@@ -279,7 +279,7 @@ def test_verify_finds_a_wrong_file_of_the_right_size_and_leaves_it_there(
     digest = hashlib.sha256(wrong.read_bytes()).hexdigest()
     assert f"models: vae/a.safetensors: {wrong} has the SHA-256 {digest}" in shown
     assert f"the manifest says {SHA256}; delete it and run provision again" in shown
-    assert "models: 2 files were verified, 1 of them are not right" in shown
+    assert "models: files verified: 2, not right: 1" in shown
 
 
 def test_verify_accepts_right_files_and_names_those_without_a_hash(
@@ -294,7 +294,7 @@ def test_verify_accepts_right_files_and_names_those_without_a_hash(
 
     shown = capsys.readouterr().err
     assert "models: vae/plain.safetensors has no sha256 in its manifest: not verified" in shown
-    assert "models: 1 files were verified, 0 of them are not right" in shown
+    assert "models: files verified: 1, not right: 0" in shown
 
 
 def test_verify_reports_a_file_that_cannot_be_read(
